@@ -1,0 +1,4 @@
+//! engine
+mod ids;
+
+pub use ids::*;

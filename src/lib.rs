@@ -1,0 +1,4 @@
+//! lib
+pub mod engine;
+pub mod transport;
+pub mod wire;
