@@ -22,6 +22,18 @@ use tokio::sync::watch;
 
 pub mod memory;
 pub mod nats;
+mod subject;
+
+/// How many received messages a subscription holds until its reader takes them; what comes on top is dropped and counted.
+///
+/// A reader sees to 100,000 messages a second and more, so this bridges half a second in which it does not get to run,
+/// a reconnect's burst of registrations included. All of it full of small messages is some 20 MB, which a process can
+/// afford for each of its few subscriptions.
+pub const SUBSCRIPTION_CAPACITY: usize = 65_536;
+
+/// How long [`Transport::barrier`] waits for the broker: longer than a busy broker lags, and close to the time after
+/// which a dead one is noticed anyway.
+pub const BARRIER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A message as it was received.
 #[derive(Debug, Clone)]
@@ -88,15 +100,19 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     /// Publishes `messages` in order, front first, and removes each as it is taken.
     ///
     /// Waits while the connection's own bounded queue is full. On an error the rest stays in `messages`, to be sent
-    /// later; a message that is itself at fault ([`TransportError::TooLarge`]) is removed. While the connection is
-    /// away it returns [`TransportError::Disconnected`] at once: nothing is queued to go out stale.
+    /// later; a message that is itself at fault ([`TransportError::TooLarge`], [`TransportError::Refused`]) is removed.
+    /// While the connection is away it returns [`TransportError::Disconnected`] at once: nothing is queued to go out
+    /// stale. An outage that comes while it waits ends the wait in the same way.
     ///
     /// Cancel safe: what is no longer in `messages` was taken.
     fn publish<'a>(&'a self, messages: &'a mut VecDeque<Outgoing>) -> BoxFuture<'a, Result<(), TransportError>>;
 
     /// Resolves when all that this transport took before has reached the broker: a round trip behind it.
     ///
-    /// An error means that what was published since the last successful barrier may be lost.
+    /// An error means that what was published since the last successful barrier may be lost. Success speaks for the
+    /// connection as it is now: what was published under an earlier [`Connection::generation`] may be lost all the
+    /// same, so a publisher notes the generation before it publishes and compares it after the barrier.
+    /// Fails as soon as the connection goes away meanwhile, and after [`BARRIER_TIMEOUT`].
     fn barrier(&self) -> BoxFuture<'_, Result<(), TransportError>>;
 
     /// Subscribes to `subject`, where `*` stands for one token and a last `>` for one or more.
@@ -131,6 +147,8 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     fn dropped(&self) -> u64;
 
     /// Sends what was taken, ends all subscriptions and disconnects. Whatever is called afterwards says `Closed`.
+    ///
+    /// Takes two seconds at most. Dropping the transport closes it too, without waiting for what was taken.
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 

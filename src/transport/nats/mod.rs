@@ -1,0 +1,509 @@
+//! The transport over core NATS: one connection by async-nats, with the promises of [`Transport`] added to it.
+//!
+//! What async-nats leaves open, and what is done about it here:
+//!
+//! | the client | here |
+//! |---|---|
+//! | queues what is published while it is away, then waits without limit | the state is checked first, and a wait ends with the connection ([`link`]) |
+//! | reports losses as events that can be lost themselves | they only wake a reader of the client's own state and count of connections ([`link`]) |
+//! | keeps an entry for each request that is never answered | requests go by an inbox of ours that forgets them ([`inbox`]) |
+//! | flushes as far as the local socket | a barrier is a round trip to that inbox |
+//! | goes on retrying in the background whatever happens | a closed transport stops trying |
+//!
+//! It does not know what the bytes mean, nor who keeps what has to be sent again.
+
+use std::{
+    collections::VecDeque,
+    fmt, io,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_nats::{Client, ConnectOptions, ServerAddr, client::PublishErrorKind, connection::State};
+use bytes::Bytes;
+use futures_util::{FutureExt as _, Stream, future::BoxFuture};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, timeout, timeout_at},
+};
+
+use self::{
+    inbox::{Inbox, Status},
+    link::{Link, reconnect_delay},
+};
+use super::{
+    BARRIER_TIMEOUT, Connection, Message, Outgoing, SUBSCRIPTION_CAPACITY, Subject, Subscription, Transport,
+    TransportError,
+    subject::{check_pattern, check_queue, check_subject},
+};
+
+mod inbox;
+mod link;
+
+/// How often the client asks its server for a sign of life. It gives up after the third unanswered time, so a peer that
+/// died without a word is noticed within 8 s, against 4 minutes by default.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long one attempt to connect may take before the next begins, a handshake included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a subscription may take to reach the client's queue. It is full only if thousands of subscriptions are made
+/// in an outage, and then the caller should hear of it instead of waiting for the outage's end.
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long closing may take, all steps together; a service that is told to stop has a few seconds in all.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How to reach the broker.
+#[derive(Clone)]
+pub struct NatsOptions {
+    /// `nats://host:port`, or several of them separated by commas. `user:password@` or `token@` before the host of the
+    /// first one is sent to all of them. `tls://` demands TLS.
+    pub url: String,
+    /// What the broker's own tools call this connection.
+    pub name: String,
+    /// A `.creds` file with a JWT and its key.
+    pub credentials: Option<PathBuf>,
+}
+
+impl NatsOptions {
+    /// Options for `url` under `name`, without a credentials file.
+    pub fn new(url: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { url: url.into(), name: name.into(), credentials: None }
+    }
+}
+
+impl fmt::Debug for NatsOptions {
+    /// Without the URL, which may hold a password.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("NatsOptions")
+            .field("name", &self.name)
+            .field("credentials", &self.credentials)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why no transport could be made. An absent broker is no such reason: it is waited for.
+#[derive(Debug, thiserror::Error)]
+pub enum NatsError {
+    /// The URL cannot be read. The text leaves out the URL, which may hold a password.
+    #[error("the NATS URL cannot be read: {0}")]
+    Url(#[source] io::Error),
+    /// The credentials file cannot be read.
+    #[error("the NATS credentials in {path} cannot be read: {source}")]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// What was wrong with it.
+        source: io::Error,
+    },
+    /// The client refused its options.
+    #[error("the NATS client cannot start: {0}")]
+    Client(#[source] async_nats::Error),
+}
+
+/// A connection to a NATS server. Dropping it closes it without waiting.
+pub struct NatsTransport {
+    client: Client,
+    link: Arc<Link>,
+    inbox: Arc<Inbox>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl NatsTransport {
+    /// Makes a transport that connects in the background, for as long as it takes.
+    ///
+    /// Must be called within a tokio runtime.
+    pub async fn connect(options: NatsOptions) -> Result<Arc<Self>, NatsError> {
+        let servers = Servers::parse(&options.url)?;
+        let link = Arc::new(Link::new(servers.to_string()));
+        let client = client_options(&options, &servers, &link)
+            .await?
+            .connect(servers.0)
+            .await
+            .map_err(|error| NatsError::Client(error.into()))?;
+
+        let inbox = Arc::new(Inbox::new(client.new_inbox()));
+        // The client's queue is still empty, so this neither waits nor can anything be published before it.
+        let answers = client.subscribe(inbox.pattern()).await.map_err(|error| NatsError::Client(error.into()))?;
+        let tasks = [
+            tokio::spawn(Arc::clone(&link).keep_watching(client.clone())),
+            tokio::spawn(Arc::clone(&inbox).hand_out(answers)),
+        ];
+        Ok(Arc::new(Self { client, link, inbox, tasks }))
+    }
+
+    /// How many requests and barriers wait for their answers.
+    pub fn pending_requests(&self) -> usize {
+        self.inbox.len()
+    }
+
+    /// The generation of the connection, if it is neither closed nor away.
+    fn check_link(&self) -> Result<u64, TransportError> {
+        if self.link.is_closing() {
+            return Err(TransportError::Closed);
+        }
+        let connection = self.link.refresh(&self.client);
+        if connection.connected { Ok(connection.generation) } else { Err(TransportError::Disconnected) }
+    }
+
+    /// The cheap part of [`Self::check_link`], for each message.
+    fn check_still_up(&self) -> Result<(), TransportError> {
+        if self.link.is_closing() {
+            Err(TransportError::Closed)
+        } else if self.client.connection_state() != State::Connected {
+            Err(TransportError::Disconnected)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn check_message(&self, subject: &str, payload: &Bytes) -> Result<(), TransportError> {
+        check_subject(subject)?;
+        let (bytes, limit) = (payload.len(), self.client.max_payload());
+        if bytes > limit { Err(TransportError::TooLarge { bytes, limit }) } else { Ok(()) }
+    }
+
+    /// `work`, ended early by the loss of the connection of `generation`.
+    async fn while_connected<T>(
+        &self,
+        generation: u64,
+        work: impl Future<Output = Result<T, TransportError>>,
+    ) -> Result<T, TransportError> {
+        tokio::select! {
+            biased;
+            result = work => result,
+            error = self.link.lost(generation) => Err(error),
+        }
+    }
+
+    /// Publishes to the own inbox and waits until it comes back: what the client took before is at the server by then.
+    async fn round_trip(&self, generation: u64) -> Result<(), TransportError> {
+        let expected = self.inbox.expect();
+        let work = async {
+            self.client.publish(expected.subject().clone(), Bytes::new()).await.map_err(refused)?;
+            expected.answer().await.map(drop).ok_or(TransportError::Closed)
+        };
+        match timeout(BARRIER_TIMEOUT, self.while_connected(generation, work)).await {
+            Ok(result) => result,
+            Err(_) => Err(TransportError::Timeout(BARRIER_TIMEOUT)),
+        }?;
+        // The answer may have come by a connection that is newer than the watch knew.
+        match self.link.refresh(&self.client) {
+            now if now.generation == generation => Ok(()),
+            _ => Err(TransportError::Disconnected),
+        }
+    }
+
+    async fn ask(&self, subject: &str, payload: Bytes) -> Result<Message, TransportError> {
+        let generation = self.check_link()?;
+        self.check_message(subject, &payload)?;
+        let expected = self.inbox.expect();
+        let work = async {
+            self.client
+                .publish_with_reply(Subject::from(subject), expected.subject().clone(), payload)
+                .await
+                .map_err(refused)?;
+            match expected.answer().await {
+                Some((Status::Answered, message)) => Ok(message),
+                Some((Status::NoResponders, _)) => Err(TransportError::NoResponders(subject.to_owned())),
+                None => Err(TransportError::Closed),
+            }
+        };
+        self.while_connected(generation, work).await
+    }
+
+    /// Hands a subscription to the client. In an outage it waits there and is made with the next connection.
+    async fn subscribe_at_client(
+        &self,
+        pattern: &str,
+        queue: Option<&str>,
+    ) -> Result<async_nats::Subscriber, TransportError> {
+        let subscribed = async {
+            match queue {
+                Some(queue) => self.client.queue_subscribe(Subject::from(pattern), queue.to_owned()).await,
+                None => self.client.subscribe(Subject::from(pattern)).await,
+            }
+        };
+        match timeout(SUBSCRIBE_TIMEOUT, subscribed).await {
+            Ok(subscribed) => subscribed.map_err(|error| TransportError::Refused(error.to_string())),
+            Err(_) => Err(TransportError::Timeout(SUBSCRIBE_TIMEOUT)),
+        }
+    }
+
+    /// The orderly end of a connection that is up: all that was taken arrives, subscriptions get what is on its way.
+    async fn drain(&self, generation: u64) -> Result<(), TransportError> {
+        self.while_connected(generation, async {
+            self.client.flush().await.map_err(|error| TransportError::Refused(error.to_string()))
+        })
+        .await?;
+        self.round_trip(generation).await?;
+        self.client.drain().await.map_err(|error| TransportError::Refused(error.to_string()))?;
+        self.link.ended().await;
+        Ok(())
+    }
+
+    /// Ends what a drained client has not ended by itself. Does no harm when repeated.
+    fn close_hard(&self) {
+        self.link.cut_subscriptions();
+        self.link.show_closed();
+        for task in &self.tasks {
+            task.abort();
+        }
+        self.inbox.clear();
+    }
+}
+
+impl Transport for NatsTransport {
+    fn publish<'a>(&'a self, messages: &'a mut VecDeque<Outgoing>) -> BoxFuture<'a, Result<(), TransportError>> {
+        Box::pin(async move {
+            let generation = self.check_link()?;
+            while let Some(Outgoing { subject, payload }) = messages.front().cloned() {
+                self.check_still_up()?;
+                if let Err(error) = self.check_message(&subject, &payload) {
+                    messages.pop_front();
+                    return Err(error);
+                }
+                let taken = async { self.client.publish(subject, payload).await.map_err(refused) };
+                // Removed only once it was taken: until then this future may be dropped, or the connection may go.
+                self.while_connected(generation, taken).await?;
+                messages.pop_front();
+            }
+            Ok(())
+        })
+    }
+
+    fn barrier(&self) -> BoxFuture<'_, Result<(), TransportError>> {
+        Box::pin(async move { self.round_trip(self.check_link()?).await })
+    }
+
+    fn subscribe<'a>(
+        &'a self,
+        subject: &'a str,
+        queue: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<Subscription, TransportError>> {
+        Box::pin(async move {
+            check_pattern(subject)?;
+            queue.map_or(Ok(()), check_queue)?;
+            let link = self.check_link();
+            if link == Err(TransportError::Closed) {
+                return Err(TransportError::Closed);
+            }
+            let subscriber = self.subscribe_at_client(subject, queue).await?;
+            if let Ok(generation) = link {
+                match self.round_trip(generation).await {
+                    // The connection went, and the client makes the subscription anew with the next one.
+                    Ok(()) | Err(TransportError::Disconnected) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(Subscription::new(NatsSubscription { subscriber, cut: self.link.cut().boxed() }))
+        })
+    }
+
+    fn request<'a>(
+        &'a self,
+        subject: &'a str,
+        payload: Bytes,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<Message, TransportError>> {
+        Box::pin(async move {
+            match timeout(limit, self.ask(subject, payload)).await {
+                Ok(answer) => answer,
+                Err(_) => Err(TransportError::Timeout(limit)),
+            }
+        })
+    }
+
+    fn connection(&self) -> watch::Receiver<Connection> {
+        self.link.watch()
+    }
+
+    fn max_payload(&self) -> usize {
+        self.client.max_payload()
+    }
+
+    fn dropped(&self) -> u64 {
+        self.link.dropped.load(Ordering::Relaxed)
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let deadline = Instant::now() + CLOSE_TIMEOUT;
+            let up = self.check_link();
+            let drained = match up {
+                Ok(generation) if self.link.begin_closing() => {
+                    timeout_at(deadline, self.drain(generation)).await.is_ok_and(|drained| drained.is_ok())
+                }
+                // Another caller is at it.
+                Ok(_) | Err(TransportError::Closed) => timeout_at(deadline, self.link.ended()).await.is_ok(),
+                Err(_) => !self.link.begin_closing(),
+            };
+            if !drained {
+                tracing::warn!(url = %self.link.url, "closed without the broker's confirmation that all was sent");
+            }
+            self.close_hard();
+        })
+    }
+}
+
+impl Drop for NatsTransport {
+    fn drop(&mut self) {
+        self.link.begin_closing();
+        self.close_hard();
+    }
+}
+
+impl fmt::Debug for NatsTransport {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("NatsTransport")
+            .field("url", &self.link.url)
+            .field("connection", &*self.link.watch().borrow())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A subscription of the client, which ends with the transport even when the client cannot end it.
+struct NatsSubscription {
+    /// Unsubscribes when it is dropped.
+    subscriber: async_nats::Subscriber,
+    cut: BoxFuture<'static, ()>,
+}
+
+impl Stream for NatsSubscription {
+    type Item = Message;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Message>> {
+        if let Poll::Ready(received) = Pin::new(&mut self.subscriber).poll_next(context) {
+            return Poll::Ready(received.map(Message::from));
+        }
+        self.cut.poll_unpin(context).map(|()| None)
+    }
+}
+
+impl From<async_nats::Message> for Message {
+    fn from(received: async_nats::Message) -> Self {
+        Self { subject: received.subject, payload: received.payload, reply: received.reply }
+    }
+}
+
+/// What the client says when it does not take a message. Size and subject were checked before, so that the client ended.
+fn refused(error: async_nats::PublishError) -> TransportError {
+    match error.kind() {
+        PublishErrorKind::Send => TransportError::Closed,
+        PublishErrorKind::MaxPayloadExceeded | PublishErrorKind::InvalidSubject => {
+            TransportError::Refused(error.to_string())
+        }
+    }
+}
+
+async fn client_options(
+    options: &NatsOptions,
+    servers: &Servers,
+    link: &Arc<Link>,
+) -> Result<ConnectOptions, NatsError> {
+    let (for_events, for_delays) = (Arc::clone(link), Arc::clone(link));
+    let mut client = ConnectOptions::new()
+        .name(&options.name)
+        .retry_on_initial_connect()
+        .max_reconnects(None)
+        .connection_timeout(CONNECT_TIMEOUT)
+        .ping_interval(PING_INTERVAL)
+        .subscription_capacity(SUBSCRIPTION_CAPACITY)
+        .event_callback(move |event| {
+            for_events.on_event(&event);
+            std::future::ready(())
+        })
+        .reconnect_delay_callback(move |attempt| reconnect_delay(attempt, for_delays.is_closing()));
+    client = match servers.login() {
+        Some((user, Some(password))) => client.user_and_password(user, password),
+        Some((token, None)) => client.token(token),
+        None => client,
+    };
+    match &options.credentials {
+        None => Ok(client),
+        Some(path) => {
+            client.credentials_file(path).await.map_err(|source| NatsError::Credentials { path: path.clone(), source })
+        }
+    }
+}
+
+/// The servers to try, at least one. Displayed without users and passwords.
+struct Servers(Vec<ServerAddr>);
+
+impl Servers {
+    fn parse(urls: &str) -> Result<Self, NatsError> {
+        let servers: Result<Vec<ServerAddr>, io::Error> = urls.split(',').map(|url| url.trim().parse()).collect();
+        servers.map(Self).map_err(NatsError::Url)
+    }
+
+    /// User and password, or a token alone, of the first server.
+    fn login(&self) -> Option<(String, Option<String>)> {
+        let first = self.0.first()?;
+        let user = percent_decoded(first.username()?);
+        Some((user, first.password().map(percent_decoded)))
+    }
+}
+
+impl fmt::Display for Servers {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, server) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            let (open, close) = if server.host().contains(':') { ("[", "]") } else { ("", "") };
+            write!(formatter, "{comma}{}://{open}{}{close}:{}", server.scheme(), server.host(), server.port())?;
+        }
+        Ok(())
+    }
+}
+
+/// Undoes `%40` and the like, which a password in a URL needs. What is no such escape stays.
+fn percent_decoded(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let escaped = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten();
+        match escaped.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                decoded.push(byte);
+                at += 3;
+            }
+            None => {
+                decoded.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_shown_without_user_and_password() {
+        let servers = Servers::parse("nats://us%40er:pa%3Ass@one:4223, two, tls://[::1]:4224").unwrap();
+        assert_eq!(servers.to_string(), "nats://one:4223,nats://two:4222,tls://[::1]:4224");
+        assert_eq!(servers.login(), Some(("us@er".to_owned(), Some("pa:ss".to_owned()))));
+    }
+
+    #[test]
+    fn a_url_that_cannot_be_read_is_refused_without_repeating_it() {
+        for url in ["", "http://host", "nats://user:secret@host:port"] {
+            let error = Servers::parse(url).map(|servers| servers.to_string()).unwrap_err();
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_escape_stays_as_it_is() {
+        assert_eq!(percent_decoded("100%, 5%4, %zz, %C3%A4"), "100%, 5%4, %zz, ä");
+    }
+}
