@@ -55,7 +55,10 @@ impl<'a> StreamId<'a> {
     /// Names the field, the limit and what broke it.
     pub fn parse(id: &'a str) -> Result<Self, Invalid> {
         if id.is_empty() || id.len() > MAX_ID_BYTES {
-            return Err(Invalid::new(format!("stream_id must have 1 to {MAX_ID_BYTES} bytes, this one has {}", id.len())));
+            return Err(Invalid::new(format!(
+                "stream_id must have 1 to {MAX_ID_BYTES} bytes, this one has {}",
+                id.len()
+            )));
         }
         match id.chars().find(|c| !(c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))) {
             Some(c) => Err(Invalid::new(format!("stream_id may hold only A-Z a-z 0-9 - and _, this one holds {c:?}"))),
@@ -102,7 +105,10 @@ impl<'a> ClientId<'a> {
     /// Names the field, the limit and what broke it.
     pub fn parse(id: &'a str) -> Result<Self, Invalid> {
         if id.is_empty() || id.len() > MAX_ID_BYTES {
-            return Err(Invalid::new(format!("client_id must have 1 to {MAX_ID_BYTES} bytes, this one has {}", id.len())));
+            return Err(Invalid::new(format!(
+                "client_id must have 1 to {MAX_ID_BYTES} bytes, this one has {}",
+                id.len()
+            )));
         }
         if id.chars().any(char::is_control) {
             return Err(Invalid::new("client_id may not hold control characters"));

@@ -1,0 +1,299 @@
+//! What the engine is told, and what it answers.
+
+use std::net::SocketAddr;
+
+use super::{ClientId, Config, Handle, Invalid, Mode, StateUpdate, StreamId};
+
+/// One thing to handle. Everything in it is checked already, except against the engine's own state.
+#[derive(Clone, Debug)]
+pub enum Input<'a> {
+    /// A command for one stream.
+    Command(Request<'a>),
+    /// One subscriber joins, or is heard of again.
+    Register {
+        /// What it watches.
+        stream_id: StreamId<'a>,
+        /// Who it is.
+        subscriber: Newcomer<'a>,
+        /// Whether the answer reaches it. If not, it gets its snapshot as an update.
+        answered: bool,
+    },
+    /// Many subscribers of one stream join. A malformed one is refused alone.
+    RegisterBatch {
+        /// What they watch.
+        stream_id: StreamId<'a>,
+        /// Who they are.
+        subscribers: Vec<Result<Newcomer<'a>, Invalid>>,
+        /// As in `Register`.
+        answered: bool,
+    },
+    /// One subscriber leaves.
+    Unregister(Subscriber<'a>),
+    /// One subscriber is still there.
+    Heartbeat(Subscriber<'a>),
+    /// Many are still there.
+    HeartbeatBatch(Batch<'a>),
+    /// Many leave.
+    UnregisterBatch(Batch<'a>),
+    /// What is the state of this stream?
+    GetState(StreamId<'a>),
+    /// How many are there: of one stream, or of the whole engine?
+    GetStats(Option<StreamId<'a>>),
+    /// Which streams are there, from this slot on, at most so many?
+    ListStreams {
+        /// First slot to look at.
+        from_slot: u32,
+        /// Most streams in the answer.
+        limit: usize,
+    },
+    /// How much the tables may hold from now on. What is there stays.
+    SetRoom {
+        /// Most streams.
+        max_streams: u64,
+        /// Most subscribers.
+        max_subscribers: u64,
+    },
+    /// The engine was not called for that long, so heartbeats may be waiting unread: nobody goes stale for as long.
+    Overslept {
+        /// How long, ms.
+        ms: u64,
+    },
+}
+
+/// A command with what comes around it.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// Which stream.
+    pub stream_id: StreamId<'a>,
+    /// A repeat within [`super::REMEMBER_MS`] gets the first answer.
+    pub request_id: Option<&'a str>,
+    /// Refused if the stream has moved on. An unknown stream is at 0.
+    pub expected_revision: Option<u64>,
+    /// What to do.
+    pub command: Command<'a>,
+}
+
+/// What a director can ask of a stream.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command<'a> {
+    /// Creates the stream, or begins again.
+    Start(Option<Config>),
+    /// Ends it, from any mode.
+    Stop,
+    /// Freezes the clock.
+    Pause,
+    /// Lets it go on.
+    Resume,
+    /// Jumps to a scene.
+    ForceScene(&'a str),
+    /// Jumps to the next scene.
+    SkipScene,
+    /// Jumps to the scene before.
+    PreviousScene,
+    /// Jumps to a position, ms.
+    Seek(u64),
+    /// Changes the present scene's length in this pass, ms.
+    AdjustScene(i64),
+    /// Says what the encoder behind the stream does.
+    UpdateStreamStatus {
+        /// Whether it sends.
+        is_streaming: bool,
+        /// For how long it has, ms.
+        stream_time_ms: u64,
+        /// Its timecode.
+        timecode: &'a str,
+    },
+    /// Takes another configuration without a restart.
+    Reconfigure(Config),
+    /// Back to 0, as if just created.
+    Reset,
+    /// Removes the stream.
+    Remove,
+}
+
+impl Command<'_> {
+    /// The command's name, for messages.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Start(_) => "Start",
+            Self::Stop => "Stop",
+            Self::Pause => "Pause",
+            Self::Resume => "Resume",
+            Self::ForceScene(_) => "ForceScene",
+            Self::SkipScene => "SkipScene",
+            Self::PreviousScene => "PreviousScene",
+            Self::Seek(_) => "Seek",
+            Self::AdjustScene(_) => "AdjustScene",
+            Self::UpdateStreamStatus { .. } => "UpdateStreamStatus",
+            Self::Reconfigure(_) => "Reconfigure",
+            Self::Reset => "Reset",
+            Self::Remove => "Remove",
+        }
+    }
+}
+
+/// Who joins.
+#[derive(Clone, Copy, Debug)]
+pub struct Newcomer<'a> {
+    /// The viewer.
+    pub client_id: ClientId<'a>,
+    /// Which of its connections.
+    pub session: u64,
+    /// Where from.
+    pub source: Option<SocketAddr>,
+}
+
+/// A subscriber by its name.
+#[derive(Clone, Copy, Debug)]
+pub struct Subscriber<'a> {
+    /// What it watches.
+    pub stream_id: StreamId<'a>,
+    /// The viewer.
+    pub client_id: ClientId<'a>,
+    /// Which of its connections.
+    pub session: u64,
+}
+
+/// Subscribers by name, all sessions of each, and by handle, one session each.
+#[derive(Clone, Debug, Default)]
+pub struct Batch<'a> {
+    /// The stream of the named ones; none when there are only handles.
+    pub stream_id: Option<StreamId<'a>>,
+    /// Named ones.
+    pub clients: Vec<ClientId<'a>>,
+    /// Those of any stream.
+    pub handles: Vec<Handle>,
+}
+
+/// An input that was carried out.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Accepted {
+    /// A command, or GetState: the state after it.
+    State(StateUpdate),
+    /// Register.
+    Registered {
+        /// What a batch may send instead of the client id.
+        handle: Handle,
+        /// False when the same subscriber was there before.
+        new: bool,
+        /// How many subscribers the stream has now.
+        total: u64,
+        /// What the newcomer sees.
+        state: StateUpdate,
+    },
+    /// RegisterBatch.
+    RegisteredBatch {
+        /// In the order of the subscribers.
+        handles: Vec<Result<Handle, Rejection>>,
+        /// What the newcomers see.
+        state: StateUpdate,
+    },
+    /// Unregister.
+    Unregistered {
+        /// How many subscribers the stream has left.
+        total: u64,
+        /// Where the one that left had connected from.
+        source: Option<SocketAddr>,
+    },
+    /// Heartbeat.
+    Heard,
+    /// HeartbeatBatch, UnregisterBatch: what could not be placed.
+    Batch(Unplaced),
+    /// GetStats.
+    Stats(Counts),
+    /// ListStreams.
+    Streams {
+        /// The states, in the order of their slots.
+        states: Vec<StateUpdate>,
+        /// Where to go on, if there may be more.
+        next_slot: Option<u32>,
+    },
+    /// SetRoom, Overslept.
+    Noted,
+}
+
+/// What a batch could not place: whom to register again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unplaced {
+    /// True when the batch names a stream that is not there.
+    pub no_such_stream: bool,
+    /// Handles that stand for nobody.
+    pub handles: Vec<Handle>,
+    /// Clients that the stream does not have.
+    pub clients: Vec<String>,
+}
+
+impl Unplaced {
+    /// Whether everything found its place.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.no_such_stream && self.handles.is_empty() && self.clients.is_empty()
+    }
+}
+
+/// How many there are. Kept, not computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Subscribers: active and stale.
+    pub total: u64,
+    /// Subscribers heard of within the stale timeout.
+    pub active: u64,
+    /// Subscribers about to be removed because they were not.
+    pub stale: u64,
+    /// Clients, each once a stream.
+    pub unique: u64,
+    /// Streams.
+    pub streams: u64,
+    /// Streams in mode RUNNING.
+    pub running: u64,
+}
+
+/// Why an input was refused. Nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// A value that fits no stream, or not this one.
+    #[error(transparent)]
+    InvalidArgument(#[from] Invalid),
+    /// No such stream.
+    #[error("stream_id: there is no stream {0:?}")]
+    StreamNotFound(String),
+    /// The stream has another configuration.
+    #[error("config: stream {0:?} exists with another config; use Reconfigure to change it")]
+    AlreadyExists(String),
+    /// The command does not fit the mode.
+    #[error("{command} is not possible while the stream is {mode:?}")]
+    InvalidState {
+        /// The command.
+        command: &'static str,
+        /// What the stream is.
+        mode: Mode,
+    },
+    /// No scene of that name.
+    #[error("scene_name: the stream has no scene {0:?}")]
+    SceneNotFound(String),
+    /// No such subscriber: it should register again.
+    #[error("client_id: client {client_id:?} with session {session} is not registered; register it again")]
+    UnknownSubscriber {
+        /// The client.
+        client_id: String,
+        /// The session.
+        session: u64,
+    },
+    /// The stream has moved on.
+    #[error("expected_revision: {expected} was expected, the stream is at {actual}")]
+    Conflict {
+        /// What was expected.
+        expected: u64,
+        /// What is.
+        actual: u64,
+    },
+    /// The service holds as many as it may.
+    #[error("the service is at its limit of {limit} {what}")]
+    Exhausted {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        limit: u64,
+    },
+}

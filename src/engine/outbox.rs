@@ -1,0 +1,135 @@
+//! What the engine says: state updates for everybody, and events for whoever runs it.
+
+use std::sync::Arc;
+
+use super::{Timeline, stream::Status};
+
+/// A stream's mode, with the numbers of the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// The stream is no more: said once, by its last update.
+    Unknown,
+    /// Waits for its first subscriber.
+    Idle,
+    /// Plays.
+    Running,
+    /// Stands still until a Resume.
+    Paused,
+    /// Stopped by a command.
+    Stopped,
+    /// Played to its end.
+    Finished,
+}
+
+/// Why an update was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// The tick interval has gone by.
+    Tick,
+    /// Another scene, or another pass, has begun.
+    Scene,
+    /// A command was carried out.
+    Command,
+    /// The mode changed without a command, or the stream was removed.
+    Lifecycle,
+    /// A newcomer needs it.
+    Snapshot,
+}
+
+impl Cause {
+    /// Whether the update reports a change, so that it may never be dropped. A tick or a snapshot is replaced by any
+    /// newer update of its stream.
+    #[must_use]
+    pub const fn is_change(self) -> bool {
+        match self {
+            Self::Scene | Self::Command | Self::Lifecycle => true,
+            Self::Tick | Self::Snapshot => false,
+        }
+    }
+}
+
+/// The full state of a stream at one moment. Texts are shared, so a copy costs no allocation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateUpdate {
+    /// The stream's id.
+    pub stream_id: Arc<str>,
+    /// The engine's number for the stream: no two streams that exist at a time share it.
+    pub slot: u32,
+    /// The partition of the stream.
+    pub partition: u8,
+    /// Why it was made.
+    pub cause: Cause,
+    /// The mode.
+    pub mode: Mode,
+    /// The present pass's timeline.
+    pub timeline: Arc<Timeline>,
+    /// The present scene; none before the start and after the end.
+    pub scene: Option<u32>,
+    /// Position on the timeline, ms.
+    pub position_ms: u64,
+    /// Completed passes.
+    pub loop_count: u64,
+    /// As last given by UpdateStreamStatus; none if it never was.
+    pub status: Option<Arc<Status>>,
+    /// Grows by one with every accepted command and every lifecycle change.
+    pub revision: u64,
+    /// Grows by one with every update published for the stream.
+    pub sequence: u64,
+    /// Grows when the stream changes owner or is created anew.
+    pub epoch: u64,
+}
+
+/// What happened, for logs and counters. Not part of the state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A stream was created.
+    Created {
+        /// Its id.
+        stream_id: Arc<str>,
+    },
+    /// A stream began to play, after waiting or anew.
+    Started {
+        /// Its id.
+        stream_id: Arc<str>,
+    },
+    /// A stream that played or was paused does so no more.
+    Stopped {
+        /// Its id.
+        stream_id: Arc<str>,
+        /// What it is now.
+        mode: Mode,
+    },
+    /// A stream was removed.
+    Removed {
+        /// Its id.
+        stream_id: Arc<str>,
+        /// True when nobody watched it for its idle timeout, false when a command asked for it.
+        idle: bool,
+    },
+    /// Subscribers that were not heard of for the stale timeout were removed.
+    StaleRemoved {
+        /// The stream's id.
+        stream_id: Arc<str>,
+        /// How many.
+        removed: u64,
+        /// How many subscribers the stream has left.
+        left: u64,
+    },
+}
+
+/// Filled by the engine, drained by its caller after each turn: its size is bounded by the batch and the budget.
+#[derive(Debug, Default, PartialEq)]
+pub struct Outbox {
+    /// Updates in the order in which they were made.
+    pub updates: Vec<StateUpdate>,
+    /// Events in the order in which they happened.
+    pub events: Vec<Event>,
+}
+
+impl Outbox {
+    /// Empties it and keeps its memory.
+    pub fn clear(&mut self) {
+        self.updates.clear();
+        self.events.clear();
+    }
+}

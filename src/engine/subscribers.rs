@@ -1,0 +1,569 @@
+//! Subscribers: a slab of 64-byte records, the hash index that finds them, and the wheel that notices silence.
+//!
+//! It knows who watches which stream (by slot) and when each was last heard of, not what a stream is.
+//!
+//! | bytes | field | what |
+//! |---|---|---|
+//! | 16 | `client` | a UUID, or the number of a text kept aside |
+//! | 8 | `session` | |
+//! | 8 | `seen` | last heard of (44 bits, ms), four flags, the source's port |
+//! | 4 | `address` | an IPv4 address, or the number of an IPv6 address kept aside |
+//! | 4 | `generation` | of the slot, 28 bits |
+//! | 4 | `stream` | slot of the stream |
+//! | 4 | `next_session` | the next session of the same client on the same stream |
+//! | 8 | `timer` | links in the wheel |
+//! | 8 | `mates` | links in the list of the stream's subscribers |
+//!
+//! The index has one entry a client and stream, the first of the chain of its sessions; so its size is the number of
+//! unique clients.
+
+use std::{
+    hash::{BuildHasher as _, Hasher as _},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6},
+};
+
+use foldhash::fast::FixedState;
+use slab::Slab;
+
+use super::{
+    ClientId, Handle, Tick,
+    index::Index,
+    wheel::{Link, Nodes, Wheel},
+};
+
+/// A subscriber is counted as stale for that long before it is removed, ms. The contract allows a second; half of it is
+/// left for a shard that is busy.
+pub const STALE_LINGER_MS: u64 = 500;
+
+pub(super) const NONE: u32 = u32::MAX;
+/// Records are allocated in chunks, so that a growing slab never moves: 4,096 of them are 256 KiB.
+const CHUNK: usize = 1 << 12;
+
+const SEEN_BITS: u32 = 44;
+const SEEN_MASK: u64 = (1 << SEEN_BITS) - 1;
+const IS_TEXT: u64 = 1 << SEEN_BITS;
+const HAS_SOURCE: u64 = 2 << SEEN_BITS;
+const IS_V6: u64 = 4 << SEEN_BITS;
+const IS_STALE: u64 = 8 << SEEN_BITS;
+const PORT_SHIFT: u32 = 48;
+
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+struct Record {
+    client: [u8; 16],
+    session: u64,
+    seen: u64,
+    address: u32,
+    /// Of the slot: counts how often it was used, and stays when it is free.
+    generation: u32,
+    /// `NONE` while the slot is free.
+    stream: u32,
+    /// While the slot is free: the next free one.
+    next_session: u32,
+    timer: Link,
+    mate_before: u32,
+    mate_behind: u32,
+}
+
+const _: () = assert!(size_of::<Record>() == 64, "a subscriber's record is one cache line");
+
+/// A client id in the form in which it is compared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Key<'a> {
+    Uuid([u8; 16]),
+    Text(&'a str),
+}
+
+impl<'a> Key<'a> {
+    /// A UUID in its canonical form is 16 bytes; anything else, also one in capitals, stays text.
+    fn of(client: ClientId<'a>) -> Self {
+        let text = client.as_str();
+        parse_uuid(text.as_bytes()).map_or(Self::Text(text), Self::Uuid)
+    }
+}
+
+fn parse_uuid(text: &[u8]) -> Option<[u8; 16]> {
+    const HYPHENS: [usize; 4] = [8, 13, 18, 23];
+    let text: &[u8; 36] = text.try_into().ok()?;
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let mut uuid = [0; 16];
+    let (mut from, mut to) = (0, 0);
+    while to < 16 {
+        if HYPHENS.contains(&from) {
+            if text[from] != b'-' {
+                return None;
+            }
+            from += 1;
+        }
+        uuid[to] = digit(text[from])? << 4 | digit(text[from + 1])?;
+        (from, to) = (from + 2, to + 1);
+    }
+    Some(uuid)
+}
+
+/// Why the wheel let go of a subscriber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Silent {
+    /// It is stale from now on.
+    Stale(u32),
+    /// It was stale long enough: to be removed.
+    Gone(u32),
+}
+
+/// What was true of a subscriber that was removed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Removed {
+    pub was_stale: bool,
+    /// No other session of the client is left on the stream.
+    pub last_of_client: bool,
+}
+
+/// Slots in chunks, and those of them that are free.
+#[derive(Debug)]
+struct Records {
+    chunks: Vec<Box<[Record]>>,
+    /// First free slot.
+    free: u32,
+    /// How many slots were ever used.
+    used: u32,
+    first_generation: u32,
+    stale_after_ms: u64,
+    /// Nobody goes stale before.
+    pardoned_until: Tick,
+}
+
+impl Records {
+    fn get(&self, slot: u32) -> &Record {
+        &self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]
+    }
+
+    fn get_mut(&mut self, slot: u32) -> &mut Record {
+        &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]
+    }
+
+    /// A slot for a record. The caller has checked that there is room.
+    fn allocate(&mut self) -> u32 {
+        if self.free != NONE {
+            let slot = self.free;
+            self.free = self.get(slot).next_session;
+            return slot;
+        }
+        if self.used as usize == self.chunks.len() * CHUNK {
+            let blank = Record {
+                client: [0; 16],
+                session: 0,
+                seen: 0,
+                address: 0,
+                generation: self.first_generation,
+                stream: NONE,
+                next_session: NONE,
+                timer: Link::UNLINKED,
+                mate_before: NONE,
+                mate_behind: NONE,
+            };
+            self.chunks.push(vec![blank; CHUNK].into());
+        }
+        self.used += 1;
+        self.used - 1
+    }
+
+    fn release(&mut self, slot: u32) {
+        let free = self.free;
+        let record = self.get_mut(slot);
+        record.generation = next_generation(record.generation);
+        record.stream = NONE;
+        record.next_session = free;
+        self.free = slot;
+    }
+}
+
+/// Never 0, so that no handle is.
+const fn next_generation(generation: u32) -> u32 {
+    let next = (generation + 1) & ((1 << Handle::BITS) - 1);
+    if next == 0 { 1 } else { next }
+}
+
+impl Nodes for Records {
+    fn link(&self, key: u32) -> Link {
+        self.get(key).timer
+    }
+
+    fn link_mut(&mut self, key: u32) -> &mut Link {
+        &mut self.get_mut(key).timer
+    }
+
+    fn deadline(&self, key: u32) -> Tick {
+        let seen = self.get(key).seen;
+        let stale_at = Tick(seen & SEEN_MASK).after(self.stale_after_ms).max(self.pardoned_until);
+        if seen & IS_STALE == 0 { stale_at } else { stale_at.after(STALE_LINGER_MS) }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Subscribers {
+    records: Records,
+    index: Index,
+    wheel: Wheel,
+    hasher: FixedState,
+    /// Client ids that are no UUIDs.
+    texts: Slab<Box<str>>,
+    /// Source addresses that are IPv6.
+    v6: Slab<SocketAddrV6>,
+    len: u64,
+}
+
+impl Subscribers {
+    /// `seed` makes the hash unguessable from outside, and the handles of one process unlike those of another.
+    pub(super) fn new(stale_after_ms: u64, seed: u64) -> Self {
+        let first_generation = next_generation(seed as u32 & ((1 << Handle::BITS) - 1));
+        let records = Records {
+            chunks: Vec::new(),
+            free: NONE,
+            used: 0,
+            first_generation,
+            stale_after_ms,
+            pardoned_until: Tick(0),
+        };
+        Self {
+            records,
+            index: Index::new(),
+            wheel: Wheel::new(),
+            hasher: FixedState::with_seed(seed),
+            texts: Slab::new(),
+            v6: Slab::new(),
+            len: 0,
+        }
+    }
+
+    /// Records in use.
+    pub(super) const fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The first session of a client on a stream; the others follow through [`Subscribers::next_session`].
+    pub(super) fn find_client(&self, stream: u32, client: ClientId<'_>) -> Option<u32> {
+        self.find_key(stream, Key::of(client))
+    }
+
+    /// One session of a client on a stream.
+    pub(super) fn find(&self, stream: u32, client: ClientId<'_>, session: u64) -> Option<u32> {
+        self.sessions(self.find_client(stream, client)).find(|slot| self.records.get(*slot).session == session)
+    }
+
+    /// Whom a handle stands for.
+    pub(super) fn find_handle(&self, handle: Handle) -> Option<u32> {
+        let slot = handle.slot();
+        let known = slot < self.records.used;
+        (known && self.records.get(slot).generation == handle.generation() && self.records.get(slot).stream != NONE)
+            .then_some(slot)
+    }
+
+    /// A slot and the sessions of the same client behind it.
+    pub(super) fn sessions(&self, first: Option<u32>) -> impl Iterator<Item = u32> + '_ {
+        std::iter::successors(first, |slot| self.next_session(*slot))
+    }
+
+    pub(super) fn next_session(&self, slot: u32) -> Option<u32> {
+        let next = self.records.get(slot).next_session;
+        (next != NONE).then_some(next)
+    }
+
+    pub(super) fn stream_of(&self, slot: u32) -> u32 {
+        self.records.get(slot).stream
+    }
+
+    pub(super) fn handle(&self, slot: u32, partition: u8) -> Handle {
+        Handle::new(partition, self.records.get(slot).generation, slot)
+    }
+
+    /// Adds a subscriber that is not there, to the front of the list that begins with `mates`. Returns its slot, and
+    /// whether it is the client's first on the stream. The caller has checked that there is room.
+    pub(super) fn insert(
+        &mut self,
+        now: Tick,
+        stream: u32,
+        client: ClientId<'_>,
+        session: u64,
+        source: Option<SocketAddr>,
+        mates: u32,
+    ) -> (u32, bool) {
+        let key = Key::of(client);
+        let hash = self.hash(stream, key);
+        let first = self.find_key(stream, key);
+        let (client, flags) = match key {
+            Key::Uuid(uuid) => (uuid, 0),
+            Key::Text(text) => (number_in(self.texts.insert(text.into())), IS_TEXT),
+        };
+        let slot = self.records.allocate();
+        let generation = self.records.get(slot).generation;
+        *self.records.get_mut(slot) = Record {
+            client,
+            session,
+            seen: now.0.min(SEEN_MASK) | flags,
+            address: 0,
+            generation,
+            stream,
+            next_session: NONE,
+            timer: Link::UNLINKED,
+            mate_before: NONE,
+            mate_behind: mates,
+        };
+        if mates != NONE {
+            self.records.get_mut(mates).mate_before = slot;
+        }
+        self.set_source(slot, source);
+        match first {
+            // Behind the first one, so that the index stays as it is.
+            Some(first) => {
+                self.records.get_mut(slot).next_session = self.records.get(first).next_session;
+                self.records.get_mut(first).next_session = slot;
+            }
+            None => {
+                let (records, texts, hasher) = (&self.records, &self.texts, &self.hasher);
+                self.index.insert(hash, slot, |slot| hash_of(records, texts, hasher, *slot));
+            }
+        }
+        self.wheel.arm(&mut self.records, slot);
+        self.len += 1;
+        (slot, first.is_none())
+    }
+
+    /// Notes that a subscriber was heard of. Returns true if it was stale until now.
+    pub(super) fn heard(&mut self, slot: u32, now: Tick) -> bool {
+        let record = self.records.get_mut(slot);
+        let was_stale = record.seen & IS_STALE != 0;
+        record.seen = record.seen & !(SEEN_MASK | IS_STALE) | now.0.min(SEEN_MASK);
+        if was_stale {
+            // A short stale timeout may end before the lingering would have: the one case in which a deadline comes
+            // closer.
+            self.wheel.cancel(&mut self.records, slot);
+            self.wheel.arm(&mut self.records, slot);
+        }
+        was_stale
+    }
+
+    /// Where it connects from now.
+    pub(super) fn set_source(&mut self, slot: u32, source: Option<SocketAddr>) {
+        self.drop_source(slot);
+        let (address, flags, port) = match source {
+            None => return,
+            Some(SocketAddr::V4(v4)) => (v4.ip().to_bits(), HAS_SOURCE, v4.port()),
+            Some(SocketAddr::V6(v6)) => (self.v6.insert(v6) as u32, HAS_SOURCE | IS_V6, v6.port()),
+        };
+        let record = self.records.get_mut(slot);
+        record.address = address;
+        record.seen |= flags | u64::from(port) << PORT_SHIFT;
+    }
+
+    /// Where it connects from.
+    pub(super) fn source(&self, slot: u32) -> Option<SocketAddr> {
+        let record = self.records.get(slot);
+        if record.seen & HAS_SOURCE == 0 {
+            return None;
+        }
+        if record.seen & IS_V6 != 0 {
+            return Some(SocketAddr::V6(self.v6[record.address as usize]));
+        }
+        let ip = IpAddr::V4(Ipv4Addr::from_bits(record.address));
+        Some(SocketAddr::new(ip, (record.seen >> PORT_SHIFT) as u16))
+    }
+
+    /// Takes a subscriber out. `head` is the first of its stream's list, and is moved on if need be.
+    pub(super) fn remove(&mut self, slot: u32, head: &mut u32) -> Removed {
+        let last_of_client = self.unchain(slot);
+        let Record { seen, mate_before, mate_behind, client, .. } = *self.records.get(slot);
+        if mate_behind != NONE {
+            self.records.get_mut(mate_behind).mate_before = mate_before;
+        }
+        if mate_before == NONE {
+            *head = mate_behind;
+        } else {
+            self.records.get_mut(mate_before).mate_behind = mate_behind;
+        }
+        self.wheel.cancel(&mut self.records, slot);
+        self.drop_source(slot);
+        if seen & IS_TEXT != 0 {
+            self.texts.remove(number_of(client));
+        }
+        self.records.release(slot);
+        self.len -= 1;
+        Removed { was_stale: seen & IS_STALE != 0, last_of_client }
+    }
+
+    /// The next subscriber that has been silent for too long, if the budget of looks allows.
+    pub(super) fn next_silent(&mut self, now: Tick, looks: &mut usize) -> Option<Silent> {
+        let slot = self.wheel.pop(&mut self.records, now, looks)?;
+        let record = self.records.get_mut(slot);
+        if record.seen & IS_STALE != 0 {
+            return Some(Silent::Gone(slot));
+        }
+        record.seen |= IS_STALE;
+        self.wheel.arm(&mut self.records, slot);
+        Some(Silent::Stale(slot))
+    }
+
+    /// When to call [`Subscribers::next_silent`] next.
+    pub(super) fn next_look(&self) -> Option<Tick> {
+        self.wheel.next_look()
+    }
+
+    /// Nobody goes stale, or is removed for it, before `until`.
+    pub(super) fn pardon(&mut self, until: Tick) {
+        self.records.pardoned_until = self.records.pardoned_until.max(until);
+    }
+
+    /// Takes a record out of its client's chain of sessions, and of the index if it was the only one.
+    fn unchain(&mut self, slot: u32) -> bool {
+        let hash = hash_of(&self.records, &self.texts, &self.hasher, slot);
+        let (stream, next) = (self.records.get(slot).stream, self.records.get(slot).next_session);
+        let key = key_of(&self.records, &self.texts, slot);
+        let first = self.find_key(stream, key);
+        debug_assert!(first.is_some(), "slot {slot} is not in the index");
+        if first != Some(slot) {
+            let before = self.sessions(first).find(|before| self.records.get(*before).next_session == slot);
+            debug_assert!(before.is_some(), "slot {slot} is not in its chain");
+            if let Some(before) = before {
+                self.records.get_mut(before).next_session = next;
+            }
+            return false;
+        }
+        if next == NONE {
+            self.index.remove(hash, slot);
+            return true;
+        }
+        self.index.replace(hash, slot, next);
+        false
+    }
+
+    fn find_key(&self, stream: u32, key: Key<'_>) -> Option<u32> {
+        self.index.find(self.hash(stream, key), |slot| {
+            self.records.get(*slot).stream == stream && key_of(&self.records, &self.texts, *slot) == key
+        })
+    }
+
+    fn hash(&self, stream: u32, key: Key<'_>) -> u64 {
+        hash(&self.hasher, stream, key)
+    }
+
+    fn drop_source(&mut self, slot: u32) {
+        let record = self.records.get_mut(slot);
+        if record.seen & IS_V6 != 0 {
+            self.v6.remove(record.address as usize);
+        }
+        record.seen &= !(HAS_SOURCE | IS_V6 | u64::MAX << PORT_SHIFT);
+    }
+
+    /// Asserts what must hold across records, index, wheel and side tables.
+    pub(super) fn check(&self) {
+        let in_use = || (0..self.records.used).filter(|slot| self.records.get(*slot).stream != NONE);
+        assert_eq!(in_use().count() as u64, self.len, "records in use");
+        assert_eq!(self.wheel.check(&self.records) as u64, self.len, "every record is in the wheel");
+        let (mut texts, mut v6, mut chained, mut firsts) = (0, 0, 0, 0);
+        for slot in in_use() {
+            let record = self.records.get(slot);
+            texts += usize::from(record.seen & IS_TEXT != 0);
+            v6 += usize::from(record.seen & IS_V6 != 0);
+            let key = key_of(&self.records, &self.texts, slot);
+            let first = self.find_key(record.stream, key);
+            assert!(self.sessions(first).any(|other| other == slot), "slot {slot} is not in its client's chain");
+            if first == Some(slot) {
+                firsts += 1;
+                chained += self.sessions(first).count() as u64;
+            }
+        }
+        assert_eq!(firsts, self.index.len(), "one index entry a client and stream");
+        assert_eq!(chained, self.len, "every record is in one chain");
+        assert_eq!((texts, v6), (self.texts.len(), self.v6.len()), "side tables hold what records point to");
+    }
+
+    /// The slots of a stream's list, for checks.
+    pub(super) fn mates(&self, head: u32) -> impl Iterator<Item = u32> + '_ {
+        std::iter::successors((head != NONE).then_some(head), |slot| {
+            let behind = self.records.get(*slot).mate_behind;
+            (behind != NONE).then_some(behind)
+        })
+    }
+
+    /// Whether a subscriber is counted as stale.
+    pub(super) fn is_stale(&self, slot: u32) -> bool {
+        self.records.get(slot).seen & IS_STALE != 0
+    }
+}
+
+fn key_of<'a>(records: &Records, texts: &'a Slab<Box<str>>, slot: u32) -> Key<'a> {
+    let record = records.get(slot);
+    if record.seen & IS_TEXT == 0 { Key::Uuid(record.client) } else { Key::Text(&texts[number_of(record.client)]) }
+}
+
+fn hash_of(records: &Records, texts: &Slab<Box<str>>, hasher: &FixedState, slot: u32) -> u64 {
+    hash(hasher, records.get(slot).stream, key_of(records, texts, slot))
+}
+
+fn hash(hasher: &FixedState, stream: u32, key: Key<'_>) -> u64 {
+    let mut hasher = hasher.build_hasher();
+    hasher.write_u32(stream);
+    match key {
+        Key::Uuid(uuid) => hasher.write_u128(u128::from_le_bytes(uuid)),
+        Key::Text(text) => hasher.write(text.as_bytes()),
+    }
+    hasher.finish()
+}
+
+fn number_in(number: usize) -> [u8; 16] {
+    (number as u128).to_le_bytes()
+}
+
+const fn number_of(client: [u8; 16]) -> usize {
+    u128::from_le_bytes(client) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_canonical_uuid_is_kept_as_one() {
+        let uuid = "6f9619ff-8b86-d011-b42d-00cf4fc964ff";
+        assert_eq!(parse_uuid(uuid.as_bytes()).map(|bytes| bytes[..3].to_vec()), Some(vec![0x6f, 0x96, 0x19]));
+        for text in [&uuid.to_uppercase(), "6f9619ff08b86-d011-b42d-00cf4fc964ff", &uuid[1..], &format!("{uuid}0")] {
+            assert_eq!(parse_uuid(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_source_address_is_given_back() {
+        let mut subscribers = Subscribers::new(90_000, 7);
+        let client = ClientId::parse("zoë").unwrap();
+        for source in [None, Some("192.0.2.7:51000"), Some("[2001:db8::7]:65535"), Some("0.0.0.0:0"), None] {
+            let source = source.map(|text| text.parse().unwrap());
+            let (slot, first) = subscribers.insert(Tick(1), 3, client, 9, None, NONE);
+            assert!(first);
+            subscribers.set_source(slot, source);
+            assert_eq!(subscribers.source(slot), source);
+            subscribers.check();
+            subscribers.remove(slot, &mut slot.clone());
+            subscribers.check();
+        }
+    }
+
+    #[test]
+    fn a_handle_of_a_slot_used_again_stands_for_nobody() {
+        let mut subscribers = Subscribers::new(90_000, u64::MAX);
+        let client = ClientId::parse("a").unwrap();
+        let (slot, _) = subscribers.insert(Tick(0), 0, client, 0, None, NONE);
+        let handle = subscribers.handle(slot, 1);
+        assert_eq!(subscribers.find_handle(handle), Some(slot));
+        subscribers.remove(slot, &mut slot.clone());
+        assert_eq!(subscribers.find_handle(handle), None);
+        let (again, _) = subscribers.insert(Tick(0), 0, client, 0, None, NONE);
+        assert_eq!(again, slot);
+        assert_eq!(subscribers.find_handle(handle), None);
+        assert_eq!(subscribers.find_handle(Handle(u64::MAX)), None);
+        assert_eq!(subscribers.find_handle(Handle(0)), None);
+    }
+}
