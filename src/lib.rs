@@ -1,4 +1,5 @@
 //! lib
+pub mod client;
 pub mod engine;
 pub mod transport;
 pub mod wire;

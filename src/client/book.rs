@@ -1,0 +1,489 @@
+//! Which registrations this client keeps, and what is owed to the service for them: decisions only.
+//!
+//! It knows no transport and no clock. The [keeper](super::keeper) tells it that a slot's time has come or that the
+//! connection is new, takes [`Job`]s out and brings back what became of them; guards come and go in between. So every
+//! race between a guard and a request under way is a sequence of calls here, and tested as one.
+//!
+//! # Invariants
+//! - An entry's [`Errand`] says which queue or job holds its key. It is in exactly one, at most once, and only that one
+//!   may remove it: a key under way is never reused, and the queues are no longer than the table.
+//! - `holders` counts, for each handle, the guards that hold it: two guards of the same subscriber share a handle, and
+//!   dropping one must not unregister the other.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use slab::Slab;
+use tokio::sync::watch;
+
+use super::{ClientError, ErrorKind, Standing};
+use crate::wire::proto::{self, Code, Reply};
+
+/// Handles in one heartbeat or unregistering message: 8 KB, one step of work for a shard.
+pub(super) const MAX_HANDLES: usize = 1_000;
+/// Subscribers in one registering message: with ids of full length still a tenth of what a broker takes.
+pub(super) const MAX_SUBSCRIBERS: usize = 500;
+/// How often an unregistering is tried. After that the subscriber goes stale by itself.
+const MAX_FAREWELL_TRIES: u8 = 5;
+
+/// Who is registered: a subscriber as the service knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Who {
+    pub(super) stream_id: Arc<str>,
+    pub(super) client_id: Box<str>,
+    pub(super) source_addr: Option<SocketAddr>,
+    pub(super) session: u64,
+}
+
+impl Who {
+    pub(super) fn source_text(&self) -> String {
+        self.source_addr.map(|addr| addr.to_string()).unwrap_or_default()
+    }
+}
+
+/// One request to make.
+#[derive(Debug, PartialEq)]
+pub(super) enum Job {
+    /// `HeartbeatBatch`: entries and the handles they had.
+    Beat(Vec<(usize, u64)>),
+    /// `RegisterBatch`.
+    Register { stream_id: Arc<str>, keys: Vec<usize>, subscribers: Vec<proto::Subscriber> },
+    /// `UnregisterBatch`.
+    Leave { handles: Vec<u64>, tries: u8 },
+    /// `Unregister`, when the handle is not known.
+    LeaveByName { who: Who, tries: u8 },
+}
+
+/// What is owed to the service for a subscriber whose guard is gone.
+#[derive(Debug)]
+enum Farewell {
+    Handle { handle: u64, tries: u8 },
+    Name { who: Who, tries: u8 },
+}
+
+/// What an entry's key is under way for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Errand {
+    /// Nothing: the key is in no queue and in no job.
+    None,
+    /// A heartbeat: in `beats` or in a [`Job::Beat`].
+    Beat,
+    /// A registration: in `due` or in a [`Job::Register`].
+    Register,
+}
+
+#[derive(Debug)]
+struct Entry {
+    who: Who,
+    /// 0 while the service does not know it.
+    handle: u64,
+    errand: Errand,
+    /// It is to be registered again as soon as its errand ends.
+    owed: bool,
+    /// Its guard was dropped; whoever holds the key removes it.
+    gone: bool,
+    rounds: u64,
+    standing: watch::Sender<Standing>,
+}
+
+/// The table of registrations and the queues of what is owed.
+#[derive(Debug)]
+pub(super) struct Book {
+    entries: Slab<Entry>,
+    beats: VecDeque<usize>,
+    due: BTreeMap<Arc<str>, Vec<usize>>,
+    farewells: VecDeque<Farewell>,
+    holders: HashMap<u64, u32>,
+    leaving: usize,
+    max_registrations: usize,
+    max_farewells: usize,
+    forgotten: u64,
+    closed: bool,
+}
+
+impl Book {
+    pub(super) fn new(max_registrations: usize, max_farewells: usize) -> Self {
+        Self {
+            entries: Slab::new(),
+            beats: VecDeque::new(),
+            due: BTreeMap::new(),
+            farewells: VecDeque::new(),
+            holders: HashMap::new(),
+            leaving: 0,
+            max_registrations,
+            max_farewells,
+            forgotten: 0,
+            closed: false,
+        }
+    }
+
+    /// Refuses when a registration could not be kept: asked before the service is.
+    pub(super) fn check_room(&self) -> Result<(), ClientError> {
+        if self.closed {
+            return Err(ClientError::closed());
+        }
+        if self.entries.len() >= self.max_registrations {
+            let message = format!("this client keeps {} registrations, its limit", self.max_registrations);
+            return Err(ClientError::new(ErrorKind::Exhausted, message));
+        }
+        Ok(())
+    }
+
+    /// Keeps a subscriber that the service has just registered under `handle`.
+    pub(super) fn insert(&mut self, who: Who, handle: u64) -> Result<(usize, watch::Receiver<Standing>), ClientError> {
+        self.check_room()?;
+        let (standing, watcher) = watch::channel(Standing::Registered { round: 1 });
+        self.hold(handle);
+        let entry = Entry { who, handle, errand: Errand::None, owed: false, gone: false, rounds: 1, standing };
+        Ok((self.entries.insert(entry), watcher))
+    }
+
+    /// The guard of `key` was dropped.
+    pub(super) fn remove(&mut self, key: usize) {
+        if self.closed {
+            return;
+        }
+        let entry = &mut self.entries[key];
+        debug_assert!(!entry.gone, "registration {key} is dropped twice");
+        entry.gone = true;
+        let (handle, errand) = (std::mem::take(&mut entry.handle), entry.errand);
+        if handle != 0 {
+            self.unhold(handle);
+            self.owe(Farewell::Handle { handle, tries: 0 });
+        }
+        if errand == Errand::None {
+            self.entries.remove(key);
+        }
+    }
+
+    /// A subscriber may be registered that nobody holds: a `register` was given up before its answer came.
+    pub(super) fn leave_by_name(&mut self, who: Who) {
+        if !self.closed {
+            self.owe(Farewell::Name { who, tries: 0 });
+        }
+    }
+
+    /// The time of one of `slots` has come: those of its entries that have no errand get one.
+    ///
+    /// Keys are handed out densely, so key modulo slots spreads the entries evenly without another list to keep.
+    pub(super) fn beat(&mut self, slot: usize, slots: usize) {
+        for key in (slot..self.entries.capacity()).step_by(slots.max(1)) {
+            let Some(entry) = self.entries.get_mut(key) else { continue };
+            if entry.errand != Errand::None {
+                continue;
+            }
+            if entry.handle == 0 {
+                entry.owed = true;
+                self.settle(key);
+            } else {
+                entry.errand = Errand::Beat;
+                self.beats.push_back(key);
+            }
+        }
+    }
+
+    /// The connection is a new one: all are to be registered again.
+    pub(super) fn register_all_again(&mut self) {
+        let keys: Vec<usize> = self.entries.iter().filter(|(_, entry)| !entry.gone).map(|(key, _)| key).collect();
+        for key in keys {
+            self.entries[key].owed = true;
+            if self.entries[key].errand == Errand::None {
+                self.settle(key);
+            }
+        }
+    }
+
+    /// What to ask next: heartbeats before all, since others are waiting for nothing but time.
+    pub(super) fn next_job(&mut self) -> Option<Job> {
+        self.next_beat().or_else(|| self.next_leave()).or_else(|| self.next_register())
+    }
+
+    fn next_beat(&mut self) -> Option<Job> {
+        let mut batch = Vec::new();
+        while batch.len() < MAX_HANDLES
+            && let Some(key) = self.beats.pop_front()
+        {
+            let entry = &self.entries[key];
+            if entry.gone || entry.owed {
+                self.settle(key);
+            } else {
+                batch.push((key, entry.handle));
+            }
+        }
+        (!batch.is_empty()).then_some(Job::Beat(batch))
+    }
+
+    fn next_leave(&mut self) -> Option<Job> {
+        // One at a time until there is a full batch: what is dropped while one is under way collects behind it.
+        if self.leaving > 0 && self.farewells.len() < MAX_HANDLES {
+            return None;
+        }
+        let mut batch = Vec::new();
+        let mut most_tries = 0;
+        while batch.len() < MAX_HANDLES {
+            match self.farewells.pop_front() {
+                Some(Farewell::Handle { handle, tries }) if !self.holders.contains_key(&handle) => {
+                    most_tries = most_tries.max(tries);
+                    batch.push(handle);
+                }
+                Some(Farewell::Handle { .. }) => {}
+                Some(Farewell::Name { who, tries }) if batch.is_empty() => {
+                    self.leaving += 1;
+                    return Some(Job::LeaveByName { who, tries });
+                }
+                Some(named) => {
+                    self.farewells.push_front(named);
+                    break;
+                }
+                None => break,
+            }
+        }
+        if batch.is_empty() {
+            return None;
+        }
+        self.leaving += 1;
+        Some(Job::Leave { handles: batch, tries: most_tries })
+    }
+
+    fn next_register(&mut self) -> Option<Job> {
+        while let Some(mut stream) = self.due.first_entry() {
+            let waiting = stream.get_mut();
+            let chosen = waiting.split_off(waiting.len().saturating_sub(MAX_SUBSCRIBERS));
+            let stream_id = stream.key().clone();
+            if stream.get().is_empty() {
+                stream.remove();
+            }
+            let (mut keys, mut subscribers) = (Vec::with_capacity(chosen.len()), Vec::with_capacity(chosen.len()));
+            for key in chosen {
+                let entry = &mut self.entries[key];
+                entry.owed = false;
+                if entry.gone {
+                    self.settle(key);
+                    continue;
+                }
+                keys.push(key);
+                subscribers.push(proto::Subscriber {
+                    client_id: entry.who.client_id.to_string(),
+                    source_addr: entry.who.source_text(),
+                    session: entry.who.session,
+                });
+            }
+            if !keys.is_empty() {
+                return Some(Job::Register { stream_id, keys, subscribers });
+            }
+        }
+        None
+    }
+
+    /// What became of a job. False when it failed as a whole and what it owed is queued again: better wait a little.
+    #[must_use]
+    pub(super) fn finished(&mut self, job: Job, answer: Result<Reply, ClientError>) -> bool {
+        match job {
+            Job::Beat(batch) => self.beaten(&batch, answer),
+            Job::Register { keys, .. } => self.registered(&keys, answer),
+            Job::Leave { handles, tries } => {
+                self.leaving -= 1;
+                let left = placed(&answer);
+                if !left && tries < MAX_FAREWELL_TRIES {
+                    handles.into_iter().for_each(|handle| self.owe(Farewell::Handle { handle, tries: tries + 1 }));
+                }
+                left
+            }
+            Job::LeaveByName { who, tries } => {
+                self.leaving -= 1;
+                let left = placed(&answer);
+                if !left && tries < MAX_FAREWELL_TRIES {
+                    self.owe(Farewell::Name { who, tries: tries + 1 });
+                }
+                left
+            }
+        }
+    }
+
+    fn beaten(&mut self, batch: &[(usize, u64)], answer: Result<Reply, ClientError>) -> bool {
+        let reply = match answer {
+            Ok(reply) if matches!(reply.code(), Code::Ok | Code::UnknownSubscriber) => reply,
+            _ => {
+                for &(key, _) in batch {
+                    if self.entries[key].gone || self.entries[key].owed || self.closed {
+                        self.settle(key);
+                    } else {
+                        self.beats.push_back(key);
+                    }
+                }
+                return false;
+            }
+        };
+        let unknown: std::collections::HashSet<u64> = reply.unknown_handle.into_iter().collect();
+        for &(key, handle) in batch {
+            if unknown.contains(&handle) && !self.entries[key].gone {
+                self.lose(key, Code::UnknownSubscriber);
+                self.entries[key].owed = true;
+            }
+            self.settle(key);
+        }
+        true
+    }
+
+    fn registered(&mut self, keys: &[usize], answer: Result<Reply, ClientError>) -> bool {
+        match answer {
+            Ok(reply) if reply.handles.len() == keys.len() => {
+                for (&key, &handle) in keys.iter().zip(&reply.handles) {
+                    if handle == 0 {
+                        self.lose(key, reply.code());
+                    } else {
+                        self.renew(key, handle);
+                    }
+                    self.settle(key);
+                }
+                true
+            }
+            Ok(reply) if !matches!(reply.code(), Code::Ok | Code::Unavailable) => {
+                for &key in keys {
+                    self.lose(key, reply.code());
+                    self.settle(key);
+                }
+                true
+            }
+            Ok(_) | Err(_) => {
+                // Nobody knows what the service did with it.
+                for &key in keys {
+                    let entry = &mut self.entries[key];
+                    if entry.gone {
+                        let who = entry.who.clone();
+                        self.owe(Farewell::Name { who, tries: 0 });
+                    } else {
+                        entry.owed = true;
+                    }
+                    self.settle(key);
+                }
+                false
+            }
+        }
+    }
+
+    /// The service has registered `key` again, under a handle that replaces the old one.
+    fn renew(&mut self, key: usize, handle: u64) {
+        let entry = &mut self.entries[key];
+        if entry.gone {
+            // Its guard was dropped meanwhile, and its farewell may have been handled before the registration was.
+            self.owe(Farewell::Handle { handle, tries: 0 });
+            return;
+        }
+        let old = std::mem::replace(&mut entry.handle, handle);
+        entry.rounds += 1;
+        let round = entry.rounds;
+        entry.standing.send_replace(Standing::Registered { round });
+        self.hold(handle);
+        if old != 0 {
+            self.unhold(old);
+        }
+    }
+
+    /// The service does not know `key` (any more).
+    fn lose(&mut self, key: usize, code: Code) {
+        let entry = &mut self.entries[key];
+        if entry.gone {
+            return;
+        }
+        let handle = std::mem::take(&mut entry.handle);
+        entry
+            .standing
+            .send_if_modified(|standing| std::mem::replace(standing, Standing::Lost(code)) != Standing::Lost(code));
+        if handle != 0 {
+            self.unhold(handle);
+        }
+    }
+
+    /// The errand of `key` has ended, or it had none: remove it, queue what it is owed, or let it rest.
+    fn settle(&mut self, key: usize) {
+        let entry = &mut self.entries[key];
+        if entry.gone || self.closed {
+            self.entries.remove(key);
+        } else if entry.owed {
+            entry.errand = Errand::Register;
+            let stream_id = entry.who.stream_id.clone();
+            self.due.entry(stream_id).or_default().push(key);
+        } else {
+            entry.errand = Errand::None;
+        }
+    }
+
+    fn owe(&mut self, farewell: Farewell) {
+        if self.farewells.len() < self.max_farewells {
+            self.farewells.push_back(farewell);
+            return;
+        }
+        self.forgotten += 1;
+        metrics::counter!("client_unregisters_forgotten_total").increment(1);
+        if self.forgotten.is_power_of_two() {
+            let forgotten = self.forgotten;
+            tracing::warn!(forgotten, "too many to unregister at once; the service will notice when they go stale");
+        }
+    }
+
+    fn hold(&mut self, handle: u64) {
+        *self.holders.entry(handle).or_default() += 1;
+    }
+
+    fn unhold(&mut self, handle: u64) {
+        if let std::collections::hash_map::Entry::Occupied(mut holders) = self.holders.entry(handle) {
+            *holders.get_mut() -= 1;
+            if *holders.get() == 0 {
+                holders.remove();
+            }
+        }
+    }
+
+    /// Takes nothing more and unregisters all. The guards that are left no longer matter.
+    pub(super) fn close(&mut self) {
+        if self.closed {
+            return;
+        }
+        // The farewells of one closing are as many as the entries, which are bounded: none is forgotten here.
+        self.max_farewells = usize::MAX;
+        let queued: Vec<usize> =
+            self.beats.drain(..).chain(std::mem::take(&mut self.due).into_values().flatten()).collect();
+        for key in queued {
+            self.entries[key].errand = Errand::None;
+        }
+        let keys: Vec<usize> = self.entries.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            let entry = &self.entries[key];
+            if !entry.gone {
+                entry.standing.send_replace(Standing::Closed);
+                self.remove(key);
+            } else if entry.errand == Errand::None {
+                self.entries.remove(key);
+            }
+        }
+        self.closed = true;
+    }
+
+    /// Whether [`Self::close`] was called.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Whether a closed book has nothing left to unregister, jobs under way aside.
+    pub(super) fn is_done(&self) -> bool {
+        self.closed && self.farewells.is_empty()
+    }
+
+    /// How many guards are kept, those included that are gone and under way.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+}
+
+/// Whether an unregistering has been taken: an answer other than `UNAVAILABLE`, which says that it was not looked at.
+fn placed(answer: &Result<Reply, ClientError>) -> bool {
+    matches!(answer, Ok(reply) if reply.code() != Code::Unavailable)
+}
+
+#[cfg(test)]
+#[path = "book_tests.rs"]
+mod tests;

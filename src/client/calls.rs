@@ -1,0 +1,357 @@
+//! Commands and queries: one request each, tried again for as long as nothing answers it.
+
+use std::{future::IntoFuture, time::Duration};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use prost::Message as _;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{Client, ClientError, ErrorKind, core::Core, random};
+use crate::wire::{
+    StreamId,
+    proto::{
+        self, Code, OrchestratorConfig, QueryReply, Reply, StateUpdate, Stats, orchestrator_command as wire_command,
+    },
+    subject,
+};
+
+/// Pause before a request that nobody answered is sent again, plus up to as much again: long enough not to be a
+/// load on a service that starts, short against the budget of a call.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a stream can be told.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// Creates the stream with this configuration, or begins again one that stopped or finished.
+    Start(Option<OrchestratorConfig>),
+    /// Stops from any mode.
+    Stop,
+    /// Holds the position.
+    Pause,
+    /// Goes on from where it was paused.
+    Resume,
+    /// Jumps to the start of a scene.
+    ForceScene {
+        /// Its name.
+        scene_name: String,
+    },
+    /// Jumps to the next scene, or finishes after the last.
+    SkipScene,
+    /// Jumps to the start of the scene before.
+    PreviousScene,
+    /// Jumps to a position.
+    Seek {
+        /// Where on the timeline, ms.
+        position_ms: u64,
+    },
+    /// Lengthens or shortens the current scene, for this pass.
+    AdjustScene {
+        /// By how much, ms.
+        delta_ms: i64,
+    },
+    /// Notes what the broadcast itself says of its state.
+    UpdateStreamStatus {
+        /// Whether it is on air.
+        is_streaming: bool,
+        /// For how long, ms.
+        stream_time: u64,
+        /// Its timecode.
+        timecode: String,
+    },
+    /// Replaces the configuration without a restart.
+    Reconfigure(OrchestratorConfig),
+    /// Back to position 0, as if just created.
+    Reset,
+    /// Ends the stream for good.
+    Remove,
+}
+
+impl Command {
+    fn addressed(self, stream_id: String) -> wire_command::Command {
+        use wire_command::Command as Wire;
+        match self {
+            Self::Start(config) => Wire::Start(proto::Start { stream_id, config }),
+            Self::Stop => Wire::Stop(proto::Stop { stream_id }),
+            Self::Pause => Wire::Pause(proto::Pause { stream_id }),
+            Self::Resume => Wire::Resume(proto::Resume { stream_id }),
+            Self::ForceScene { scene_name } => Wire::ForceScene(proto::ForceScene { stream_id, scene_name }),
+            Self::SkipScene => Wire::SkipScene(proto::SkipScene { stream_id }),
+            Self::PreviousScene => Wire::PreviousScene(proto::PreviousScene { stream_id }),
+            Self::Seek { position_ms } => Wire::Seek(proto::Seek { stream_id, position_ms }),
+            Self::AdjustScene { delta_ms } => Wire::AdjustScene(proto::AdjustScene { stream_id, delta_ms }),
+            Self::UpdateStreamStatus { is_streaming, stream_time, timecode } => {
+                Wire::UpdateStreamStatus(proto::UpdateStreamStatus { stream_id, is_streaming, stream_time, timecode })
+            }
+            Self::Reconfigure(config) => Wire::Reconfigure(proto::Reconfigure { stream_id, config: Some(config) }),
+            Self::Reset => Wire::Reset(proto::Reset { stream_id }),
+            Self::Remove => Wire::Remove(proto::Remove { stream_id }),
+        }
+    }
+}
+
+/// A command that was executed, or had been when it was sent before.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Accepted {
+    /// The stream.
+    pub stream_id: String,
+    /// Its revision after the command.
+    pub revision: u64,
+    /// Its state after the command.
+    pub state: Option<StateUpdate>,
+}
+
+/// A command about to be sent: add what it should carry, then `.await` it.
+///
+/// Nothing happens before that. Without [`request_id`](Self::request_id) one is made up, so that the attempts of one
+/// call are executed once.
+#[must_use = "a command is sent when it is awaited"]
+#[derive(Debug)]
+pub struct Call<'a> {
+    client: &'a Client,
+    stream_id: String,
+    command: Command,
+    request_id: Option<String>,
+    expected_revision: Option<u64>,
+}
+
+impl Call<'_> {
+    /// Makes a repeat of this command within two minutes get the first one's answer.
+    pub fn request_id(mut self, request_id: impl Into<String>) -> Self {
+        self.request_id = Some(request_id.into());
+        self
+    }
+
+    /// Refuses the command with `CONFLICT` if the stream has another revision by then.
+    pub fn expected_revision(mut self, revision: u64) -> Self {
+        self.expected_revision = Some(revision);
+        self
+    }
+
+    async fn send(self) -> Result<Accepted, ClientError> {
+        StreamId::parse(&self.stream_id).map_err(|error| ClientError::invalid(error.to_string()))?;
+        let command = proto::OrchestratorCommand {
+            command: Some(self.command.addressed(self.stream_id)),
+            request_id: self.request_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
+            expected_revision: self.expected_revision,
+        };
+        let reply = self.client.core().ask_until_answered(subject::COMMAND, command.encode_to_vec()).await?;
+        let Reply { stream_id, revision, state, .. } = accepted(decode_reply(reply)?)?;
+        Ok(Accepted { stream_id, revision, state })
+    }
+}
+
+impl<'a> IntoFuture for Call<'a> {
+    type Output = Result<Accepted, ClientError>;
+    type IntoFuture = BoxFuture<'a, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.send())
+    }
+}
+
+/// One page of [`Client::list_streams`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page {
+    /// The streams' states.
+    pub streams: Vec<StateUpdate>,
+    /// What to ask the next page with; `None` at the end.
+    pub cursor: Option<String>,
+}
+
+impl Client {
+    /// Sends any command. The methods below are the same for one command each.
+    pub fn command(&self, stream_id: &str, command: Command) -> Call<'_> {
+        Call { client: self, stream_id: stream_id.to_owned(), command, request_id: None, expected_revision: None }
+    }
+
+    /// [`Command::Start`]: with a configuration if the stream may have to be created.
+    pub fn start(&self, stream_id: &str, config: impl Into<Option<OrchestratorConfig>>) -> Call<'_> {
+        self.command(stream_id, Command::Start(config.into()))
+    }
+
+    /// [`Command::Stop`].
+    pub fn stop(&self, stream_id: &str) -> Call<'_> {
+        self.command(stream_id, Command::Stop)
+    }
+
+    /// [`Command::Pause`].
+    pub fn pause(&self, stream_id: &str) -> Call<'_> {
+        self.command(stream_id, Command::Pause)
+    }
+
+    /// [`Command::Resume`].
+    pub fn resume(&self, stream_id: &str) -> Call<'_> {
+        self.command(stream_id, Command::Resume)
+    }
+
+    /// [`Command::ForceScene`].
+    pub fn force_scene(&self, stream_id: &str, scene_name: impl Into<String>) -> Call<'_> {
+        self.command(stream_id, Command::ForceScene { scene_name: scene_name.into() })
+    }
+
+    /// [`Command::SkipScene`].
+    pub fn skip_scene(&self, stream_id: &str) -> Call<'_> {
+        self.command(stream_id, Command::SkipScene)
+    }
+
+    /// [`Command::PreviousScene`].
+    pub fn previous_scene(&self, stream_id: &str) -> Call<'_> {
+        self.command(stream_id, Command::PreviousScene)
+    }
+
+    /// [`Command::Seek`].
+    pub fn seek(&self, stream_id: &str, position_ms: u64) -> Call<'_> {
+        self.command(stream_id, Command::Seek { position_ms })
+    }
+
+    /// [`Command::AdjustScene`].
+    pub fn adjust_scene(&self, stream_id: &str, delta_ms: i64) -> Call<'_> {
+        self.command(stream_id, Command::AdjustScene { delta_ms })
+    }
+
+    /// [`Command::UpdateStreamStatus`].
+    pub fn update_stream_status(
+        &self,
+        stream_id: &str,
+        is_streaming: bool,
+        stream_time: u64,
+        timecode: impl Into<String>,
+    ) -> Call<'_> {
+        let timecode = timecode.into();
+        self.command(stream_id, Command::UpdateStreamStatus { is_streaming, stream_time, timecode })
+    }
+
+    /// [`Command::Reconfigure`].
+    pub fn reconfigure(&self, stream_id: &str, config: OrchestratorConfig) -> Call<'_> {
+        self.command(stream_id, Command::Reconfigure(config))
+    }
+
+    /// [`Command::Reset`].
+    pub fn reset(&self, stream_id: &str) -> Call<'_> {
+        self.command(stream_id, Command::Reset)
+    }
+
+    /// [`Command::Remove`].
+    pub fn remove(&self, stream_id: &str) -> Call<'_> {
+        self.command(stream_id, Command::Remove)
+    }
+
+    /// The state of one stream.
+    ///
+    /// # Errors
+    /// `STREAM_NOT_FOUND` among others.
+    pub async fn get_state(&self, stream_id: &str) -> Result<StateUpdate, ClientError> {
+        StreamId::parse(stream_id).map_err(|error| ClientError::invalid(error.to_string()))?;
+        let query = proto::query::Query::GetState(proto::GetState { stream_id: stream_id.to_owned() });
+        let reply = self.query(query).await?;
+        reply.state.into_iter().next().ok_or_else(|| ClientError::undecodable("a state is missing"))
+    }
+
+    /// One page of all streams: at most `limit` (0: the default of 100; at most 1,000), from where `cursor` points.
+    ///
+    /// # Errors
+    /// When nothing answers, or the service refuses the limit or the cursor.
+    pub async fn list_streams(&self, limit: u32, cursor: Option<&str>) -> Result<Page, ClientError> {
+        let cursor = cursor.unwrap_or_default().to_owned();
+        let reply = self.query(proto::query::Query::ListStreams(proto::ListStreams { limit, cursor })).await?;
+        let cursor = Some(reply.cursor).filter(|cursor| !cursor.is_empty());
+        Ok(Page { streams: reply.state, cursor })
+    }
+
+    /// Counts of subscribers and streams: of one stream, or of the whole service.
+    ///
+    /// # Errors
+    /// `STREAM_NOT_FOUND` among others.
+    pub async fn stats(&self, stream_id: Option<&str>) -> Result<Stats, ClientError> {
+        if let Some(stream_id) = stream_id {
+            StreamId::parse(stream_id).map_err(|error| ClientError::invalid(error.to_string()))?;
+        }
+        let stream_id = stream_id.unwrap_or_default().to_owned();
+        let reply = self.query(proto::query::Query::GetStats(proto::GetStats { stream_id })).await?;
+        reply.stats.ok_or_else(|| ClientError::undecodable("the stats are missing"))
+    }
+
+    async fn query(&self, query: proto::query::Query) -> Result<QueryReply, ClientError> {
+        let payload = proto::Query { query: Some(query) }.encode_to_vec();
+        let reply = self.core().ask_until_answered(subject::QUERY, payload).await?;
+        let reply = QueryReply::decode(reply).map_err(ClientError::undecodable)?;
+        match code(reply.code)? {
+            Code::Ok => Ok(reply),
+            code => {
+                Err(ClientError::rejected(code, Reply { code: reply.code, message: reply.message, ..Reply::default() }))
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Sends a request until it is answered, at most for the budget of a call.
+    ///
+    /// The same bytes each time, and with them the same request id: if only the answer was lost, the service gives it
+    /// again instead of executing twice. What the service itself refuses is not tried again, `UNAVAILABLE` included:
+    /// an overloaded service is not helped by more of the same.
+    pub(super) async fn ask_until_answered(
+        &self,
+        subject: &'static str,
+        payload: Vec<u8>,
+    ) -> Result<Bytes, ClientError> {
+        let payload = Bytes::from(payload);
+        let until = Instant::now() + self.options.total_timeout;
+        loop {
+            let error = match self.ask(subject, payload.clone(), until).await {
+                Err(error) if error.is_unanswered() => error,
+                done => return done,
+            };
+            let pause = RETRY_PAUSE + random::up_to(RETRY_PAUSE);
+            if Instant::now() + pause >= until {
+                return Err(error);
+            }
+            tracing::debug!(subject, %error, "nothing answered, trying again");
+            sleep(pause).await;
+        }
+    }
+
+    /// One attempt, at most for the timeout of an attempt and not past `until`.
+    pub(super) async fn ask(
+        &self,
+        subject: &'static str,
+        payload: Bytes,
+        until: Instant,
+    ) -> Result<Bytes, ClientError> {
+        self.fits(payload.len())?;
+        let timeout = self.options.attempt_timeout.min(until.saturating_duration_since(Instant::now()));
+        // The transport keeps the timeout itself; a little later, so do we: a call must end whatever is beneath it.
+        let hard_end = Instant::now() + timeout + Duration::from_millis(100);
+        match timeout_at(hard_end, self.transport.request(subject, payload, timeout)).await {
+            Ok(answer) => Ok(answer?.payload),
+            Err(_) => Err(ClientError::new(ErrorKind::Timeout, format!("no answer within {timeout:?}"))),
+        }
+    }
+
+    fn fits(&self, bytes: usize) -> Result<(), ClientError> {
+        let limit = self.transport.max_payload();
+        if bytes > limit {
+            return Err(ClientError::invalid(format!("a message of {bytes} bytes is over the limit of {limit}")));
+        }
+        Ok(())
+    }
+}
+
+/// Decodes a `Reply`, whatever its code.
+pub(super) fn decode_reply(bytes: Bytes) -> Result<Reply, ClientError> {
+    Reply::decode(bytes).map_err(ClientError::undecodable)
+}
+
+/// A reply whose code is `OK`.
+pub(super) fn accepted(reply: Reply) -> Result<Reply, ClientError> {
+    match code(reply.code)? {
+        Code::Ok => Ok(reply),
+        code => Err(ClientError::rejected(code, reply)),
+    }
+}
+
+/// A code this version knows.
+pub(super) fn code(number: i32) -> Result<Code, ClientError> {
+    Code::try_from(number).map_err(|_| ClientError::undecodable(format_args!("unknown code {number}")))
+}

@@ -1,0 +1,74 @@
+//! What all clones of a client, its registrations and its background task share.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, watch};
+
+use super::{ClientOptions, book::Book, keeper};
+use crate::transport::Transport;
+
+/// The shared part. The background task holds it too, so it says nothing about whether anybody is left.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) options: ClientOptions,
+    book: Mutex<Book>,
+    /// Tells the background task that the book has something new for it.
+    pub(super) wake: Notify,
+    /// True when the background task has ended.
+    pub(super) ended: watch::Sender<bool>,
+}
+
+impl Core {
+    /// The book. Held for a look or a change, never across an await.
+    pub(super) fn book(&self) -> MutexGuard<'_, Book> {
+        // A panic in one holder is a bug there; the others' registrations must not fall with it.
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Unregisters all and lets the background task end.
+    pub(super) fn close(&self) {
+        self.book().close();
+        self.wake.notify_one();
+    }
+}
+
+/// What clients and registrations hold; with the last of them the background task ends.
+#[derive(Debug)]
+pub(super) struct Lease(Arc<Core>);
+
+impl Lease {
+    /// Starts the background task.
+    pub(super) fn start(transport: Arc<dyn Transport>, options: ClientOptions) -> Self {
+        let book = Mutex::new(Book::new(options.max_registrations, options.max_unregisters));
+        let core = Arc::new(Core { transport, options, book, wake: Notify::new(), ended: watch::Sender::new(false) });
+        let ending = Ending(Arc::clone(&core));
+        tokio::spawn(async move {
+            keeper::run(Arc::clone(&ending.0)).await;
+        });
+        Self(core)
+    }
+}
+
+impl std::ops::Deref for Lease {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        &self.0
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Says that the background task has ended, also when its runtime or a panic ended it.
+struct Ending(Arc<Core>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.ended.send_replace(true);
+    }
+}

@@ -1,0 +1,106 @@
+//! Why a call did not succeed: one type with a kind, whoever said no.
+
+use crate::{
+    transport::TransportError,
+    wire::proto::{Code, Reply},
+};
+
+/// A call that did not succeed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct ClientError {
+    kind: ErrorKind,
+    message: String,
+    /// Boxed, so that a `Result` stays small: most have none.
+    reply: Option<Box<Reply>>,
+}
+
+/// What kind of failure it was, and with it whether anything may have been executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The service refused; nothing changed.
+    Rejected(Code),
+    /// Refused here before anything was sent: an id or a size that the service would refuse too.
+    InvalidArgument,
+    /// Refused here before anything was sent: a local table is full.
+    Exhausted,
+    /// No answer came within the budget. Whether it was executed is unknown; the same request id may be sent again.
+    Timeout,
+    /// The broker is away, or no service listens.
+    Unavailable,
+    /// An answer came that does not decode.
+    Undecodable,
+    /// The client or its transport was closed.
+    Closed,
+}
+
+impl ClientError {
+    pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), reply: None }
+    }
+
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::InvalidArgument, message)
+    }
+
+    pub(super) fn undecodable(what: impl std::fmt::Display) -> Self {
+        Self::new(ErrorKind::Undecodable, format!("the answer does not decode: {what}"))
+    }
+
+    pub(super) fn closed() -> Self {
+        Self::new(ErrorKind::Closed, "the client is closed")
+    }
+
+    /// A reply whose code is not `OK`.
+    pub(super) fn rejected(code: Code, reply: Reply) -> Self {
+        let message = if reply.message.is_empty() { code.as_str_name().to_owned() } else { reply.message.clone() };
+        Self { kind: ErrorKind::Rejected(code), message, reply: Some(Box::new(reply)) }
+    }
+
+    /// What kind of failure it was.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// The wire's code for it, so that a gateway has one table for everything that can go wrong.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self.kind {
+            ErrorKind::Rejected(code) => code,
+            ErrorKind::InvalidArgument => Code::InvalidArgument,
+            ErrorKind::Exhausted => Code::ResourceExhausted,
+            ErrorKind::Undecodable => Code::Undecodable,
+            ErrorKind::Timeout | ErrorKind::Unavailable | ErrorKind::Closed => Code::Unavailable,
+        }
+    }
+
+    /// What was wrong, in words that name the field and the limit.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The service's reply to a command or a registration that it refused, with the revision the stream has.
+    #[must_use]
+    pub fn reply(&self) -> Option<&Reply> {
+        self.reply.as_deref()
+    }
+
+    /// True when another attempt of the same request may succeed: nothing answered it.
+    pub(super) fn is_unanswered(&self) -> bool {
+        matches!(self.kind, ErrorKind::Timeout | ErrorKind::Unavailable)
+    }
+}
+
+impl From<TransportError> for ClientError {
+    fn from(error: TransportError) -> Self {
+        let kind = match error {
+            TransportError::Disconnected | TransportError::NoResponders(_) => ErrorKind::Unavailable,
+            TransportError::Timeout(_) => ErrorKind::Timeout,
+            TransportError::Closed => ErrorKind::Closed,
+            TransportError::TooLarge { .. } | TransportError::Refused(_) => ErrorKind::InvalidArgument,
+        };
+        Self::new(kind, error.to_string())
+    }
+}

@@ -1,0 +1,173 @@
+//! The client's one background task: it keeps all registrations alive with as few messages as possible.
+//!
+//! What is owed is decided in the [book](super::book); here are the timer, the requests and the end. The heartbeat
+//! interval is cut into slots, and each registration beats in its own: a gateway's viewers never beat all at once, and
+//! those of one slot share a message. Requests run a few at a time; whatever is not asked yet waits in the book.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use prost::Message as _;
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
+};
+
+use super::{ClientError, book::Job, calls::decode_reply, core::Core, random};
+use crate::{
+    transport::Connection,
+    wire::{
+        proto::{self, Reply, subscription_command::Command},
+        subject,
+    },
+};
+
+/// Into how many slots the heartbeat interval is cut, at most: half a second each for 30 s.
+const MAX_SLOTS: u32 = 64;
+/// A slot shorter than this would only cost wake-ups.
+const MIN_SLOT: Duration = Duration::from_millis(10);
+/// Requests under way at once: enough to hide the round trip, few enough to be no burst.
+const MAX_JOBS: usize = 16;
+/// How long after a failed request the next is made, plus up to as much again.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// Runs until the book is closed and what it owes is paid, or the time for that is over.
+pub(super) async fn run(core: Arc<Core>) {
+    let mut keeper = Keeper::new(core);
+    keeper.run().await;
+}
+
+struct Keeper {
+    core: Arc<Core>,
+    jobs: FuturesUnordered<BoxFuture<'static, (Job, Result<Reply, ClientError>)>>,
+    connection: watch::Receiver<Connection>,
+    seen: Connection,
+    slots: u32,
+    slot: u32,
+    paused_until: Instant,
+    closing_until: Option<Instant>,
+}
+
+impl Keeper {
+    fn new(core: Arc<Core>) -> Self {
+        let mut connection = core.transport.connection();
+        let seen = *connection.borrow_and_update();
+        let fitting = core.options.heartbeat_interval.as_nanos() / MIN_SLOT.as_nanos();
+        let slots = u32::try_from(fitting).unwrap_or(MAX_SLOTS).clamp(1, MAX_SLOTS);
+        let now = Instant::now();
+        Self {
+            core,
+            jobs: FuturesUnordered::new(),
+            connection,
+            seen,
+            slots,
+            slot: 0,
+            paused_until: now,
+            closing_until: None,
+        }
+    }
+
+    async fn run(&mut self) {
+        let slot = (self.core.options.heartbeat_interval / self.slots).max(Duration::from_millis(1));
+        let mut slots = interval_at(Instant::now() + random::up_to(slot), slot);
+        slots.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watched = true;
+        while !self.is_over() {
+            self.start_jobs();
+            let paused = self.paused_until > Instant::now();
+            tokio::select! {
+                Some((job, answer)) = self.jobs.next(), if !self.jobs.is_empty() => self.finish(job, answer),
+                () = self.core.wake.notified() => {}
+                _ = slots.tick() => self.beat(),
+                changed = self.connection.changed(), if watched => {
+                    watched = changed.is_ok();
+                    self.look_at_connection();
+                }
+                () = sleep_until(self.paused_until), if paused => {}
+                () = sleep_until(self.closing_until.unwrap_or_else(Instant::now)), if self.closing_until.is_some() => {}
+            }
+        }
+    }
+
+    fn beat(&mut self) {
+        self.core.book().beat(self.slot as usize, self.slots as usize);
+        self.slot = (self.slot + 1) % self.slots;
+    }
+
+    /// A new generation means that the service may have been told nothing, or be another one: register all again.
+    fn look_at_connection(&mut self) {
+        let now = *self.connection.borrow_and_update();
+        if now.connected && now.generation != self.seen.generation {
+            let mut book = self.core.book();
+            tracing::info!(registrations = book.len(), "connected again, registering again");
+            book.register_all_again();
+            // All clients of a broker see it come back at the same moment.
+            self.paused_until = Instant::now() + random::up_to(RETRY_PAUSE / 2);
+        }
+        self.seen = if now.connected { now } else { Connection { connected: false, ..self.seen } };
+    }
+
+    fn start_jobs(&mut self) {
+        if !self.seen.connected || self.paused_until > Instant::now() {
+            return;
+        }
+        while self.jobs.len() < MAX_JOBS {
+            let Some(job) = self.core.book().next_job() else { break };
+            let core = Arc::clone(&self.core);
+            self.jobs.push(Box::pin(async move {
+                let answer = core.ask_about(&job).await;
+                (job, answer)
+            }));
+        }
+    }
+
+    fn finish(&mut self, job: Job, answer: Result<Reply, ClientError>) {
+        match &answer {
+            Ok(reply) => tracing::trace!(?job, code = reply.code().as_str_name(), "asked"),
+            Err(error) => tracing::debug!(%error, "a heartbeat, registration or unregistering failed; trying again"),
+        }
+        if !self.core.book().finished(job, answer) {
+            self.paused_until = Instant::now() + RETRY_PAUSE + random::up_to(RETRY_PAUSE);
+        }
+    }
+
+    fn is_over(&mut self) -> bool {
+        let (closed, done) = {
+            let book = self.core.book();
+            (book.is_closed(), book.is_done())
+        };
+        if !closed {
+            return false;
+        }
+        let until = *self.closing_until.get_or_insert_with(|| Instant::now() + self.core.options.close_timeout);
+        // Without a connection there is nobody to say goodbye to: the service notices by itself.
+        done && self.jobs.is_empty() || Instant::now() >= until || !self.seen.connected
+    }
+}
+
+impl Core {
+    async fn ask_about(&self, job: &Job) -> Result<Reply, ClientError> {
+        let command = match job {
+            Job::Beat(batch) => Command::HeartbeatBatch(proto::HeartbeatBatch {
+                handle: batch.iter().map(|&(_, handle)| handle).collect(),
+                ..proto::HeartbeatBatch::default()
+            }),
+            Job::Register { stream_id, subscribers, .. } => Command::RegisterBatch(proto::RegisterBatch {
+                stream_id: stream_id.to_string(),
+                subscriber: subscribers.clone(),
+            }),
+            Job::Leave { handles, .. } => Command::UnregisterBatch(proto::UnregisterBatch {
+                handle: handles.clone(),
+                ..proto::UnregisterBatch::default()
+            }),
+            Job::LeaveByName { who, .. } => Command::Unregister(proto::Unregister {
+                stream_id: who.stream_id.to_string(),
+                client_id: who.client_id.to_string(),
+                session: who.session,
+            }),
+        };
+        let payload = proto::SubscriptionCommand { command: Some(command) }.encode_to_vec();
+        let until = Instant::now() + self.options.attempt_timeout;
+        decode_reply(self.ask(subject::SUBSCRIPTION, payload.into(), until).await?)
+    }
+}

@@ -1,0 +1,150 @@
+//! What a gateway calls: typed commands and queries, registrations that keep themselves alive, streams of updates.
+//!
+//! Everything goes over a [`Transport`], to a service in another process or in this one: the client cannot tell. It
+//! keeps no state of streams, and knows neither HTTP nor who its viewers are.
+//!
+//! ```no_run
+//! # use orchestrator_service::client::{Client, ClientError, ClientOptions};
+//! # use orchestrator_service::transport::Transport;
+//! # async fn watch(transport: std::sync::Arc<dyn Transport>) -> Result<(), ClientError> {
+//! let client = Client::new(transport, ClientOptions::default());
+//! // Subscribe first, then register: what is published in between is in one of the two.
+//! let mut updates = client.updates("morning-show").await?;
+//! let viewer = client.register("morning-show", "viewer-7", None, 0).await?;
+//! updates.seed(viewer.state());
+//! println!("now: {:?}", viewer.state().current_scene);
+//! client.skip_scene("morning-show").expected_revision(viewer.state().revision).await?;
+//! while let Some(update) = updates.next().await {
+//!     println!("then: {:?}", update.current_scene);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | file | holds |
+//! |---|---|
+//! | `calls` | commands and queries |
+//! | `registration` | the guard of a subscriber |
+//! | `book` | which registrations there are and what is owed for them: pure |
+//! | `keeper` | the background task that pays it |
+//! | `updates` | updates without old ones |
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+
+pub use self::{
+    calls::{Accepted, Call, Command, Page},
+    error::{ClientError, ErrorKind},
+    registration::{Registration, Standing},
+    updates::{Floor, UpdateStream},
+};
+pub use crate::{
+    transport::Connection,
+    wire::{ClientId, StreamId, json, proto},
+};
+
+use self::core::{Core, Lease};
+use crate::{transport::Transport, wire::subject};
+
+mod book;
+mod calls;
+mod core;
+mod error;
+mod keeper;
+mod random;
+mod registration;
+mod updates;
+
+/// How a client behaves. The defaults fit the service's.
+#[derive(Debug, Clone)]
+pub struct ClientOptions {
+    /// How often each registration is confirmed: a third of the time after which the service takes it for stale.
+    pub heartbeat_interval: Duration,
+    /// How long one attempt of a request waits for its answer.
+    pub attempt_timeout: Duration,
+    /// How long a call takes at most, all attempts together.
+    pub total_timeout: Duration,
+    /// How long unregistering all may take at the end.
+    pub close_timeout: Duration,
+    /// How many registrations are kept at most; more are refused.
+    pub max_registrations: usize,
+    /// How many unregisterings wait at most while the service is not reached; it finds out about more by staleness.
+    pub max_unregisters: usize,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self {
+            heartbeat_interval: Duration::from_secs(30),
+            attempt_timeout: Duration::from_secs(2),
+            total_timeout: Duration::from_secs(5),
+            close_timeout: Duration::from_secs(2),
+            max_registrations: 1_000_000,
+            max_unregisters: 100_000,
+        }
+    }
+}
+
+/// A client of the orchestrator service, cheap to clone. Clones share one background task and its registrations.
+#[derive(Debug, Clone)]
+pub struct Client {
+    lease: Arc<Lease>,
+}
+
+impl Client {
+    /// A client over `transport`. It starts one background task, which ends with the last clone and registration.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn new(transport: Arc<dyn Transport>, options: ClientOptions) -> Self {
+        Self { lease: Arc::new(Lease::start(transport, options)) }
+    }
+
+    /// The updates of a stream from now on, whether the stream exists or not. One message each on the broker's side:
+    /// share it among viewers.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for an id that cannot be, `UNAVAILABLE` when the broker is away.
+    pub async fn updates(&self, stream_id: &str) -> Result<UpdateStream, ClientError> {
+        let id = StreamId::parse(stream_id).map_err(|error| ClientError::invalid(error.to_string()))?;
+        let subject = subject::updates(id);
+        let timeout = self.core().options.total_timeout;
+        let subscription = tokio::time::timeout(timeout, self.core().transport.subscribe(subject.as_str(), None))
+            .await
+            .map_err(|_| ClientError::new(ErrorKind::Timeout, format!("not subscribed within {timeout:?}")))??;
+        Ok(UpdateStream::new(subscription, stream_id.to_owned()))
+    }
+
+    /// The connection to the broker: a new generation means that updates may have been missed.
+    #[must_use]
+    pub fn connection(&self) -> watch::Receiver<Connection> {
+        self.core().transport.connection()
+    }
+
+    /// Unregisters all registrations, waits for that at most [`ClientOptions::close_timeout`], and takes no new ones.
+    /// Calls and update streams go on as long as the transport does.
+    pub async fn close(&self) {
+        self.core().close();
+        let timeout = self.core().options.close_timeout + Duration::from_millis(100);
+        let mut ended = self.core().ended.subscribe();
+        if tokio::time::timeout(timeout, ended.wait_for(|ended| *ended)).await.is_err() {
+            tracing::warn!("unregistering took too long; the service will notice when the rest go stale");
+        }
+    }
+
+    /// A random number to tell one connection of a client from its others.
+    #[must_use]
+    pub fn random_session() -> u64 {
+        random::number()
+    }
+
+    fn core(&self) -> &Core {
+        &self.lease
+    }
+
+    fn lease(&self) -> &Arc<Lease> {
+        &self.lease
+    }
+}

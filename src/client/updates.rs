@@ -1,0 +1,174 @@
+//! A stream's updates as they come, without those that are old.
+//!
+//! The broker delivers at most once and several publishers may exist for a moment while a stream changes owner, so a
+//! reader must not take what comes for what is true: it keeps a floor and drops what is not above it. It does not ask
+//! for what it missed; each update is the full state, so the next one heals a loss.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use futures_util::Stream;
+use prost::Message as _;
+
+use crate::{transport::Subscription, wire::proto::StateUpdate};
+
+/// The newest (epoch, sequence) seen: what is not above it is old.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Floor {
+    epoch: u64,
+    sequence: u64,
+}
+
+impl Floor {
+    /// The floor that `update` sets.
+    #[must_use]
+    pub fn of(update: &StateUpdate) -> Self {
+        Self { epoch: update.epoch, sequence: update.sequence }
+    }
+
+    /// Raises the floor to `update` and says true, or says false when `update` is not above it.
+    pub fn admit(&mut self, update: &StateUpdate) -> bool {
+        self.raise(Self::of(update))
+    }
+
+    /// Raises the floor to `other` and says true, or says false when `other` is not above it.
+    pub fn raise(&mut self, other: Self) -> bool {
+        let above = other > *self;
+        if above {
+            *self = other;
+        }
+        above
+    }
+}
+
+/// The updates of one stream, from [`Client::updates`](super::Client::updates) on. Dropping it unsubscribes.
+#[derive(Debug)]
+pub struct UpdateStream {
+    subscription: Subscription,
+    stream_id: String,
+    floor: Option<Floor>,
+    skipped: u64,
+}
+
+impl UpdateStream {
+    pub(super) fn new(subscription: Subscription, stream_id: String) -> Self {
+        Self { subscription, stream_id, floor: None, skipped: 0 }
+    }
+
+    /// Takes a snapshot as the floor: updates that it already contains are dropped. True if it is news itself.
+    pub fn seed(&mut self, snapshot: &StateUpdate) -> bool {
+        match &mut self.floor {
+            Some(floor) => floor.admit(snapshot),
+            None => {
+                self.floor = Some(Floor::of(snapshot));
+                true
+            }
+        }
+    }
+
+    /// The next update, or `None` when the transport is closed. Cancel safe.
+    pub async fn next(&mut self) -> Option<StateUpdate> {
+        std::future::poll_fn(|context| Pin::new(&mut *self).poll_next(context)).await
+    }
+
+    /// How many messages were skipped because they do not decode or are another stream's.
+    #[must_use]
+    pub fn skipped(&self) -> u64 {
+        self.skipped
+    }
+
+    fn read(&mut self, payload: bytes::Bytes) -> Option<StateUpdate> {
+        match StateUpdate::decode(payload) {
+            Ok(update) if update.stream_id == self.stream_id => self.seed(&update).then_some(update),
+            Ok(update) => {
+                self.skip(&format_args!("it is of stream {:?}", update.stream_id));
+                None
+            }
+            Err(error) => {
+                self.skip(&error);
+                None
+            }
+        }
+    }
+
+    fn skip(&mut self, reason: &dyn std::fmt::Display) {
+        self.skipped += 1;
+        metrics::counter!("client_updates_skipped_total").increment(1);
+        tracing::debug!(stream_id = self.stream_id, %reason, "skipped an update");
+    }
+}
+
+impl Stream for UpdateStream {
+    type Item = StateUpdate;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<StateUpdate>> {
+        loop {
+            let Some(message) = ready!(Pin::new(&mut self.subscription).poll_next(context)) else {
+                return Poll::Ready(None);
+            };
+            if let Some(update) = self.read(message.payload) {
+                return Poll::Ready(Some(update));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures_util::stream;
+
+    use super::*;
+    use crate::transport::{Message, Subject};
+
+    fn update(epoch: u64, sequence: u64) -> StateUpdate {
+        StateUpdate { stream_id: "s".into(), epoch, sequence, ..StateUpdate::default() }
+    }
+
+    fn reading(payloads: Vec<Vec<u8>>) -> UpdateStream {
+        let messages = payloads.into_iter().map(|payload| Message {
+            subject: Subject::from("stream.s.updates"),
+            payload: Bytes::from(payload),
+            reply: None,
+        });
+        UpdateStream::new(Subscription::new(stream::iter(messages)), "s".into())
+    }
+
+    async fn read_all(updates: &mut UpdateStream) -> Vec<(u64, u64)> {
+        let mut seen = Vec::new();
+        while let Some(update) = updates.next().await {
+            seen.push((update.epoch, update.sequence));
+        }
+        seen
+    }
+
+    #[tokio::test]
+    async fn lower_epochs_and_repeated_or_older_sequences_are_dropped() {
+        let sent = [(1, 5), (1, 5), (1, 4), (1, 7), (2, 1), (1, 9), (2, 1), (2, 2)];
+        let mut updates = reading(sent.iter().map(|&(e, s)| update(e, s).encode_to_vec()).collect());
+        assert_eq!(read_all(&mut updates).await, [(1, 5), (1, 7), (2, 1), (2, 2)]);
+    }
+
+    #[tokio::test]
+    async fn the_first_update_is_news_even_with_epoch_and_sequence_0() {
+        assert_eq!(read_all(&mut reading(vec![update(0, 0).encode_to_vec()])).await, [(0, 0)]);
+    }
+
+    #[tokio::test]
+    async fn what_a_snapshot_contains_is_dropped() {
+        let mut updates = reading((1..=4).map(|sequence| update(1, sequence).encode_to_vec()).collect());
+        assert!(updates.seed(&update(1, 3)));
+        assert!(!updates.seed(&update(1, 2)));
+        assert_eq!(read_all(&mut updates).await, [(1, 4)]);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_decode_or_is_anothers_is_skipped_and_counted() {
+        let foreign = StateUpdate { stream_id: "t".into(), ..update(9, 9) };
+        let mut updates = reading(vec![vec![0xff], foreign.encode_to_vec(), update(1, 1).encode_to_vec()]);
+        assert_eq!(read_all(&mut updates).await, [(1, 1)]);
+        assert_eq!(updates.skipped(), 2);
+    }
+}
