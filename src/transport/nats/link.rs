@@ -17,7 +17,7 @@ use std::{
 use async_nats::{Client, Event, connection::State};
 use tokio::{
     sync::{Notify, watch},
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 use crate::transport::{Connection, TransportError};
@@ -127,11 +127,19 @@ impl Link {
                 }
                 () = sleep(LOOK_INTERVAL) => {}
             }
-            if self.lame_duck.swap(false, Ordering::SeqCst) {
-                tracing::info!(url = %self.url, "the NATS server is shutting down; leaving it for another");
-                // An error means that the client ended, which its own event reports.
-                let _ = client.force_reconnect().await;
-            }
+            self.leave_lame_duck(&client).await;
+        }
+    }
+
+    /// Connects anew if the server said that it is about to stop, and to another one if there is another.
+    async fn leave_lame_duck(&self, client: &Client) {
+        if !self.lame_duck.swap(false, Ordering::SeqCst) || !self.connection.borrow().connected {
+            return;
+        }
+        tracing::info!(url = %self.url, "the NATS server is shutting down; leaving it for another");
+        // Bounded, because the watch must go on while the client's queue is full.
+        if timeout(LOOK_INTERVAL, client.force_reconnect()).await.is_err() {
+            self.lame_duck.store(true, Ordering::SeqCst);
         }
     }
 

@@ -4,9 +4,9 @@
 //!
 //! | the client | here |
 //! |---|---|
-//! | queues what is published while it is away, then waits without limit | the state is checked first, and a wait ends with the connection ([`link`]) |
-//! | reports losses as events that can be lost themselves | they only wake a reader of the client's own state and count of connections ([`link`]) |
-//! | keeps an entry for each request that is never answered | requests go by an inbox of ours that forgets them ([`inbox`]) |
+//! | queues what is published while it is away, then waits without limit | the state is checked first, and a wait ends with the connection (`link`) |
+//! | reports losses as events that can be lost themselves | they only wake a reader of the client's own state and count of connections (`link`) |
+//! | keeps an entry for each request that is never answered | requests go by an inbox of ours that forgets them (`inbox`) |
 //! | flushes as far as the local socket | a barrier is a round trip to that inbox |
 //! | goes on retrying in the background whatever happens | a closed transport stops trying |
 //!
@@ -22,7 +22,11 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Client, ConnectOptions, ServerAddr, client::PublishErrorKind, connection::State};
+use async_nats::{
+    Client, ConnectOptions, ServerAddr,
+    client::{PublishErrorKind, SubscribeErrorKind},
+    connection::State,
+};
 use bytes::Bytes;
 use futures_util::{FutureExt as _, Stream, future::BoxFuture};
 use tokio::{
@@ -231,19 +235,22 @@ impl NatsTransport {
             }
         };
         match timeout(SUBSCRIBE_TIMEOUT, subscribed).await {
-            Ok(subscribed) => subscribed.map_err(|error| TransportError::Refused(error.to_string())),
+            Ok(subscribed) => subscribed.map_err(|error| match error.kind() {
+                SubscribeErrorKind::Other => TransportError::Closed,
+                SubscribeErrorKind::InvalidSubject | SubscribeErrorKind::InvalidQueueName => {
+                    TransportError::Refused(error.to_string())
+                }
+            }),
             Err(_) => Err(TransportError::Timeout(SUBSCRIBE_TIMEOUT)),
         }
     }
 
     /// The orderly end of a connection that is up: all that was taken arrives, subscriptions get what is on its way.
     async fn drain(&self, generation: u64) -> Result<(), TransportError> {
-        self.while_connected(generation, async {
-            self.client.flush().await.map_err(|error| TransportError::Refused(error.to_string()))
-        })
-        .await?;
+        self.while_connected(generation, async { self.client.flush().await.map_err(|_| TransportError::Closed) })
+            .await?;
         self.round_trip(generation).await?;
-        self.client.drain().await.map_err(|error| TransportError::Refused(error.to_string()))?;
+        self.client.drain().await.map_err(|_| TransportError::Closed)?;
         self.link.ended().await;
         Ok(())
     }
@@ -439,8 +446,16 @@ struct Servers(Vec<ServerAddr>);
 
 impl Servers {
     fn parse(urls: &str) -> Result<Self, NatsError> {
-        let servers: Result<Vec<ServerAddr>, io::Error> = urls.split(',').map(|url| url.trim().parse()).collect();
+        let servers: Result<Vec<ServerAddr>, io::Error> = urls.split(',').map(Self::parse_one).collect();
         servers.map(Self).map_err(NatsError::Url)
+    }
+
+    fn parse_one(url: &str) -> Result<ServerAddr, io::Error> {
+        let server: ServerAddr = url.trim().parse()?;
+        if server.host().is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it has no host"));
+        }
+        Ok(server)
     }
 
     /// User and password, or a token alone, of the first server.
@@ -496,7 +511,7 @@ mod tests {
 
     #[test]
     fn a_url_that_cannot_be_read_is_refused_without_repeating_it() {
-        for url in ["", "http://host", "nats://user:secret@host:port"] {
+        for url in ["", "one,", "http://host", "nats://user:secret@host:port"] {
             let error = Servers::parse(url).map(|servers| servers.to_string()).unwrap_err();
             assert!(!error.to_string().contains("secret"), "{error}");
         }
