@@ -1,5 +1,6 @@
 //! lib
 pub mod client;
 pub mod engine;
+pub mod gateway;
 pub mod transport;
 pub mod wire;

@@ -1,0 +1,220 @@
+//! The last updates of one stream, as all its sockets read them: each at its own pace, none from a queue of its own.
+//!
+//! A tick replaces the tick before it, and a change (any cause but TICK) replaces the tick that nobody may need any
+//! more. Changes stay, in order, up to a bound. So a slow socket skips ticks without anybody doing something about it,
+//! and is too slow when a change it has not read yet is pushed out. What a socket costs is the place it has read to.
+
+use std::collections::VecDeque;
+
+use axum::extract::ws::Utf8Bytes;
+
+use crate::client::{
+    Floor,
+    proto::{Cause, Mode, StateUpdate},
+};
+
+/// How many changes a socket may be behind: a minute's worth of a busy operator, and few enough to keep for a stream.
+pub(super) const MAX_CHANGES: usize = 64;
+
+/// One update, encoded once for all sockets.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Post {
+    /// Its epoch and sequence.
+    floor: Floor,
+    /// Its JSON.
+    text: Utf8Bytes,
+    /// The stream was removed: nothing follows.
+    last: bool,
+}
+
+/// A stream's last updates.
+#[derive(Debug, Default)]
+pub(super) struct Board {
+    /// The latest changes, each with how many ticks there were before it; at most [`MAX_CHANGES`].
+    changes: VecDeque<(Post, u64)>,
+    /// How many changes there ever were; the last in `changes` is the one of this number.
+    change_count: u64,
+    /// The latest tick, if it is newer than the latest change.
+    tick: Option<Post>,
+    tick_count: u64,
+}
+
+/// How far one socket has read a board.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    changes: u64,
+    ticks: u64,
+    floor: Floor,
+    /// Ticks that were replaced before they were read, since this was last looked at.
+    pub(super) skipped: u64,
+}
+
+/// What a socket has to do next.
+#[derive(Debug, PartialEq)]
+pub(super) enum Next {
+    /// Send this. With `last`, nothing follows it.
+    Send {
+        /// The update as JSON.
+        text: Utf8Bytes,
+        /// The stream was removed.
+        last: bool,
+    },
+    /// Wait for the board to change.
+    Wait,
+    /// Give up: a change that was not read is gone.
+    TooSlow,
+}
+
+impl Board {
+    /// Puts an update up. An update that does not encode does not exist.
+    pub(super) fn post(&mut self, update: &StateUpdate, text: String) {
+        let last = update.mode() == Mode::Unknown;
+        let post = Post { floor: Floor::of(update), text: text.into(), last };
+        if update.cause() == Cause::Tick && !last {
+            self.tick = Some(post);
+            self.tick_count += 1;
+            return;
+        }
+        self.tick = None;
+        if self.changes.len() == MAX_CHANGES {
+            self.changes.pop_front();
+        }
+        self.changes.push_back((post, self.tick_count));
+        self.change_count += 1;
+    }
+
+    /// A reader for whom all that is up now is old.
+    pub(super) fn reader(&self) -> Reader {
+        Reader { changes: self.change_count, ticks: self.tick_count, ..Reader::default() }
+    }
+}
+
+impl Reader {
+    /// What a snapshot contains is not sent again.
+    pub(super) fn start_at(&mut self, snapshot: &StateUpdate) {
+        self.floor = Floor::of(snapshot);
+    }
+
+    /// What is next for this reader.
+    pub(super) fn next(&mut self, board: &Board) -> Next {
+        while self.changes < board.change_count {
+            let behind = usize::try_from(board.change_count - self.changes).unwrap_or(usize::MAX);
+            let Some(index) = board.changes.len().checked_sub(behind) else { return Next::TooSlow };
+            let (post, ticks_before) = &board.changes[index];
+            self.changes += 1;
+            self.skip_ticks(*ticks_before);
+            if self.floor.raise(post.floor) {
+                return Next::Send { text: post.text.clone(), last: post.last };
+            }
+        }
+        match &board.tick {
+            Some(post) if self.ticks < board.tick_count => {
+                self.skip_ticks(board.tick_count - 1);
+                self.ticks = board.tick_count;
+                match self.floor.raise(post.floor) {
+                    true => Next::Send { text: post.text.clone(), last: false },
+                    false => Next::Wait,
+                }
+            }
+            _ => Next::Wait,
+        }
+    }
+
+    fn skip_ticks(&mut self, up_to: u64) {
+        self.skipped += up_to.saturating_sub(self.ticks);
+        self.ticks = self.ticks.max(up_to);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn post(board: &mut Board, cause: Cause, sequence: u64) {
+        let update = StateUpdate {
+            cause: cause.into(),
+            mode: Mode::Running.into(),
+            epoch: 1,
+            sequence,
+            ..StateUpdate::default()
+        };
+        board.post(&update, sequence.to_string());
+    }
+
+    fn send(sequence: u64) -> Next {
+        Next::Send { text: sequence.to_string().into(), last: false }
+    }
+
+    #[test]
+    fn a_newer_tick_replaces_one_that_was_not_read() {
+        let mut board = Board::default();
+        let mut reader = board.reader();
+        (1..=5).for_each(|sequence| post(&mut board, Cause::Tick, sequence));
+        assert_eq!([reader.next(&board), reader.next(&board)], [send(5), Next::Wait]);
+        assert_eq!(reader.skipped, 4);
+    }
+
+    #[test]
+    fn changes_are_read_in_order_and_replace_the_ticks_before_them() {
+        let mut board = Board::default();
+        let mut reader = board.reader();
+        for (cause, sequence) in
+            [(Cause::Tick, 1), (Cause::Scene, 2), (Cause::Tick, 3), (Cause::Command, 4), (Cause::Tick, 5)]
+        {
+            post(&mut board, cause, sequence);
+        }
+        assert_eq!(std::array::from_fn(|_| reader.next(&board)), [send(2), send(4), send(5), Next::Wait]);
+        assert_eq!(reader.skipped, 2);
+    }
+
+    #[test]
+    fn a_reader_that_keeps_up_skips_nothing() {
+        let mut board = Board::default();
+        let mut reader = board.reader();
+        for sequence in 1..=1_000 {
+            post(&mut board, if sequence % 3 == 0 { Cause::Scene } else { Cause::Tick }, sequence);
+            assert_eq!([reader.next(&board), reader.next(&board)], [send(sequence), Next::Wait]);
+        }
+        assert_eq!(reader.skipped, 0);
+    }
+
+    #[test]
+    fn a_reader_may_be_64_changes_behind_and_not_65() {
+        let mut board = Board::default();
+        let (mut slow, mut too_slow) = (board.reader(), board.reader());
+        for sequence in 1..=65 {
+            post(&mut board, Cause::Command, sequence);
+            if sequence == 1 {
+                assert_eq!(slow.next(&board), send(1));
+            }
+        }
+        assert_eq!(too_slow.next(&board), Next::TooSlow);
+        for sequence in 2..=65 {
+            assert_eq!(slow.next(&board), send(sequence));
+        }
+        assert_eq!(slow.next(&board), Next::Wait);
+    }
+
+    #[test]
+    fn what_was_up_before_or_is_in_the_snapshot_is_not_sent() {
+        let mut board = Board::default();
+        post(&mut board, Cause::Command, 1);
+        post(&mut board, Cause::Tick, 2);
+        let mut reader = board.reader();
+        assert_eq!(reader.next(&board), Next::Wait);
+        post(&mut board, Cause::Command, 3);
+        post(&mut board, Cause::Command, 4);
+        reader.start_at(&StateUpdate { epoch: 1, sequence: 3, ..StateUpdate::default() });
+        assert_eq!([reader.next(&board), reader.next(&board)], [send(4), Next::Wait]);
+    }
+
+    #[test]
+    fn the_update_of_a_removed_stream_is_the_last_and_no_tick_replaces_it() {
+        let mut board = Board::default();
+        let mut reader = board.reader();
+        let removed = StateUpdate { epoch: 1, sequence: 9, ..StateUpdate::default() };
+        board.post(&removed, "9".into());
+        post(&mut board, Cause::Tick, 10);
+        assert_eq!(reader.next(&board), Next::Send { text: "9".into(), last: true });
+    }
+}

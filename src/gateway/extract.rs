@@ -1,0 +1,214 @@
+//! Reading a request. Whatever is wrong with it is answered in JSON, naming the field: no rejection of the framework
+//! reaches the peer as plain text.
+
+use std::{
+    fmt::Display,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+    sync::Arc,
+};
+
+use axum::{
+    body::Body,
+    extract::{ConnectInfo, FromRequest, FromRequestParts, Path, Query, Request},
+    http::{Extensions, HeaderMap, StatusCode, header, request::Parts},
+};
+use futures_util::StreamExt as _;
+use serde::{Deserialize, de::DeserializeOwned};
+
+use super::{App, error::ApiError};
+
+/// How much more than the limit is read and thrown away before a body is refused: a peer that is cut off while it
+/// still sends often does not get to read why.
+const OVERREAD: usize = 8;
+
+/// The parameters in a path.
+#[derive(Debug)]
+pub(super) struct Params<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Params<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Path::<T>::from_request_parts(parts, state).await {
+            Ok(Path(params)) => Ok(Self(params)),
+            Err(rejection) => Err(ApiError::invalid(rejection.body_text())),
+        }
+    }
+}
+
+/// The query string.
+#[derive(Debug)]
+pub(super) struct Asked<T>(pub(super) T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Asked<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        match Query::<T>::from_request_parts(parts, state).await {
+            Ok(Query(query)) => Ok(Self(query)),
+            Err(rejection) => Err(ApiError::invalid(rejection.body_text())),
+        }
+    }
+}
+
+/// What every command can carry. A misspelt condition must not turn into none: unknown parameters are refused.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Conditions {
+    pub(super) expected_revision: Option<u64>,
+    pub(super) request_id: Option<String>,
+}
+
+/// A JSON body that must be there.
+#[derive(Debug)]
+pub(super) struct JsonBody<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for JsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        require_json(request.headers())?;
+        let bytes = read(request.into_body(), app).await?;
+        parse(&bytes).map(Self)
+    }
+}
+
+/// A JSON body that may be empty.
+#[derive(Debug)]
+pub(super) struct OptionalJsonBody<T>(pub(super) Option<T>);
+
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for OptionalJsonBody<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let bytes = read(body, app).await?;
+        if bytes.is_empty() {
+            return Ok(Self(None));
+        }
+        require_json(&parts.headers)?;
+        parse(&bytes).map(|value| Self(Some(value)))
+    }
+}
+
+/// A number in a path.
+pub(super) fn number<T: FromStr + Display>(field: &str, text: &str, least: T, most: T) -> Result<T, ApiError> {
+    text.parse()
+        .map_err(|_| ApiError::invalid(format!("{field} must be a whole number from {least} to {most}, not {text:?}")))
+}
+
+/// Where the request comes from, if the server notes it. An IPv4 address seen through an IPv6 socket is written as what
+/// it is.
+pub(super) fn peer(extensions: &Extensions) -> Option<SocketAddr> {
+    let ConnectInfo(address) = extensions.get::<ConnectInfo<SocketAddr>>()?;
+    let ip: IpAddr = address.ip().to_canonical();
+    Some(SocketAddr::new(ip, address.port()))
+}
+
+fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if essence == "application/json" || essence.starts_with("application/") && essence.ends_with("+json") {
+        return Ok(());
+    }
+    let message = format!("the body's Content-Type must be application/json, not {content_type:?}");
+    Err(ApiError::invalid_as(StatusCode::UNSUPPORTED_MEDIA_TYPE, message))
+}
+
+async fn read(body: Body, app: &App) -> Result<Vec<u8>, ApiError> {
+    let timeout = app.options.body_read_timeout;
+    match tokio::time::timeout(timeout, read_within(body, app.options.max_body_bytes)).await {
+        Ok(result) => result,
+        Err(_) => {
+            let message = format!("the body did not arrive within {timeout:?}");
+            Err(ApiError::invalid_as(StatusCode::REQUEST_TIMEOUT, message))
+        }
+    }
+}
+
+async fn read_within(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+    let mut chunks = body.into_data_stream();
+    let mut bytes = Vec::new();
+    let mut length = 0_usize;
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| ApiError::invalid(format!("the body broke off: {error}")))?;
+        length = length.saturating_add(chunk.len());
+        if length <= limit {
+            bytes.extend_from_slice(&chunk);
+        } else if length > limit.saturating_mul(OVERREAD) {
+            break;
+        } else {
+            bytes = Vec::new();
+        }
+    }
+    if length > limit {
+        let message = format!("the body is over the limit of {limit} bytes");
+        return Err(ApiError::invalid_as(StatusCode::PAYLOAD_TOO_LARGE, message));
+    }
+    Ok(bytes)
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let text =
+        std::str::from_utf8(bytes).map_err(|error| ApiError::invalid(format!("the body is not UTF-8: {error}")))?;
+    let mut json = serde_json::Deserializer::from_str(text);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let field = if path == "." { "the body".to_owned() } else { path };
+        ApiError::invalid(format!("{field}: {}", error.into_inner()))
+    })?;
+    json.end().map_err(|error| ApiError::invalid(format!("the body: {error}")))?;
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::bodies::StreamBody, *};
+
+    fn refusal(json: &str) -> String {
+        let error = parse::<StreamBody>(json.as_bytes()).expect_err(json);
+        let (status, code, message) = error.parts();
+        assert_eq!((status, code), (400, "INVALID_ARGUMENT"));
+        message.to_owned()
+    }
+
+    #[test]
+    fn a_wrong_type_is_refused_with_the_path_of_its_field() {
+        let message = refusal(r#"{"scenes":[{"name":"a","duration_ms":1},{"name":"b","duration_ms":"2"}]}"#);
+        assert!(message.starts_with("scenes[1].duration_ms: invalid type: string \"2\", expected u64"), "{message}");
+        let message = refusal(r#"{"scenes":[],"when_empty":"LATER"}"#);
+        assert!(message.starts_with("when_empty: unknown variant `LATER`"), "{message}");
+    }
+
+    #[test]
+    fn unknown_missing_negative_and_too_large_are_refused_by_name() {
+        for (json, part) in [
+            (r#"{"scenes":[],"loop":true}"#, "unknown field `loop`"),
+            (r#"{"loop_scenes":true}"#, "missing field `scenes`"),
+            (r#"{"scenes":[{"name":"a","duration_ms":-1}]}"#, "scenes[0].duration_ms: invalid value: integer `-1`"),
+            (r#"{"scenes":[],"tick_interval_ms":18446744073709551616}"#, "tick_interval_ms: invalid"),
+            (r#"{"scenes":[]} x"#, "trailing characters"),
+            ("", "the body: EOF"),
+            ("[1", "the body: "),
+        ] {
+            let message = refusal(json);
+            assert!(message.contains(part), "{json}: {message}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_utf_8_is_refused() {
+        let error = parse::<StreamBody>(b"{\"scenes\":[{\"name\":\"\xff\"}]}").expect_err("not UTF-8");
+        assert!(error.parts().2.contains("not UTF-8"), "{error:?}");
+    }
+
+    #[test]
+    fn a_number_in_a_path_is_refused_with_its_name_and_limits() {
+        assert_eq!(number("position_ms", "18446744073709551615", 0, u64::MAX).expect("fits"), u64::MAX);
+        for text in ["", "-1", "1.5", "x", "18446744073709551616"] {
+            let error = number("position_ms", text, 0, u64::MAX).expect_err(text);
+            assert!(error.parts().2.contains("position_ms") && error.parts().2.contains("18446744073709551615"));
+        }
+    }
+}

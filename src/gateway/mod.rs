@@ -1,0 +1,125 @@
+//! REST, WebSocket and a page, for people and programs that speak HTTP: a client of the service among others.
+//!
+//! It knows the [client](crate::client) only: not where the service runs, and nothing of NATS. It keeps no streams;
+//! what it has of its own are connections, and for each stream that somebody watches one subscription
+//! ([`hub`]) whose updates are encoded once for all its sockets ([`board`]).
+//!
+//! | file | holds |
+//! |---|---|
+//! | `routes` | REST: which path calls what, and the answers |
+//! | `bodies` | what a request's body may say |
+//! | `extract` | reading a request so that whatever is wrong with it is answered in JSON |
+//! | `error` | the error's form, and which code is which status |
+//! | `socket` | one viewer's WebSocket from the handshake to the end |
+//! | `hub` | one subscription to a stream's updates for all its sockets |
+//! | `board` | the last updates of a stream, and how far a socket has read |
+//! | `serve` | connections: how many, for how long, and how they end |
+//!
+//! There is no authentication here: put a proxy in front of it before it faces strangers.
+
+use std::{future::Future, io, sync::Arc, time::Duration};
+
+use axum::Router;
+use tokio::{net::TcpListener, sync::watch};
+
+use self::hub::Hub;
+use crate::client::Client;
+
+mod board;
+mod bodies;
+mod error;
+mod extract;
+mod hub;
+mod routes;
+mod serve;
+mod socket;
+
+/// How the gateway treats connections. The defaults fit viewers on the open internet.
+#[derive(Debug, Clone)]
+pub struct GatewayOptions {
+    /// Connections at once, WebSockets included; more wait to be accepted.
+    pub max_connections: u32,
+    /// How long a request's head may take, and an idle connection stay open.
+    pub header_read_timeout: Duration,
+    /// The largest request body, bytes.
+    pub max_body_bytes: usize,
+    /// How long a request's body may take.
+    pub body_read_timeout: Duration,
+    /// The largest message taken from a viewer, bytes. What it says is ignored anyway.
+    pub max_viewer_message_bytes: usize,
+    /// How often a viewer is pinged.
+    pub ping_interval: Duration,
+    /// A viewer that says nothing for so long, not even a pong, is gone.
+    pub vanished_after: Duration,
+    /// How long a viewer may take to accept one message.
+    pub write_timeout: Duration,
+    /// How long a viewer is kept whose stream the service does not know any more.
+    pub lost_after: Duration,
+    /// How long open requests and sockets may take to end at the end.
+    pub shutdown_timeout: Duration,
+}
+
+impl Default for GatewayOptions {
+    fn default() -> Self {
+        Self {
+            max_connections: 100_000,
+            header_read_timeout: Duration::from_secs(10),
+            max_body_bytes: 1 << 20,
+            body_read_timeout: Duration::from_secs(10),
+            max_viewer_message_bytes: 64 << 10,
+            ping_interval: Duration::from_secs(10),
+            vanished_after: Duration::from_secs(20),
+            write_timeout: Duration::from_secs(5),
+            lost_after: Duration::from_secs(60),
+            shutdown_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What all requests share.
+#[derive(Debug)]
+struct App {
+    client: Client,
+    hub: Arc<Hub>,
+    options: GatewayOptions,
+    /// True once the gateway is ending: sockets say goodbye.
+    is_ending: watch::Sender<bool>,
+}
+
+impl App {
+    /// Resolves when the gateway is ending.
+    async fn ending(&self) {
+        let _ = self.is_ending.subscribe().wait_for(|ending| *ending).await;
+    }
+}
+
+/// The gateway: routes over a client of the service.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    app: Arc<App>,
+}
+
+impl Gateway {
+    /// A gateway that calls the service through `client`.
+    #[must_use]
+    pub fn new(client: Client, options: GatewayOptions) -> Self {
+        let hub = Hub::new(client.clone());
+        Self { app: Arc::new(App { client, hub, options, is_ending: watch::Sender::new(false) }) }
+    }
+
+    /// The routes, to serve them as part of something else. They take the viewer's address from
+    /// `ConnectInfo<SocketAddr>` where it is present.
+    #[must_use]
+    pub fn router(&self) -> Router {
+        routes::router(Arc::clone(&self.app))
+    }
+
+    /// Serves `listener` until `shutdown` resolves, then ends what is open within [`GatewayOptions::shutdown_timeout`],
+    /// closes sockets with code 1001 and unregisters their viewers.
+    ///
+    /// # Errors
+    /// When the listener has no address.
+    pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) -> io::Result<()> {
+        serve::serve(Arc::clone(&self.app), self.router(), listener, shutdown).await
+    }
+}

@@ -1,0 +1,247 @@
+//! REST: which path calls what. Every handler is a call of the client and the words for its answer.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{delete, get, post, put},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    App,
+    bodies::{StatusBody, StreamBody},
+    error::ApiError,
+    extract::{Asked, Conditions, JsonBody, OptionalJsonBody, Params, number},
+    socket,
+};
+use crate::client::{
+    Accepted, Command,
+    proto::{StateUpdate, Stats},
+};
+
+/// The page at `/`: it has everything in it, and calls the routes below.
+const PAGE: &str = include_str!("page.html");
+/// The page runs its own script and nobody else's, and talks to nobody else.
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
+    connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// Streams on one page of `GET /streams`, at most; the service's own limit.
+const MAX_PAGE: u32 = 1_000;
+
+type Shared = State<Arc<App>>;
+type Answer<T> = Result<T, ApiError>;
+
+pub(super) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/streams", post(create).get(list))
+        .route("/streams/{stream_id}", get(state).merge(delete(remove)))
+        .route("/streams/{stream_id}/start", post(start))
+        .route("/streams/{stream_id}/pause", post(pause))
+        .route("/streams/{stream_id}/resume", post(resume))
+        .route("/streams/{stream_id}/stop", post(stop))
+        .route("/streams/{stream_id}/reset", post(reset))
+        .route("/streams/{stream_id}/skip", post(skip))
+        .route("/streams/{stream_id}/previous", post(previous))
+        .route("/streams/{stream_id}/scene/{scene_name}", post(force_scene))
+        .route("/streams/{stream_id}/seek/{position_ms}", post(seek))
+        .route("/streams/{stream_id}/adjust/{delta_ms}", post(adjust))
+        .route("/streams/{stream_id}/status", put(status))
+        .route("/streams/{stream_id}/config", put(configure))
+        .route("/streams/{stream_id}/stats", get(stream_stats))
+        .route("/streams/{stream_id}/ws", get(socket::open))
+        .route("/stats", get(stats))
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(app)
+}
+
+async fn page() -> impl IntoResponse {
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
+        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(PAGE_POLICY)),
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+    ];
+    (headers, PAGE)
+}
+
+/// What a program that creates streams relies on, to the letter.
+#[derive(Serialize)]
+struct Created {
+    stream_id: String,
+    message: &'static str,
+}
+
+async fn create(
+    State(app): Shared,
+    Asked(conditions): Asked<Conditions>,
+    JsonBody(mut body): JsonBody<StreamBody>,
+) -> Answer<Response> {
+    let stream_id = body.stream_id.take().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+    app.tell(&stream_id, Command::Start(Some(body.into_config())), conditions).await?;
+    // An id that was accepted consists of characters that need no escaping in a path.
+    let location = [(header::LOCATION, format!("/streams/{stream_id}"))];
+    let created = Created { stream_id, message: "Stream created successfully" };
+    Ok((StatusCode::CREATED, location, Json(created)).into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PageAsked {
+    limit: Option<u64>,
+    cursor: Option<String>,
+}
+
+#[derive(Serialize)]
+struct StreamPage {
+    streams: Vec<StateUpdate>,
+    cursor: Option<String>,
+}
+
+async fn list(State(app): Shared, Asked(asked): Asked<PageAsked>) -> Answer<Json<StreamPage>> {
+    let limit = match asked.limit {
+        None => 0,
+        Some(limit) => u32::try_from(limit)
+            .ok()
+            .filter(|limit| (1..=MAX_PAGE).contains(limit))
+            .ok_or_else(|| ApiError::invalid(format!("limit must be from 1 to {MAX_PAGE}, not {limit}")))?,
+    };
+    let page = app.client.list_streams(limit, asked.cursor.as_deref()).await?;
+    Ok(Json(StreamPage { streams: page.streams, cursor: page.cursor }))
+}
+
+async fn state(State(app): Shared, Params(stream_id): Params<String>) -> Answer<Json<StateUpdate>> {
+    Ok(Json(app.client.get_state(&stream_id).await?))
+}
+
+async fn stream_stats(State(app): Shared, Params(stream_id): Params<String>) -> Answer<Json<Stats>> {
+    Ok(Json(app.client.stats(Some(&stream_id)).await?))
+}
+
+async fn stats(State(app): Shared) -> Answer<Json<Stats>> {
+    Ok(Json(app.client.stats(None).await?))
+}
+
+/// The answer to a command.
+#[derive(Serialize)]
+struct Done {
+    stream_id: String,
+    message: &'static str,
+    revision: u64,
+    state: Option<StateUpdate>,
+}
+
+impl App {
+    async fn tell(&self, stream_id: &str, command: Command, conditions: Conditions) -> Answer<Accepted> {
+        let mut call = self.client.command(stream_id, command);
+        if let Some(request_id) = conditions.request_id {
+            call = call.request_id(request_id);
+        }
+        if let Some(revision) = conditions.expected_revision {
+            call = call.expected_revision(revision);
+        }
+        Ok(call.await?)
+    }
+
+    async fn done(
+        &self,
+        stream_id: &str,
+        command: Command,
+        conditions: Conditions,
+        message: &'static str,
+    ) -> Answer<Json<Done>> {
+        let Accepted { stream_id, revision, state } = self.tell(stream_id, command, conditions).await?;
+        Ok(Json(Done { stream_id, message, revision, state }))
+    }
+}
+
+/// A command that needs nothing but the stream.
+macro_rules! plain_command {
+    ($name:ident, $command:expr, $message:literal) => {
+        async fn $name(
+            State(app): Shared,
+            Params(stream_id): Params<String>,
+            Asked(conditions): Asked<Conditions>,
+        ) -> Answer<Json<Done>> {
+            app.done(&stream_id, $command, conditions, $message).await
+        }
+    };
+}
+
+plain_command!(pause, Command::Pause, "Stream paused");
+plain_command!(resume, Command::Resume, "Stream resumed");
+plain_command!(stop, Command::Stop, "Stream stopped");
+plain_command!(reset, Command::Reset, "Stream reset to its beginning");
+plain_command!(skip, Command::SkipScene, "Scene skipped");
+plain_command!(previous, Command::PreviousScene, "Back to the previous scene");
+plain_command!(remove, Command::Remove, "Stream removed");
+
+async fn start(
+    State(app): Shared,
+    Params(stream_id): Params<String>,
+    Asked(conditions): Asked<Conditions>,
+    OptionalJsonBody(body): OptionalJsonBody<StreamBody>,
+) -> Answer<Json<Done>> {
+    let config = body.map(|body| body.config_of(&stream_id)).transpose()?;
+    app.done(&stream_id, Command::Start(config), conditions, "Stream started").await
+}
+
+async fn force_scene(
+    State(app): Shared,
+    Params((stream_id, scene_name)): Params<(String, String)>,
+    Asked(conditions): Asked<Conditions>,
+) -> Answer<Json<Done>> {
+    app.done(&stream_id, Command::ForceScene { scene_name }, conditions, "Scene forced").await
+}
+
+async fn seek(
+    State(app): Shared,
+    Params((stream_id, position)): Params<(String, String)>,
+    Asked(conditions): Asked<Conditions>,
+) -> Answer<Json<Done>> {
+    let position_ms = number("position_ms", &position, u64::MIN, u64::MAX)?;
+    app.done(&stream_id, Command::Seek { position_ms }, conditions, "Position changed").await
+}
+
+async fn adjust(
+    State(app): Shared,
+    Params((stream_id, delta)): Params<(String, String)>,
+    Asked(conditions): Asked<Conditions>,
+) -> Answer<Json<Done>> {
+    let delta_ms = number("delta_ms", &delta, i64::MIN, i64::MAX)?;
+    app.done(&stream_id, Command::AdjustScene { delta_ms }, conditions, "Scene adjusted").await
+}
+
+async fn status(
+    State(app): Shared,
+    Params(stream_id): Params<String>,
+    Asked(conditions): Asked<Conditions>,
+    JsonBody(body): JsonBody<StatusBody>,
+) -> Answer<Json<Done>> {
+    let StatusBody { is_streaming, stream_time, timecode } = body;
+    let command = Command::UpdateStreamStatus { is_streaming, stream_time, timecode };
+    app.done(&stream_id, command, conditions, "Stream status updated").await
+}
+
+async fn configure(
+    State(app): Shared,
+    Params(stream_id): Params<String>,
+    Asked(conditions): Asked<Conditions>,
+    JsonBody(body): JsonBody<StreamBody>,
+) -> Answer<Json<Done>> {
+    let config = body.config_of(&stream_id)?;
+    app.done(&stream_id, Command::Reconfigure(config), conditions, "Stream reconfigured").await
+}
+
+async fn unknown_route(uri: axum::http::Uri) -> ApiError {
+    ApiError::invalid_as(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()))
+}
+
+async fn wrong_method(method: axum::http::Method, uri: axum::http::Uri) -> ApiError {
+    ApiError::invalid_as(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not possible at {}", uri.path()))
+}
