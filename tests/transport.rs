@@ -3,6 +3,8 @@
 //! Nothing here waits for a while and then looks. A reader that must have everything by now is behind a barrier
 //! (see [`settle`]); whatever else takes time is awaited as such, and [`LIMIT`] only ends a test that failed.
 
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
+
 mod support;
 
 use std::{
@@ -215,7 +217,7 @@ async fn a_star_is_one_token_and_a_last_greater_than_is_one_or_more(world: World
 
 async fn each_message_goes_to_one_member_of_a_queue_group_and_to_every_plain_subscriber(world: World) {
     let (publisher, one, other) = (world.connect().await, world.connect().await, world.connect().await);
-    let mut workers = vec![
+    let mut workers = [
         one.subscribe("jobs", Some("workers")).await.unwrap(),
         one.subscribe("jobs", Some("workers")).await.unwrap(),
         other.subscribe("jobs", Some("workers")).await.unwrap(),
@@ -635,7 +637,8 @@ mod over_nats_alone {
             let stuck = tokio::time::timeout(Duration::from_millis(500), transport.publish(&mut messages)).await;
             assert!(stuck.is_err(), "{stuck:?}");
             assert!(!messages.is_empty() && messages.len() < sent.len(), "{} left", messages.len());
-            let publish = transport.publish(&mut messages);
+            let mut publish = transport.publish(&mut messages);
+            assert_eq!(publish.as_mut().now_or_never(), None, "it waits again");
             server.kill();
             assert_eq!(publish.await, Err(TransportError::Disconnected));
 

@@ -1,3 +1,3 @@
 //! What the integration tests share.
 
-pub mod nats_server;
+pub(crate) mod nats_server;

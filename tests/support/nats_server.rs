@@ -19,16 +19,16 @@ const PORT_ATTEMPTS: usize = 20;
 
 /// What to configure.
 #[derive(Debug, Clone, Default)]
-pub struct ServerOptions {
+pub(crate) struct ServerOptions {
     /// The largest payload, bytes; the server's own default otherwise.
-    pub max_payload: Option<usize>,
+    pub(crate) max_payload: Option<usize>,
     /// User and password that a client must give.
-    pub login: Option<(String, String)>,
+    pub(crate) login: Option<(String, String)>,
 }
 
 /// A running server, or one that was killed and may be started again on the same port.
 #[derive(Debug)]
-pub struct NatsServer {
+pub(crate) struct NatsServer {
     child: Option<Child>,
     port: u16,
     options: ServerOptions,
@@ -38,12 +38,12 @@ pub struct NatsServer {
 #[allow(dead_code, reason = "each test program uses a part of it")]
 impl NatsServer {
     /// A server with its default options, ready for connections.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(ServerOptions::default())
     }
 
     /// A server with `options`, ready for connections.
-    pub fn start_with(options: ServerOptions) -> Self {
+    pub(crate) fn start_with(options: ServerOptions) -> Self {
         let mut server = Self::absent_with(options);
         for _ in 0..PORT_ATTEMPTS {
             if server.try_start() {
@@ -55,7 +55,7 @@ impl NatsServer {
     }
 
     /// No server yet, but a port that [`Self::restart`] will start it on.
-    pub fn absent() -> Self {
+    pub(crate) fn absent() -> Self {
         Self::absent_with(ServerOptions::default())
     }
 
@@ -65,12 +65,12 @@ impl NatsServer {
     }
 
     /// Where clients connect.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
     /// Kills the server without a word to its clients.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             // An error means that it has ended already.
             let _ = child.kill();
@@ -79,7 +79,7 @@ impl NatsServer {
     }
 
     /// Starts it again on the same port, where clients look for it.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.kill();
         let deadline = Instant::now() + START_TIMEOUT;
         while !self.try_start() {
@@ -93,7 +93,7 @@ impl NatsServer {
     }
 
     /// Sends one of nats-server's own signals, such as `ldm` for lame duck mode.
-    pub fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let child = self.child.as_ref().expect("nats-server runs");
         let status =
             Command::new(binary()).arg("-sl").arg(format!("{signal}={}", child.id())).status().expect("nats-server");
@@ -102,13 +102,13 @@ impl NatsServer {
 
     /// Stops the process without ending it, so that it neither answers nor closes anything. Resumed by [`Self::resume`].
     #[cfg(unix)]
-    pub fn freeze(&self) {
+    pub(crate) fn freeze(&self) {
         self.unix_signal("-STOP");
     }
 
     /// Lets a frozen server go on.
     #[cfg(unix)]
-    pub fn resume(&self) {
+    pub(crate) fn resume(&self) {
         self.unix_signal("-CONT");
     }
 
@@ -156,8 +156,8 @@ impl NatsServer {
         if let Some((user, password)) = &self.options.login {
             config += &format!("authorization {{ user: {user:?}, password: {password:?} }}\n");
         }
-        // The least time that the server takes: lame duck mode is to be over before the test is.
-        config += "lame_duck_grace_period: \"1s\"\nlame_duck_duration: \"30s\"\n";
+        // Longer than any test: whoever leaves a server in lame duck mode does it by itself.
+        config += "lame_duck_grace_period: \"10m\"\nlame_duck_duration: \"20m\"\n";
         let path = self.directory.path().join("nats.conf");
         fs::write(&path, config).expect("a configuration for nats-server");
         path
