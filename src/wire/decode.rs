@@ -1,6 +1,5 @@
 //! Messages to inputs: everything that a stranger can send is checked here.
 
-
 use super::{
     Refusal, WireLimits,
     proto::{
@@ -18,11 +17,20 @@ use crate::engine::{
 /// # Errors
 /// `INVALID_ARGUMENT` for one over the size limit, `UNDECODABLE` for what is no such message.
 pub fn message<M: prost::Message + Default>(bytes: &[u8], limits: &WireLimits) -> Result<M, Refusal> {
-    if bytes.len() > limits.max_message_bytes {
-        let (most, bytes) = (limits.max_message_bytes, bytes.len());
-        return Err(Invalid::new(format!("a message must have at most {most} bytes, this one has {bytes}")).into());
-    }
+    check_size(bytes, limits)?;
     M::decode(bytes).map_err(|error| Refusal::Undecodable(error.to_string()))
+}
+
+/// Checks a message's size, before anybody looks into it.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`, naming the limit.
+pub fn check_size(bytes: &[u8], limits: &WireLimits) -> Result<(), Refusal> {
+    if bytes.len() <= limits.max_message_bytes {
+        return Ok(());
+    }
+    let (most, bytes) = (limits.max_message_bytes, bytes.len());
+    Err(Invalid::new(format!("a message must have at most {most} bytes, this one has {bytes}")).into())
 }
 
 /// A message on `orchestrator.command`.

@@ -1,0 +1,221 @@
+//! The service: starts the shards and the ingress, drains and stops them.
+//!
+//! It knows the transport on the one side and the shards on the other, and nothing of what is said between them.
+
+use std::{
+    io,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use metrics::gauge;
+use tokio::{sync::watch, task::JoinHandle as Task};
+use tracing::{info, warn};
+
+use crate::{
+    engine::{Counts, Settings},
+    shard::{
+        Totals,
+        ingress::Ingress,
+        mailbox::{MAILBOX_BYTES, MAILBOX_CAPACITY, Mailbox},
+        owed::{Owed, PublishTo},
+        router::{MAX_SHARDS, Router},
+        thread::{Clock, Health, Order, Seat, spawn},
+        turn::ShardSettings,
+    },
+    transport::{Transport, TransportError},
+    wire::{WireLimits, subject},
+};
+
+mod publisher;
+mod receiver;
+
+/// How long a drain may take before what is still owed is given up, of the 5 s that a stop may take.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// What a service is made with.
+#[derive(Clone, Debug)]
+pub struct ServiceSettings {
+    /// How many shard threads.
+    pub shards: usize,
+    /// A subscriber not heard of for that long is removed, ms.
+    pub stale_after_ms: u64,
+    /// The limits on messages and on what is in them.
+    pub limits: WireLimits,
+    /// Which subjects carry the updates.
+    pub publish_to: PublishTo,
+    /// A number that a stranger cannot guess.
+    pub seed: u64,
+}
+
+impl Default for ServiceSettings {
+    /// One shard a core, and a random seed.
+    fn default() -> Self {
+        Self {
+            shards: std::thread::available_parallelism().map_or(1, usize::from).min(MAX_SHARDS),
+            stale_after_ms: Settings::default().stale_after_ms,
+            limits: WireLimits::default(),
+            publish_to: PublishTo::default(),
+            seed: uuid::Uuid::new_v4().as_u64_pair().0,
+        }
+    }
+}
+
+/// Why a service did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No thread, or no runtime, to be had.
+    #[error("cannot start a shard: {0}")]
+    Thread(#[from] io::Error),
+    /// The transport refused the subscription.
+    #[error("cannot subscribe: {0}")]
+    Transport(#[from] TransportError),
+    /// A setting is out of its limits.
+    #[error("{0}")]
+    Setting(String),
+}
+
+/// A running service. Dropped without [`Service::drain`], it stops at once.
+#[derive(Debug)]
+pub struct Service {
+    transports: Vec<Arc<dyn Transport>>,
+    orders: watch::Sender<Order>,
+    receiver: Option<Task<()>>,
+    threads: Vec<JoinHandle<()>>,
+    router: Arc<Router>,
+    totals: Arc<Totals>,
+    health: Arc<Health>,
+}
+
+impl Service {
+    /// Starts the shards and subscribes.
+    ///
+    /// `ingress` is where requests come in; each shard publishes over one of `publishers`, which may be the same.
+    /// The service closes them all when it is drained.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub async fn start(
+        settings: ServiceSettings,
+        ingress: Arc<dyn Transport>,
+        publishers: Vec<Arc<dyn Transport>>,
+    ) -> Result<Self, StartError> {
+        let ServiceSettings { shards, stale_after_ms, limits, publish_to, seed } = settings;
+        if !(1..=MAX_SHARDS).contains(&shards) || publishers.is_empty() {
+            return Err(StartError::Setting(format!("shards must be 1 to {MAX_SHARDS}, not {shards}")));
+        }
+        let router = Router::new((0..shards).map(|_| Mailbox::new(MAILBOX_CAPACITY, MAILBOX_BYTES)).collect());
+        let limits = Arc::new(limits);
+        let (orders, _) = watch::channel(Order::Work);
+        let mut service = Self {
+            transports: Vec::new(),
+            orders,
+            receiver: None,
+            threads: Vec::new(),
+            router: Arc::new(router),
+            totals: Arc::new(Totals::new(shards)),
+            health: Arc::default(),
+        };
+        let clock = Clock::new();
+        for number in 0..shards {
+            let engine = Settings { limits: limits.engine.clone(), stale_after_ms, seed: seed ^ number as u64 };
+            let seat = Seat {
+                number,
+                settings: ShardSettings { engine, wire: Arc::clone(&limits) },
+                router: Arc::clone(&service.router),
+                totals: Arc::clone(&service.totals),
+                health: Arc::clone(&service.health),
+                orders: service.orders.subscribe(),
+                clock,
+            };
+            let transport = Arc::clone(&publishers[number % publishers.len()]);
+            let thread = spawn(seat, Owed::new(publish_to), |outlet| publisher::publish(outlet, transport))?;
+            service.threads.push(thread);
+        }
+        let subscription = ingress.subscribe(subject::ALL_REQUESTS, Some(subject::QUEUE_GROUP)).await?;
+        let inlet = Ingress::new(Arc::clone(&service.router), limits);
+        let task = receiver::receive(subscription, inlet, Arc::clone(&ingress), service.orders.subscribe());
+        service.receiver = Some(tokio::spawn(task));
+        service.transports = std::iter::once(ingress).chain(publishers).collect();
+        info!(shards, stale_after_ms, ?publish_to, "service started");
+        Ok(service)
+    }
+
+    /// Whether it can do its work; if not, why.
+    ///
+    /// # Errors
+    /// The reason, for an operator.
+    pub fn ready(&self) -> Result<(), String> {
+        if *self.orders.borrow() != Order::Work {
+            return Err("draining".to_owned());
+        }
+        if let Some(shard) = self.health.ailing_shard() {
+            return Err(format!("shard {shard} panicked and lost its streams"));
+        }
+        if self.transports.iter().any(|transport| !transport.connection().borrow().connected) {
+            return Err("the connection to the broker is away".to_owned());
+        }
+        Ok(())
+    }
+
+    /// What the shards last counted.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.totals.sum()
+    }
+
+    /// Sets the gauges, before somebody reads them.
+    #[allow(clippy::cast_precision_loss, reason = "gauges are floats")]
+    pub fn record_gauges(&self) {
+        let counts = self.counts();
+        for (name, value) in [
+            ("orchestrator_subscribers", counts.total),
+            ("orchestrator_subscribers_active", counts.active),
+            ("orchestrator_subscribers_stale", counts.stale),
+            ("orchestrator_unique_clients", counts.unique),
+            ("orchestrator_streams", counts.streams),
+            ("orchestrator_streams_running", counts.running),
+            ("orchestrator_receive_dropped", self.transports.iter().map(|transport| transport.dropped()).sum()),
+            ("orchestrator_ready", u64::from(self.ready().is_ok())),
+        ] {
+            gauge!(name).set(value as f64);
+        }
+        for shard in 0..self.router.shards() {
+            let waiting = self.router.mailbox(shard).len() as f64;
+            gauge!("orchestrator_mailbox_messages", "shard" => shard.to_string()).set(waiting);
+        }
+    }
+
+    /// Stops taking work, handles what was taken, publishes what is owed, and ends, within 5 s.
+    pub async fn drain(mut self) {
+        let started = Instant::now();
+        self.orders.send_replace(Order::Drain);
+        if let Some(receiver) = self.receiver.take() {
+            let _ = tokio::time::timeout(DRAIN_TIMEOUT / 2, receiver).await;
+        }
+        // Only now: the shards were to see what the receiver still had.
+        (0..self.router.shards()).for_each(|shard| self.router.mailbox(shard).wake());
+        let threads = std::mem::take(&mut self.threads);
+        let joined = tokio::task::spawn_blocking(|| threads.into_iter().for_each(|thread| _ = thread.join()));
+        let left = DRAIN_TIMEOUT.saturating_sub(started.elapsed());
+        if tokio::time::timeout(left, joined).await.is_err() {
+            warn!("what is still owed could not be published in time and is given up");
+            self.orders.send_replace(Order::Abort);
+        }
+        for transport in &self.transports {
+            let left = (DRAIN_TIMEOUT + Duration::from_millis(700)).saturating_sub(started.elapsed());
+            let _ = tokio::time::timeout(left, transport.close()).await;
+        }
+        info!(took_ms = started.elapsed().as_millis(), "service stopped");
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.orders.send_replace(Order::Abort);
+        if let Some(receiver) = &self.receiver {
+            receiver.abort();
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Receives requests and hands them to the ingress.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use futures_util::{FutureExt as _, StreamExt as _};
+use metrics::counter;
+use tokio::sync::watch;
+
+use crate::{
+    shard::{ingress::Ingress, thread::Order},
+    transport::{Message, Outgoing, Subscription, Transport},
+};
+
+/// How many messages are taken at a wake-up: one wake-up a message costs more than the message.
+const MESSAGES_AT_ONCE: usize = 256;
+/// How long an answer to a refused message may wait for the connection. Then its sender finds out by its own timeout.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Receives until the service drains; then takes what has arrived, and ends the subscription.
+pub(super) async fn receive(
+    subscription: Subscription,
+    ingress: Ingress,
+    transport: Arc<dyn Transport>,
+    mut orders: watch::Receiver<Order>,
+) {
+    let mut messages = subscription.ready_chunks(MESSAGES_AT_ONCE);
+    loop {
+        tokio::select! {
+            biased;
+            () = stopped(&mut orders) => break,
+            chunk = messages.next() => match chunk {
+                Some(chunk) => accept(chunk, &ingress, &*transport).await,
+                None => return,
+            },
+        }
+    }
+    while let Some(Some(chunk)) = messages.next().now_or_never() {
+        accept(chunk, &ingress, &*transport).await;
+    }
+}
+
+async fn stopped(orders: &mut watch::Receiver<Order>) {
+    let _ = orders.wait_for(|order| *order != Order::Work).await;
+}
+
+async fn accept(messages: Vec<Message>, ingress: &Ingress, transport: &dyn Transport) {
+    counter!("orchestrator_received_total").increment(messages.len() as u64);
+    let mut answers: VecDeque<Outgoing> = messages
+        .into_iter()
+        .filter_map(|Message { subject, payload, reply }| ingress.accept(&subject, payload, reply))
+        .map(|(subject, payload)| Outgoing { subject, payload })
+        .collect();
+    while !answers.is_empty() {
+        let left = answers.len();
+        let sent = tokio::time::timeout(ANSWER_TIMEOUT, transport.publish(&mut answers)).await;
+        if !matches!(sent, Ok(Ok(()))) && answers.len() == left {
+            counter!("orchestrator_dropped_total", "reason" => "answer_not_sent").increment(left as u64);
+            return;
+        }
+    }
+}

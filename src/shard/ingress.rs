@@ -1,0 +1,136 @@
+//! Messages from outside: to which shard, or why not.
+//!
+//! This is the one place that everything passes through, so it does as little as it can: it peeks at the id and leaves
+//! the decoding to the shard.
+
+use std::sync::Arc;
+
+use async_nats::Subject;
+use bytes::Bytes;
+use metrics::counter;
+use prost::Message as _;
+use tracing::warn;
+
+use super::{
+    mailbox::{Body, Mail, Round},
+    router::Router,
+};
+use crate::{
+    engine::{Counts, Handle, Unplaced},
+    wire::{
+        Refusal, WireLimits,
+        decode::{self, Question},
+        encode, proto, route, subject,
+    },
+};
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct Ingress {
+    router: Arc<Router>,
+    limits: Arc<WireLimits>,
+}
+
+impl Ingress {
+    /// Routes with `router` what keeps to `limits`.
+    #[must_use]
+    pub const fn new(router: Arc<Router>, limits: Arc<WireLimits>) -> Self {
+        Self { router, limits }
+    }
+
+    /// Takes a message. Returns an answer to publish if it was refused at once and somebody waits for it.
+    pub fn accept(&self, to: &str, payload: Bytes, reply: Option<Subject>) -> Option<(Subject, Bytes)> {
+        let mail = match to {
+            subject::COMMAND => self.command(payload),
+            subject::SUBSCRIPTION => self.subscription(payload),
+            subject::QUERY => return self.accept_query(payload, reply),
+            _ => {
+                counter!("orchestrator_dropped_total", "reason" => "unknown_subject").increment(1);
+                return None;
+            }
+        };
+        let refusal = match mail {
+            Ok((shard, body)) => self.deliver(shard, Mail { body, reply: reply.clone() }).err()?,
+            Err(refusal) => refusal,
+        };
+        note_refusal(&refusal, to);
+        Some((reply?, encode::refusal(&refusal, "").encode_to_vec().into()))
+    }
+
+    fn accept_query(&self, payload: Bytes, reply: Option<Subject>) -> Option<(Subject, Bytes)> {
+        let Some(reply) = reply else {
+            // A question that nobody waits for.
+            counter!("orchestrator_dropped_total", "reason" => "query_without_reply").increment(1);
+            return None;
+        };
+        let sent = self
+            .query(payload)
+            .and_then(|(shard, body)| self.deliver(shard, Mail { body, reply: Some(reply.clone()) }));
+        let refusal = sent.err()?;
+        note_refusal(&refusal, subject::QUERY);
+        Some((reply, encode::query_refusal(&refusal).encode_to_vec().into()))
+    }
+
+    fn deliver(&self, shard: usize, mail: Mail) -> Result<(), Refusal> {
+        self.router.send(shard, mail).map_err(|_| FULL)
+    }
+
+    fn command(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {
+        self.check_size(&payload)?;
+        Ok((self.router.shard_of(&route::command(&payload).stream_id), Body::Command(payload)))
+    }
+
+    fn subscription(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {
+        self.check_size(&payload)?;
+        let address = route::subscription(&payload);
+        let named_at = (!address.stream_id.is_empty()).then(|| self.router.shard_of(&address.stream_id));
+        let owners = || address.handles.iter().map(|handle| self.router.owner(Handle(*handle).partition()));
+        // Nobody named at all is for any shard to refuse.
+        let first = named_at.or_else(|| owners().next()).unwrap_or(0);
+        if owners().all(|owner| owner == first) {
+            return Ok((first, Body::Subscription(payload)));
+        }
+        let mut handles = vec![Vec::new(); self.router.shards()];
+        for (owner, handle) in owners().zip(&address.handles) {
+            handles[owner].push(Handle(*handle));
+        }
+        let round = Round::Batch { message: payload, named_at, handles, unplaced: Unplaced::default() };
+        Ok((0, Body::Round(round)))
+    }
+
+    fn query(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {
+        let message: proto::Query = decode::message(&payload, &self.limits)?;
+        Ok(match decode::question(&message)? {
+            Question::State(stream_id) | Question::Stats(Some(stream_id)) => {
+                (self.router.owner(stream_id.partition()), Body::Query(payload))
+            }
+            Question::Stats(None) => (0, Body::Round(Round::Stats(Counts::default()))),
+            Question::List { limit, from } => {
+                let round = Round::List { room: limit, from_slot: from.slot, states: Vec::new() };
+                // A cursor from a time with more shards points behind the last: the answer is an empty page.
+                let last = self.router.shards() - 1;
+                match from.shard as usize {
+                    shard if shard <= last => (shard, Body::Round(round)),
+                    _ => (last, Body::Round(Round::List { room: limit, from_slot: u32::MAX, states: Vec::new() })),
+                }
+            }
+        })
+    }
+
+    fn check_size(&self, payload: &Bytes) -> Result<(), Refusal> {
+        decode::check_size(payload, &self.limits)
+    }
+}
+
+/// What the sender of a message for a full mailbox is told.
+pub(super) const FULL: Refusal = Refusal::Unavailable("the service is overloaded; try again");
+
+/// Logs and counts a refusal, whether or not somebody is told.
+pub(super) fn note_refusal(refusal: &Refusal, about: &str) {
+    let code = refusal.code().as_str_name();
+    counter!("orchestrator_refused_total", "code" => code).increment(1);
+    match refusal {
+        Refusal::Undecodable(_) => warn!(code, about, reason = %refusal, "message refused"),
+        _ => tracing::debug!(code, about, reason = %refusal, "message refused"),
+    }
+}

@@ -1,0 +1,168 @@
+//! The bounded queue into a shard, with a wake-up for its thread.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use async_nats::Subject;
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, bounded};
+use tokio::sync::Notify;
+
+use crate::{
+    engine::{Counts, Handle, Unplaced},
+    wire::proto,
+};
+
+/// How many messages may wait for a shard: at a million a second, what it handles in 65 ms.
+pub const MAILBOX_CAPACITY: usize = 65_536;
+/// How many bytes may wait for a shard: a full mailbox of ordinary messages has 8 MiB, and 64 of the largest fit.
+pub const MAILBOX_BYTES: usize = 64 << 20;
+
+/// Something for a shard to handle.
+#[derive(Debug)]
+pub struct Mail {
+    /// What.
+    pub body: Body,
+    /// Where the sender waits for the answer.
+    pub reply: Option<Subject>,
+}
+
+/// What kind of mail.
+#[derive(Debug)]
+pub enum Body {
+    /// An `OrchestratorCommand`, undecoded.
+    Command(Bytes),
+    /// A `SubscriptionCommand`, undecoded, of which all belongs to this shard.
+    Subscription(Bytes),
+    /// A `Query` about one stream of this shard, undecoded.
+    Query(Bytes),
+    /// Something that goes from shard to shard.
+    Round(Round),
+}
+
+/// Mail that each shard adds its part to before the next has it; the last one answers.
+#[derive(Debug)]
+pub enum Round {
+    /// GetStats of the whole service: the sum so far.
+    Stats(Counts),
+    /// ListStreams: what the page has so far.
+    List {
+        /// How many states the page may still take.
+        room: usize,
+        /// Where to look next in the present shard.
+        from_slot: u32,
+        /// The states so far.
+        states: Vec<proto::StateUpdate>,
+    },
+    /// A batch whose parts belong to several shards.
+    Batch {
+        /// The message, of which the named clients belong to the shard `named_at`.
+        message: Bytes,
+        /// The shard of the stream that the batch names, if it does.
+        named_at: Option<usize>,
+        /// The handles of each shard.
+        handles: Vec<Vec<Handle>>,
+        /// What could not be placed so far.
+        unplaced: Unplaced,
+    },
+}
+
+impl Body {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Command(bytes) | Self::Subscription(bytes) | Self::Query(bytes) => bytes.len(),
+            Self::Round(Round::Batch { message, .. }) => message.len(),
+            Self::Round(Round::Stats(_) | Round::List { .. }) => 0,
+        }
+    }
+}
+
+/// Both ends of a queue. Cloning gives another handle to the same one.
+#[derive(Clone, Debug)]
+pub struct Mailbox {
+    sender: Sender<Mail>,
+    receiver: Receiver<Mail>,
+    waiting_bytes: Arc<AtomicUsize>,
+    wake: Arc<Notify>,
+    max_bytes: usize,
+}
+
+impl Mailbox {
+    /// An empty one for so many messages and bytes.
+    #[must_use]
+    pub fn new(capacity: usize, max_bytes: usize) -> Self {
+        let (sender, receiver) = bounded(capacity);
+        Self { sender, receiver, waiting_bytes: Arc::default(), wake: Arc::default(), max_bytes }
+    }
+
+    /// Puts mail in and wakes the shard.
+    ///
+    /// # Errors
+    /// Gives it back when the mailbox is full.
+    pub fn send(&self, mail: Mail) -> Result<(), Mail> {
+        let bytes = mail.body.bytes();
+        if self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > self.max_bytes {
+            self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(mail);
+        }
+        self.sender.try_send(mail).map_err(|refused| {
+            self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            refused.into_inner()
+        })?;
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Takes the oldest mail out.
+    #[must_use]
+    pub fn take(&self) -> Option<Mail> {
+        let mail = self.receiver.try_recv().ok()?;
+        self.waiting_bytes.fetch_sub(mail.body.bytes(), Ordering::Relaxed);
+        Some(mail)
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.receiver.len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.receiver.is_empty()
+    }
+
+    /// Waits until mail was put in since the last call. May return without.
+    pub async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Wakes whoever waits in [`Mailbox::woken`].
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mail(bytes: usize) -> Mail {
+        Mail { body: Body::Command(vec![0; bytes].into()), reply: None }
+    }
+
+    #[test]
+    fn a_full_mailbox_gives_mail_back_and_takes_more_when_there_is_room() {
+        let mailbox = Mailbox::new(2, 100);
+        assert!(mailbox.send(mail(40)).is_ok());
+        assert!(mailbox.send(mail(61)).is_err(), "over its bytes");
+        assert!(mailbox.send(mail(60)).is_ok());
+        assert!(mailbox.send(mail(0)).is_err(), "over its count");
+        assert!(mailbox.take().is_some());
+        assert!(mailbox.send(mail(40)).is_ok());
+        assert_eq!(mailbox.len(), 2);
+    }
+}

@@ -1,0 +1,395 @@
+//! What a shard has yet to publish, while publishing cannot keep up or the broker is away.
+//!
+//! | kind | kept |
+//! |---|---|
+//! | a change (scene, command, lifecycle) | in order, until the broker is known to have it |
+//! | a tick or snapshot | the newest of each stream, until any newer update of that stream |
+//! | a reply | in order, until it is handed over |
+//!
+//! Changes go first. A stream's tick is always newer than all its changes here, because a change takes the tick's
+//! place; so the order within a stream is kept. When [`Owed::is_full`], the shard stops working rather than dropping
+//! a change: playback is arithmetic, so it loses nothing by standing still.
+
+use std::collections::VecDeque;
+
+use async_nats::Subject;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+use metrics::counter;
+
+use crate::{
+    engine::{StateUpdate, StreamId},
+    wire::{encode, subject},
+};
+
+/// How many changes and replies may be owed before the shard stops: half a minute of 2,000 changes a second.
+pub const OWED_CAPACITY: usize = 65_536;
+/// How many bytes of them.
+pub const OWED_BYTES: usize = 64 << 20;
+/// Largest message of a feed, bytes: half of what a broker takes by default.
+const MAX_FEED_BYTES: usize = 512 << 10;
+
+/// Which subjects carry the updates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum PublishTo {
+    /// `stream.<stream_id>.updates`: a subject a stream.
+    #[default]
+    Subjects,
+    /// `orchestrator.feed.<partition>`: many streams' updates in one message.
+    Feed,
+    /// Both.
+    Both,
+}
+
+impl PublishTo {
+    const fn subjects(self) -> bool {
+        matches!(self, Self::Subjects | Self::Both)
+    }
+
+    const fn feed(self) -> bool {
+        matches!(self, Self::Feed | Self::Both)
+    }
+}
+
+/// An encoded update.
+#[derive(Clone, Debug)]
+struct Encoded {
+    /// None when only feeds are published.
+    subject: Option<Subject>,
+    partition: u8,
+    payload: Bytes,
+}
+
+#[derive(Debug)]
+enum Firm {
+    Change(Encoded),
+    Reply(Subject, Bytes),
+}
+
+impl Firm {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Change(encoded) => encoded.payload.len(),
+            Self::Reply(_, payload) => payload.len(),
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Owed {
+    publish_to: PublishTo,
+    firm: VecDeque<Firm>,
+    /// Newest tick of each stream, by the engine's slot.
+    ticks: HashMap<u32, Encoded, FixedState>,
+    /// Slots in the order in which their ticks came; may name some that have none any more.
+    order: VecDeque<u32>,
+    /// Changes handed over, which the broker is not known to have.
+    unconfirmed: VecDeque<Encoded>,
+    /// How many were ever handed over. The first of `unconfirmed` has the number `handed_over - unconfirmed.len()`.
+    handed_over: u64,
+    /// Invariant: bytes in `firm` and `unconfirmed`.
+    bytes: usize,
+    /// Where updates are encoded: one allocation serves many.
+    buffer: BytesMut,
+    published: u64,
+}
+
+impl Owed {
+    /// Owes nothing yet.
+    #[must_use]
+    pub fn new(publish_to: PublishTo) -> Self {
+        Self {
+            publish_to,
+            firm: VecDeque::new(),
+            ticks: HashMap::with_hasher(FixedState::default()),
+            order: VecDeque::new(),
+            unconfirmed: VecDeque::new(),
+            handed_over: 0,
+            bytes: 0,
+            buffer: BytesMut::new(),
+            published: 0,
+        }
+    }
+
+    /// Whether so many changes and replies are owed that the shard must not make more.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.firm.len() + self.unconfirmed.len() >= OWED_CAPACITY || self.bytes >= OWED_BYTES
+    }
+
+    /// Whether there is something to hand over.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.firm.is_empty() && self.ticks.is_empty()
+    }
+
+    /// Whether the broker is known to have everything.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.is_empty() && self.unconfirmed.is_empty()
+    }
+
+    /// Owes an update. `wall_ms` is the wall clock at its moment.
+    pub fn update(&mut self, update: &StateUpdate, wall_ms: u64) {
+        let encoded = self.encode(update, wall_ms);
+        let before = if update.cause.is_change() {
+            let before = self.ticks.remove(&update.slot);
+            self.bytes += encoded.payload.len();
+            self.firm.push_back(Firm::Change(encoded));
+            before
+        } else {
+            let before = self.ticks.insert(update.slot, encoded);
+            if before.is_none() {
+                self.order.push_back(update.slot);
+            }
+            before
+        };
+        if before.is_some() {
+            counter!("orchestrator_dropped_total", "reason" => "tick_superseded").increment(1);
+        }
+    }
+
+    /// Owes an answer.
+    pub fn reply(&mut self, to: Subject, payload: Bytes) {
+        self.bytes += payload.len();
+        self.firm.push_back(Firm::Reply(to, payload));
+    }
+
+    /// Hands over about `most` messages, in the order in which they are to be published.
+    pub fn hand_over(&mut self, most: usize, mut publish: impl FnMut(Subject, Bytes)) {
+        let mut feeds: HashMap<u8, BytesMut, FixedState> = HashMap::default();
+        let mut count = 0;
+        while count < most {
+            let encoded = match self.firm.pop_front() {
+                Some(Firm::Reply(to, payload)) => {
+                    self.bytes -= payload.len();
+                    publish(to, payload);
+                    count += 1;
+                    continue;
+                }
+                Some(Firm::Change(encoded)) => {
+                    self.unconfirmed.push_back(encoded.clone());
+                    self.handed_over += 1;
+                    encoded
+                }
+                None => match self.next_tick() {
+                    Some(encoded) => encoded,
+                    None => break,
+                },
+            };
+            count += 1;
+            self.published += 1;
+            if self.publish_to.feed() {
+                let feed = feeds.entry(encoded.partition).or_default();
+                if feed.len() + encoded.payload.len() > MAX_FEED_BYTES {
+                    publish(subject::feed(encoded.partition), feed.split().freeze());
+                }
+                encode::write_batch_entry(feed, &encoded.payload);
+            }
+            if let Some(subject) = encoded.subject {
+                publish(subject, encoded.payload);
+            }
+        }
+        let mut feeds: Vec<(u8, BytesMut)> = feeds.into_iter().collect();
+        feeds.sort_unstable_by_key(|(partition, _)| *partition);
+        for (partition, feed) in feeds {
+            publish(subject::feed(partition), feed.freeze());
+        }
+    }
+
+    fn next_tick(&mut self) -> Option<Encoded> {
+        loop {
+            let slot = self.order.pop_front()?;
+            if let Some(encoded) = self.ticks.remove(&slot) {
+                return Some(encoded);
+            }
+        }
+    }
+
+    /// How many changes were ever handed over, for [`Owed::confirm`].
+    #[must_use]
+    pub const fn handed_over(&self) -> u64 {
+        self.handed_over
+    }
+
+    /// Whether changes wait to be confirmed.
+    #[must_use]
+    pub fn has_unconfirmed(&self) -> bool {
+        !self.unconfirmed.is_empty()
+    }
+
+    /// How many updates were handed over, for metrics. Reading it sets it back.
+    pub fn take_published(&mut self) -> u64 {
+        std::mem::take(&mut self.published)
+    }
+
+    /// The broker has the changes that had been handed over when [`Owed::handed_over`] was `until`.
+    pub fn confirm(&mut self, until: u64) {
+        let first = self.handed_over - self.unconfirmed.len() as u64;
+        for confirmed in self.unconfirmed.drain(..until.saturating_sub(first) as usize) {
+            self.bytes -= confirmed.payload.len();
+        }
+    }
+
+    /// The connection was lost: what was not confirmed is owed again, before everything else. A reader that had it
+    /// already sees its sequence repeated.
+    pub fn owe_again(&mut self) {
+        if !self.unconfirmed.is_empty() {
+            counter!("orchestrator_republished_total").increment(self.unconfirmed.len() as u64);
+        }
+        while let Some(encoded) = self.unconfirmed.pop_back() {
+            self.handed_over -= 1;
+            self.firm.push_front(Firm::Change(encoded));
+        }
+    }
+
+    /// Asserts what must hold.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn check(&self) {
+        let firm: usize = self.firm.iter().map(Firm::bytes).sum();
+        let unconfirmed: usize = self.unconfirmed.iter().map(|encoded| encoded.payload.len()).sum();
+        assert_eq!(self.bytes, firm + unconfirmed, "bytes owed");
+        assert!(self.ticks.keys().all(|slot| self.order.contains(slot)), "every tick has its turn");
+    }
+
+    fn encode(&mut self, update: &StateUpdate, wall_ms: u64) -> Encoded {
+        /// One allocation for some hundred updates.
+        const CHUNK: usize = 64 << 10;
+        /// Above most updates; a longer one makes the buffer grow.
+        const ROOM: usize = 512;
+        if self.buffer.capacity() < ROOM {
+            self.buffer.reserve(CHUNK);
+        }
+        encode::write_state(&mut self.buffer, update, wall_ms);
+        let payload = self.buffer.split().freeze();
+        let subject = self.publish_to.subjects().then(|| self.subject(&update.stream_id));
+        Encoded { subject, partition: update.partition, payload }
+    }
+
+    fn subject(&mut self, stream_id: &str) -> Subject {
+        debug_assert!(StreamId::parse(stream_id).is_ok(), "{stream_id:?} comes from the engine");
+        self.buffer.put_slice(b"stream.");
+        self.buffer.put_slice(stream_id.as_bytes());
+        self.buffer.put_slice(b".updates");
+        let bytes = self.buffer.split().freeze();
+        Subject::from_utf8(bytes).unwrap_or_else(|_| Subject::from_static("stream.invalid.updates"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use prost::Message as _;
+
+    use super::*;
+    use crate::{
+        engine::{Cause, Limits, Mode, Scene, Timeline},
+        wire::proto,
+    };
+
+    fn update(slot: u32, sequence: u64, cause: Cause) -> StateUpdate {
+        let scenes = [Scene { name: "Main", duration_ms: 10_000 }];
+        StateUpdate {
+            stream_id: format!("s{slot}").into(),
+            slot,
+            partition: slot as u8,
+            cause,
+            mode: Mode::Running,
+            timeline: Arc::new(Timeline::new(&scenes, &Limits::default()).unwrap()),
+            scene: Some(0),
+            position_ms: 0,
+            loop_count: 0,
+            status: None,
+            revision: 1,
+            sequence,
+            epoch: 1,
+        }
+    }
+
+    /// What is handed over, as (subject, sequence).
+    fn sent(owed: &mut Owed, most: usize) -> Vec<(String, u64)> {
+        let mut sent = Vec::new();
+        owed.hand_over(most, |subject, payload| {
+            let sequence = proto::StateUpdate::decode(payload).map_or(0, |update| update.sequence);
+            sent.push((subject.to_string(), sequence));
+        });
+        owed.check();
+        sent
+    }
+
+    fn on(slot: u32, sequence: u64) -> (String, u64) {
+        (format!("stream.s{slot}.updates"), sequence)
+    }
+
+    #[test]
+    fn of_ticks_the_newest_is_kept_and_of_changes_each() {
+        let mut owed = Owed::new(PublishTo::Subjects);
+        for (slot, sequence, cause) in [
+            (0, 1, Cause::Tick),
+            (1, 1, Cause::Tick),
+            (0, 2, Cause::Tick),
+            (0, 3, Cause::Scene),
+            (0, 4, Cause::Command),
+            (0, 5, Cause::Tick),
+            (0, 6, Cause::Tick),
+        ] {
+            owed.update(&update(slot, sequence, cause), 0);
+            owed.check();
+        }
+        assert_eq!(sent(&mut owed, 100), [on(0, 3), on(0, 4), on(1, 1), on(0, 6)]);
+        assert!(owed.is_empty());
+    }
+
+    #[test]
+    fn a_change_that_was_not_confirmed_is_owed_again_after_a_loss_and_before_newer_ones() {
+        let mut owed = Owed::new(PublishTo::Subjects);
+        for sequence in 1..=3 {
+            owed.update(&update(0, sequence, Cause::Scene), 0);
+        }
+        assert_eq!(sent(&mut owed, 2), [on(0, 1), on(0, 2)]);
+        let barrier = owed.handed_over();
+        assert_eq!(sent(&mut owed, 1), [on(0, 3)]);
+        owed.confirm(barrier);
+        owed.update(&update(0, 4, Cause::Scene), 0);
+        owed.owe_again();
+        assert_eq!(sent(&mut owed, 100), [on(0, 3), on(0, 4)]);
+        owed.confirm(owed.handed_over());
+        assert!(owed.is_settled());
+    }
+
+    #[test]
+    fn it_is_full_before_it_would_drop_a_change() {
+        let mut owed = Owed::new(PublishTo::Subjects);
+        for sequence in 0..OWED_CAPACITY as u64 {
+            assert!(!owed.is_full());
+            owed.update(&update(0, sequence, Cause::Scene), 0);
+        }
+        assert!(owed.is_full());
+        assert_eq!(sent(&mut owed, usize::MAX).len(), OWED_CAPACITY);
+        assert!(owed.is_full(), "handed over is not confirmed");
+        owed.confirm(owed.handed_over());
+        assert!(!owed.is_full());
+    }
+
+    #[test]
+    fn a_feed_carries_a_partitions_updates_in_one_message_and_both_publishes_them_twice() {
+        for (publish_to, messages) in [(PublishTo::Feed, 2), (PublishTo::Both, 5)] {
+            let mut owed = Owed::new(publish_to);
+            owed.update(&update(7, 1, Cause::Scene), 0);
+            owed.update(&update(7, 2, Cause::Tick), 0);
+            owed.update(&update(8, 1, Cause::Tick), 0);
+            let mut sent = Vec::new();
+            owed.hand_over(100, |subject, payload| sent.push((subject.to_string(), payload)));
+            assert_eq!(sent.len(), messages);
+            let (subject, payload) = &sent[messages - 2];
+            assert_eq!(subject, "orchestrator.feed.7");
+            let batch = proto::UpdateBatch::decode(payload.clone()).unwrap();
+            assert_eq!(batch.update.iter().map(|update| update.sequence).collect::<Vec<_>>(), [1, 2]);
+        }
+    }
+}

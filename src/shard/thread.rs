@@ -1,0 +1,220 @@
+//! A shard's thread: a single-threaded event loop on a current-thread runtime.
+//!
+//! It reads the clock, takes turns, sleeps until the next deadline or the next mail, and survives a panic of the
+//! engine with an empty one. On the same runtime runs the future that publishes what is owed; the loop never waits
+//! for it, except when so much is owed that it must not make more.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use metrics::counter;
+use tokio::{
+    sync::{Notify, watch},
+    task::LocalSet,
+    time::Instant,
+};
+use tracing::error;
+
+use super::{
+    Totals,
+    owed::Owed,
+    router::Router,
+    turn::{Next, Now, Shard, ShardSettings},
+};
+use crate::engine::Tick;
+
+/// For how long a service says that it is not ready after a shard lost its streams.
+const UNREADY_AFTER_PANIC: Duration = Duration::from_secs(30);
+
+/// Time for all shards: milliseconds since 1970 on a clock that never goes back.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    origin: Instant,
+    origin_ms: u64,
+}
+
+impl Clock {
+    /// Starts at the wall clock's present time.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { origin: Instant::now(), origin_ms: wall_ms() }
+    }
+
+    /// Reads both clocks.
+    #[must_use]
+    pub fn now(&self) -> Now {
+        let elapsed_ms = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Now { tick: Tick(self.origin_ms.saturating_add(elapsed_ms)), wall_ms: wall_ms() }
+    }
+
+    fn instant(&self, tick: Tick) -> Instant {
+        self.origin + Duration::from_millis(tick.0.saturating_sub(self.origin_ms))
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn wall_ms() -> u64 {
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What a shard is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Work.
+    Work,
+    /// Handle what is in the mailbox, publish what is owed, and end.
+    Drain,
+    /// End.
+    Abort,
+}
+
+/// What a shard's loop and its publisher share.
+#[derive(Debug)]
+pub struct Outlet {
+    /// What is to be published.
+    pub owed: RefCell<Owed>,
+    /// Something was added to `owed`, or nothing will be any more.
+    pub filled: Notify,
+    /// Something was taken from `owed`.
+    pub drained: Notify,
+    finished: Cell<bool>,
+}
+
+impl Outlet {
+    /// Whether the loop has ended, so that nothing will be owed that is not owed now.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.finished.get()
+    }
+}
+
+/// Whether the shards are well.
+#[derive(Debug, Default)]
+pub struct Health {
+    last_panic: Mutex<Option<(usize, Instant)>>,
+}
+
+impl Health {
+    /// The shard that lost its streams to a panic not long ago.
+    #[must_use]
+    pub fn ailing_shard(&self) -> Option<usize> {
+        let last = *self.last_panic.lock().unwrap_or_else(PoisonError::into_inner);
+        last.filter(|(_, at)| at.elapsed() < UNREADY_AFTER_PANIC).map(|(shard, _)| shard)
+    }
+
+    fn note_panic(&self, shard: usize) {
+        *self.last_panic.lock().unwrap_or_else(PoisonError::into_inner) = Some((shard, Instant::now()));
+    }
+}
+
+/// All that a shard's thread is given.
+#[derive(Debug)]
+pub struct Seat {
+    /// The shard's number.
+    pub number: usize,
+    /// What to make its engine with.
+    pub settings: ShardSettings,
+    /// The mailboxes.
+    pub router: Arc<Router>,
+    /// The counts.
+    pub totals: Arc<Totals>,
+    /// Where a panic is noted.
+    pub health: Arc<Health>,
+    /// What to do.
+    pub orders: watch::Receiver<Order>,
+    /// The time.
+    pub clock: Clock,
+}
+
+/// Starts a shard's thread. `publish` makes the future that publishes what the outlet holds, on the thread's runtime; it
+/// ends when the outlet is finished and settled.
+///
+/// # Errors
+/// When the system has no thread, or no runtime, to give.
+pub fn spawn<F: Future<Output = ()> + 'static>(
+    seat: Seat,
+    owed: Owed,
+    publish: impl FnOnce(Rc<Outlet>) -> F + Send + 'static,
+) -> io::Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    std::thread::Builder::new().name(format!("shard-{}", seat.number)).spawn(move || {
+        let outlet = Rc::new(Outlet {
+            owed: RefCell::new(owed),
+            filled: Notify::new(),
+            drained: Notify::new(),
+            finished: Cell::new(false),
+        });
+        let local = LocalSet::new();
+        local.block_on(&runtime, async move {
+            let publisher = tokio::task::spawn_local(publish(Rc::clone(&outlet)));
+            let mut orders = seat.orders.clone();
+            run(seat, &outlet).await;
+            outlet.finished.set(true);
+            outlet.filled.notify_one();
+            tokio::select! {
+                _ = publisher => {}
+                _ = orders.wait_for(|order| *order == Order::Abort) => {}
+            }
+        });
+    })
+}
+
+/// The loop.
+async fn run(seat: Seat, outlet: &Outlet) {
+    let Seat { number, settings, router, totals, health, mut orders, clock } = seat;
+    let new_shard = || Shard::new(number, settings.clone(), Arc::clone(&router), Arc::clone(&totals));
+    let mut shard = new_shard();
+    loop {
+        let turn = catch_unwind(AssertUnwindSafe(|| shard.turn(clock.now(), &mut outlet.owed.borrow_mut())));
+        let next = turn.unwrap_or_else(|panic| {
+            error!(shard = number, reason = panic_message(&*panic), "shard panicked; it starts again, empty");
+            counter!("orchestrator_shard_panics_total").increment(1);
+            health.note_panic(number);
+            shard = new_shard();
+            Next::Again
+        });
+        if !outlet.owed.borrow().is_empty() {
+            outlet.filled.notify_one();
+        }
+        let order = *orders.borrow_and_update();
+        match (order, next) {
+            (Order::Abort, _) | (Order::Drain, Next::Sleep(_)) => return,
+            // The publisher gets its turn in between.
+            (_, Next::Again) => tokio::task::yield_now().await,
+            (_, Next::Blocked) => tokio::select! {
+                () = outlet.drained.notified() => {}
+                _ = orders.changed() => {}
+            },
+            (Order::Work, Next::Sleep(due)) => tokio::select! {
+                () = router.mailbox(number).woken() => {}
+                () = sleep_until(&clock, due) => {}
+                _ = orders.changed() => {}
+            },
+        }
+    }
+}
+
+async fn sleep_until(clock: &Clock, due: Option<Tick>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(clock.instant(due)).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
