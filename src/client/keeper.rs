@@ -99,7 +99,9 @@ impl Keeper {
         let now = *self.connection.borrow_and_update();
         if now.connected && now.generation != self.seen.generation {
             let mut book = self.core.book();
-            tracing::info!(registrations = book.len(), "connected again, registering again");
+            if book.len() > 0 {
+                tracing::info!(registrations = book.len(), "connected again, registering again");
+            }
             book.register_all_again();
             // All clients of a broker see it come back at the same moment.
             self.paused_until = Instant::now() + random::up_to(RETRY_PAUSE / 2);
