@@ -148,3 +148,6 @@ impl Client {
         &self.lease
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -190,7 +190,7 @@ mod tests {
             (r#"{"scenes":[],"tick_interval_ms":18446744073709551616}"#, "tick_interval_ms: invalid"),
             (r#"{"scenes":[]} x"#, "trailing characters"),
             ("", "the body: EOF"),
-            ("[1", "the body: "),
+            ("{\"scenes\":[", "EOF"),
         ] {
             let message = refusal(json);
             assert!(message.contains(part), "{json}: {message}");

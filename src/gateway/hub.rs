@@ -78,12 +78,6 @@ impl Hub {
         Ok(seat)
     }
 
-    /// How many streams are subscribed to.
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.rooms().len()
-    }
-
     fn sit(self: &Arc<Self>, stream_id: &str) -> Seat {
         let mut rooms = self.rooms();
         let room = match rooms.get_mut(stream_id) {

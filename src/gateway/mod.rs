@@ -109,7 +109,6 @@ impl Gateway {
 
     /// The routes, to serve them as part of something else. They take the viewer's address from
     /// `ConnectInfo<SocketAddr>` where it is present.
-    #[must_use]
     pub fn router(&self) -> Router {
         routes::router(Arc::clone(&self.app))
     }

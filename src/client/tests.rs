@@ -1,0 +1,361 @@
+//! The client against a service that is played by the test, request by request, in virtual time.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use prost::Message as _;
+use tokio::time::Instant;
+
+use super::*;
+use crate::{
+    transport::{
+        Outgoing, Subject, Subscription,
+        memory::{MemoryBus, MemoryTransport},
+    },
+    wire::proto::{
+        Code, HeartbeatBatch, OrchestratorCommand, OrchestratorConfig, QueryReply, Reply, SceneConfig, StateUpdate,
+        SubscriptionCommand, UnregisterBatch, subscription_command::Command as Wire,
+    },
+};
+
+/// The other side of the bus.
+struct Service {
+    link: Arc<MemoryTransport>,
+    requests: Subscription,
+}
+
+/// A request and where its answer goes.
+struct Asked {
+    payload: Bytes,
+    reply: Subject,
+}
+
+type Bytes = bytes::Bytes;
+
+impl Service {
+    async fn on(bus: &MemoryBus) -> Self {
+        let link = bus.connect();
+        let requests = link.subscribe(subject::ALL_REQUESTS, Some(subject::QUEUE_GROUP)).await.expect("subscribed");
+        Self { link, requests }
+    }
+
+    async fn next(&mut self) -> Asked {
+        let message = self.requests.next().await.expect("the bus lives");
+        Asked { payload: message.payload, reply: message.reply.expect("the client wants answers") }
+    }
+
+    async fn next_command(&mut self) -> (OrchestratorCommand, Asked) {
+        let asked = self.next().await;
+        (OrchestratorCommand::decode(asked.payload.clone()).expect("a command"), asked)
+    }
+
+    async fn next_wire(&mut self) -> (Wire, Asked) {
+        let asked = self.next().await;
+        let command = SubscriptionCommand::decode(asked.payload.clone()).expect("a subscription command").command;
+        (command.expect("not empty"), asked)
+    }
+
+    async fn answer(&self, asked: Asked, reply: &impl prost::Message) {
+        self.publish(asked.reply, reply.encode_to_vec()).await;
+    }
+
+    async fn publish(&self, subject: Subject, payload: Vec<u8>) {
+        let mut messages = VecDeque::from([Outgoing { subject, payload: payload.into() }]);
+        self.link.publish(&mut messages).await.expect("published");
+    }
+
+    /// Takes the next request, which must be a Register, and gives it `handle`.
+    async fn register(&mut self, handle: u64) {
+        let (command, asked) = self.next_wire().await;
+        assert!(matches!(command, Wire::Register(_)), "{command:?}");
+        self.answer(asked, &Reply { handle, state: Some(StateUpdate::default()), ..Reply::default() }).await;
+    }
+
+    async fn next_beat(&mut self) -> (Vec<u64>, Asked) {
+        match self.next_wire().await {
+            (Wire::HeartbeatBatch(HeartbeatBatch { handle, .. }), asked) => (handle, asked),
+            (other, _) => panic!("not a heartbeat: {other:?}"),
+        }
+    }
+
+    async fn next_leave(&mut self) -> (Vec<u64>, Asked) {
+        match self.next_wire().await {
+            (Wire::UnregisterBatch(UnregisterBatch { handle, .. }), asked) => (handle, asked),
+            (other, _) => panic!("not an unregistering: {other:?}"),
+        }
+    }
+
+    /// Takes the next request, which must register again, and gives each subscriber one of `handles`.
+    async fn next_registers(&mut self, handles: &[u64]) {
+        let (command, asked) = self.next_wire().await;
+        let Wire::RegisterBatch(batch) = command else { panic!("not a registration: {command:?}") };
+        assert_eq!(batch.subscriber.len(), handles.len());
+        self.answer(asked, &Reply { handles: handles.to_vec(), ..Reply::default() }).await;
+    }
+}
+
+async fn world() -> (MemoryBus, Service, Client) {
+    let bus = MemoryBus::new();
+    let service = Service::on(&bus).await;
+    let client = Client::new(bus.connect(), ClientOptions::default());
+    (bus, service, client)
+}
+
+async fn registered(client: &Client, service: &mut Service, handle: u64) -> Registration {
+    let (registration, ()) = tokio::join!(client.register("s", "c", None, handle), service.register(handle));
+    registration.expect("registered")
+}
+
+async fn until(registration: &Registration, standing: Standing) {
+    registration.watch().wait_for(|now| *now == standing).await.expect("watched");
+}
+
+fn ok() -> Reply {
+    Reply::default()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_is_not_answered_is_sent_again_with_the_same_request_id() {
+    let (_bus, mut service, client) = world().await;
+    let begun = Instant::now();
+    let (result, ()) = tokio::join!(client.pause("s"), async {
+        let (first, _unanswered) = service.next_command().await;
+        let (second, asked) = service.next_command().await;
+        assert!(!first.request_id.is_empty());
+        assert_eq!(first, second);
+        service.answer(asked, &Reply { stream_id: "s".into(), revision: 7, ..Reply::default() }).await;
+    });
+    assert_eq!(result.expect("answered").revision, 7);
+    assert!((Duration::from_secs(2)..Duration::from_secs(3)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_carries_the_request_id_and_revision_it_was_given() {
+    let (_bus, mut service, client) = world().await;
+    let call = client.seek("s", 5).request_id("mine").expected_revision(3);
+    let (result, ()) = tokio::join!(call.into_future(), async {
+        let (command, asked) = service.next_command().await;
+        assert_eq!((command.request_id.as_str(), command.expected_revision), ("mine", Some(3)));
+        let refusal =
+            Reply { code: Code::Conflict.into(), message: "moved on".into(), revision: 4, ..Reply::default() };
+        service.answer(asked, &refusal).await;
+    });
+    let error = result.expect_err("a conflict");
+    assert_eq!((error.kind(), error.message()), (ErrorKind::Rejected(Code::Conflict), "moved on"));
+    assert_eq!(error.reply().map(|reply| reply.revision), Some(4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_ends_within_its_budget_when_nobody_answers() {
+    let (_bus, service, client) = world().await;
+    let begun = Instant::now();
+    let error = client.pause("s").await.expect_err("nobody answers");
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Timeout, Code::Unavailable));
+    assert!(begun.elapsed() <= Duration::from_millis(5_200), "{:?}", begun.elapsed());
+
+    drop(service);
+    let begun = Instant::now();
+    let error = client.get_state("s").await.expect_err("nobody listens");
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Unavailable, Code::Unavailable));
+    assert!(begun.elapsed() <= Duration::from_millis(5_200), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_comes_within_the_budget_is_found() {
+    let bus = MemoryBus::new();
+    let client = Client::new(bus.connect(), ClientOptions::default());
+    let (result, ()) = tokio::join!(client.list_streams(0, None), async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let mut service = Service::on(&bus).await;
+        let asked = service.next().await;
+        service.answer(asked, &QueryReply { cursor: "more".into(), ..QueryReply::default() }).await;
+    });
+    assert_eq!(result.expect("answered").cursor.as_deref(), Some("more"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_right_is_refused_before_anything_is_sent() {
+    let bus = MemoryBus::with_max_payload(1_000);
+    let client = Client::new(bus.connect(), ClientOptions::default());
+    let scenes = (0..100).map(|n| SceneConfig { name: format!("scene {n}"), duration_ms: 1 }).collect();
+    let large = OrchestratorConfig { scenes, ..OrchestratorConfig::default() };
+    let refused = [
+        client.pause("a.b").await.map(|_| ()),
+        client.start("*", None).await.map(|_| ()),
+        client.get_state(">").await.map(|_| ()),
+        client.stats(Some("")).await.map(|_| ()),
+        client.updates("a b").await.map(|_| ()),
+        client.register("s", "a\n", None, 0).await.map(|_| ()),
+        client.start("s", large).await.map(|_| ()),
+    ];
+    let begun = Instant::now();
+    for result in refused {
+        let error = result.expect_err("refused");
+        assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidArgument, Code::InvalidArgument), "{error}");
+    }
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    let error = client.seek(&"x".repeat(129), 0).await.expect_err("too long");
+    assert!(error.message().contains("stream_id") && error.message().contains("128"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_does_not_decode_is_told_apart_and_not_asked_again() {
+    let (_bus, mut service, client) = world().await;
+    for payload in [vec![0xff], Reply { code: 99, ..Reply::default() }.encode_to_vec()] {
+        let (result, ()) = tokio::join!(client.stop("s"), async {
+            let asked = service.next().await;
+            service.publish(asked.reply, payload).await;
+        });
+        let error = result.expect_err("undecodable");
+        assert_eq!((error.kind(), error.code()), (ErrorKind::Undecodable, Code::Undecodable));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn registrations_beat_every_30_s_in_batches_spread_over_the_interval() {
+    let (_bus, mut service, client) = world().await;
+    let mut kept = Vec::new();
+    for handle in 1..=128 {
+        kept.push(registered(&client, &mut service, handle).await);
+    }
+    for _round in 0..2 {
+        let begun = Instant::now();
+        let (mut seen, mut messages) = (Vec::new(), 0);
+        while seen.len() < 128 {
+            let (handles, asked) = service.next_beat().await;
+            assert!(handles.len() <= 2, "two of 128 in each of 64 slots");
+            seen.extend(handles);
+            messages += 1;
+            service.answer(asked, &ok()).await;
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, (1..=128).collect::<Vec<u64>>());
+        assert_eq!(messages, 64);
+        assert!((Duration::from_secs(29)..Duration::from_secs(31)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_the_service_does_not_know_is_registered_again_at_once() {
+    let (_bus, mut service, client) = world().await;
+    let registration = registered(&client, &mut service, 1).await;
+    let (handles, asked) = service.next_beat().await;
+    assert_eq!(handles, [1]);
+    let forgotten = Instant::now();
+    let reply = Reply { code: Code::UnknownSubscriber.into(), unknown_handle: handles, ..Reply::default() };
+    service.answer(asked, &reply).await;
+    service.next_registers(&[2]).await;
+    until(&registration, Standing::Registered { round: 2 }).await;
+    assert!(forgotten.elapsed() < Duration::from_secs(1));
+    assert_eq!(service.next_beat().await.0, [2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_heartbeat_that_is_not_answered_is_sent_again_soon() {
+    let (_bus, mut service, client) = world().await;
+    let _registration = registered(&client, &mut service, 1).await;
+    let _unanswered = service.next_beat().await;
+    let lost = Instant::now();
+    let (_, asked) = service.next_beat().await;
+    assert!(lost.elapsed() < Duration::from_secs(4), "{:?}", lost.elapsed());
+    service.answer(asked, &ok()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_outage_all_are_registered_again() {
+    let (bus, mut service, client) = world().await;
+    let registrations = [registered(&client, &mut service, 1).await, registered(&client, &mut service, 2).await];
+    bus.set_online(false);
+    tokio::task::yield_now().await;
+    bus.set_online(true);
+    service.next_registers(&[11, 12]).await;
+    for registration in &registrations {
+        until(registration, Standing::Registered { round: 2 }).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_is_away_is_asked_for_again_on_later_beats() {
+    let (_bus, mut service, client) = world().await;
+    let registration = registered(&client, &mut service, 1).await;
+    let (handles, asked) = service.next_beat().await;
+    let reply = Reply { code: Code::UnknownSubscriber.into(), unknown_handle: handles, ..Reply::default() };
+    service.answer(asked, &reply).await;
+    let (_, asked) = service.next_wire().await;
+    service.answer(asked, &Reply { code: Code::StreamNotFound.into(), handles: vec![0], ..Reply::default() }).await;
+    until(&registration, Standing::Lost(Code::StreamNotFound)).await;
+    let refused = Instant::now();
+    service.next_registers(&[5]).await;
+    assert!((Duration::from_secs(29)..Duration::from_secs(31)).contains(&refused.elapsed()));
+    until(&registration, Standing::Registered { round: 2 }).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dropped_registration_is_unregistered_soon() {
+    let (_bus, mut service, client) = world().await;
+    let registrations = [registered(&client, &mut service, 1).await, registered(&client, &mut service, 2).await];
+    let dropped = Instant::now();
+    drop(registrations);
+    let (handles, _) = service.next_leave().await;
+    assert_eq!(handles, [1, 2]);
+    assert!(dropped.elapsed() < Duration::from_millis(100));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_register_given_up_before_its_answer_is_unregistered_by_name() {
+    let (_bus, mut service, client) = world().await;
+    let attempt = tokio::spawn({
+        let client = client.clone();
+        async move { client.register("s", "c", None, 9).await.map(|_| ()) }
+    });
+    let (command, _unanswered) = service.next_wire().await;
+    assert!(matches!(command, Wire::Register(_)));
+    attempt.abort();
+    let (command, _) = service.next_wire().await;
+    let Wire::Unregister(leaving) = command else { panic!("{command:?}") };
+    assert_eq!((leaving.stream_id.as_str(), leaving.client_id.as_str(), leaving.session), ("s", "c", 9));
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_unregisters_all_and_refuses_new_ones() {
+    let (_bus, mut service, client) = world().await;
+    let registration = registered(&client, &mut service, 1).await;
+    let ((), ()) = tokio::join!(client.close(), async {
+        let (handles, asked) = service.next_leave().await;
+        assert_eq!(handles, [1]);
+        service.answer(asked, &ok()).await;
+    });
+    assert_eq!(registration.standing(), Standing::Closed);
+    assert_eq!(client.register("s", "c", None, 0).await.expect_err("closed").kind(), ErrorKind::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn closing_ends_in_time_when_nobody_answers() {
+    let (bus, mut service, client) = world().await;
+    let _registration = registered(&client, &mut service, 1).await;
+    let begun = Instant::now();
+    client.close().await;
+    assert!(begun.elapsed() <= Duration::from_millis(2_200), "{:?}", begun.elapsed());
+    assert_eq!(service.next_leave().await.0, [1]);
+
+    let other = Client::new(bus.connect(), ClientOptions::default());
+    let _registration = registered(&other, &mut service, 1).await;
+    bus.set_online(false);
+    let begun = Instant::now();
+    other.close().await;
+    assert!(begun.elapsed() < Duration::from_millis(100), "without a connection there is nobody to tell");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_background_task_ends_with_the_last_client_and_registration() {
+    let (_bus, mut service, client) = world().await;
+    let registration = registered(&client, &mut service, 1).await;
+    let mut ended = client.core().ended.subscribe();
+    drop(client);
+    let (_, asked) = service.next_beat().await;
+    service.answer(asked, &ok()).await;
+    assert!(!*ended.borrow(), "the registration is still kept");
+    drop(registration);
+    let (_, asked) = service.next_leave().await;
+    service.answer(asked, &ok()).await;
+    ended.wait_for(|ended| *ended).await.expect("watched");
+}
