@@ -81,10 +81,12 @@ impl Firm {
 pub struct Owed {
     publish_to: PublishTo,
     firm: VecDeque<Firm>,
-    /// Newest tick of each stream, by the engine's slot.
-    ticks: HashMap<u32, Encoded, FixedState>,
-    /// Slots in the order in which their ticks came; may name some that have none any more.
+    /// Newest tick of each stream, by the engine's slot; none where a change has taken its place.
+    ticks: HashMap<u32, Option<Encoded>, FixedState>,
+    /// The slots of `ticks`, each once, in the order in which they were added.
     order: VecDeque<u32>,
+    /// How many of `ticks` there are.
+    waiting: usize,
     /// Changes handed over, which the broker is not known to have.
     unconfirmed: VecDeque<Encoded>,
     /// How many were ever handed over. The first of `unconfirmed` has the number `handed_over - unconfirmed.len()`.
@@ -105,6 +107,7 @@ impl Owed {
             firm: VecDeque::new(),
             ticks: HashMap::with_hasher(FixedState::default()),
             order: VecDeque::new(),
+            waiting: 0,
             unconfirmed: VecDeque::new(),
             handed_over: 0,
             bytes: 0,
@@ -122,7 +125,7 @@ impl Owed {
     /// Whether there is something to hand over.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.firm.is_empty() && self.ticks.is_empty()
+        self.firm.is_empty() && self.waiting == 0
     }
 
     /// Whether the broker is known to have everything.
@@ -134,19 +137,22 @@ impl Owed {
     /// Owes an update. `wall_ms` is the wall clock at its moment.
     pub fn update(&mut self, update: &StateUpdate, wall_ms: u64) {
         let encoded = self.encode(update, wall_ms);
-        let before = if update.cause.is_change() {
-            let before = self.ticks.remove(&update.slot);
+        let superseded = if update.cause.is_change() {
             self.bytes += encoded.payload.len();
             self.firm.push_back(Firm::Change(encoded));
-            before
+            let before = self.ticks.get_mut(&update.slot).and_then(Option::take);
+            self.waiting -= usize::from(before.is_some());
+            before.is_some()
         } else {
-            let before = self.ticks.insert(update.slot, encoded);
+            let before = self.ticks.insert(update.slot, Some(encoded));
             if before.is_none() {
                 self.order.push_back(update.slot);
             }
-            before
+            let superseded = before.flatten().is_some();
+            self.waiting += usize::from(!superseded);
+            superseded
         };
-        if before.is_some() {
+        if superseded {
             counter!("orchestrator_dropped_total", "reason" => "tick_superseded").increment(1);
         }
     }
@@ -202,7 +208,8 @@ impl Owed {
     fn next_tick(&mut self) -> Option<Encoded> {
         loop {
             let slot = self.order.pop_front()?;
-            if let Some(encoded) = self.ticks.remove(&slot) {
+            if let Some(encoded) = self.ticks.remove(&slot).flatten() {
+                self.waiting -= 1;
                 return Some(encoded);
             }
         }
@@ -253,7 +260,9 @@ impl Owed {
         let firm: usize = self.firm.iter().map(Firm::bytes).sum();
         let unconfirmed: usize = self.unconfirmed.iter().map(|encoded| encoded.payload.len()).sum();
         assert_eq!(self.bytes, firm + unconfirmed, "bytes owed");
-        assert!(self.ticks.keys().all(|slot| self.order.contains(slot)), "every tick has its turn");
+        assert_eq!(self.waiting, self.ticks.values().flatten().count(), "ticks waiting");
+        assert_eq!(self.ticks.len(), self.order.len(), "each slot has one turn");
+        assert!(self.order.iter().all(|slot| self.ticks.contains_key(slot)), "a turn is a slot's");
     }
 
     fn encode(&mut self, update: &StateUpdate, wall_ms: u64) -> Encoded {
@@ -341,7 +350,7 @@ mod tests {
             owed.update(&update(slot, sequence, cause), 0);
             owed.check();
         }
-        assert_eq!(sent(&mut owed, 100), [on(0, 3), on(0, 4), on(1, 1), on(0, 6)]);
+        assert_eq!(sent(&mut owed, 100), [on(0, 3), on(0, 4), on(0, 6), on(1, 1)]);
         assert!(owed.is_empty());
     }
 
