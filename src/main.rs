@@ -1,1 +1,203 @@
-fn main() {}
+//! The program: `serve`, `gateway` and `standalone`.
+
+use std::{
+    error::Error,
+    io,
+    net::SocketAddr,
+    process::ExitCode,
+    sync::{Arc, RwLock},
+    time::Duration,
+};
+
+use clap::Parser as _;
+use orchestrator_service::{
+    client::{Client, ClientOptions},
+    config::{Cli, Command, GatewayArgs, GatewayCommand, NatsArgs, ServeOptions, StandaloneOptions},
+    gateway::Gateway,
+    service::{Service, ServiceSettings},
+    telemetry::{self, Checkup},
+    transport::{
+        Transport,
+        memory::MemoryBus,
+        nats::{NatsOptions, NatsTransport},
+    },
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tracing::{info, warn};
+
+type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// A process that has not come to its end by then is ended, so that a stop takes 5 s at the most.
+const STOP_TIMEOUT: Duration = Duration::from_millis(4_900);
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("orchestrator_service: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Fallible<()> {
+    telemetry::init_logging()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(async {
+        match cli.command.unwrap_or(Command::Serve(cli.serve)) {
+            Command::Serve(options) => serve(options).await,
+            Command::Gateway(options) => gateway(options).await,
+            Command::Standalone(options) => standalone(options).await,
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    done
+}
+
+/// The service over NATS.
+async fn serve(options: ServeOptions) -> Fallible<()> {
+    let settings = options.service.settings()?;
+    let stop = stop_signal()?;
+    let watched = Watched::default();
+    let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, watched.clone()).await?;
+    tokio::pin!(stop);
+    let starting = async {
+        let ingress = connect(&options.nats, "orchestrator ingress").await?;
+        let mut publishers: Vec<Arc<dyn Transport>> = Vec::new();
+        for shard in 0..settings.shards {
+            publishers.push(connect(&options.nats, &format!("orchestrator shard {shard}")).await?);
+        }
+        Ok::<_, Box<dyn Error + Send + Sync>>(Service::start(settings, ingress, publishers).await?)
+    };
+    tokio::select! {
+        service = starting => watched.set(service?),
+        () = &mut stop => return Ok(()),
+    }
+    stop.await;
+    end(async {
+        if let Some(service) = watched.take() {
+            service.drain().await;
+        }
+    })
+    .await;
+    admin.abort();
+    Ok(())
+}
+
+/// The gateway over NATS.
+async fn gateway(options: GatewayCommand) -> Fallible<()> {
+    let stop = stop_signal()?;
+    let transport = connect(&options.nats, "orchestrator gateway").await?;
+    let checkup = Connected(Arc::clone(&transport));
+    let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, checkup).await?;
+    let gateway =
+        Gateway::new(Client::new(Arc::clone(&transport), ClientOptions::default()), options.gateway.options());
+    let listener = listen(&options.gateway).await?;
+    gateway.serve(listener, stop).await?;
+    end(transport.close()).await;
+    admin.abort();
+    Ok(())
+}
+
+/// Both in one process, over memory.
+async fn standalone(options: StandaloneOptions) -> Fallible<()> {
+    let settings = options.service.settings()?;
+    let stop = stop_signal()?;
+    let bus = MemoryBus::new();
+    let watched = Watched::default();
+    let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, watched.clone()).await?;
+    let listener = listen(&options.gateway).await?;
+    watched.set(start_in_memory(settings, &bus).await?);
+    let gateway = Gateway::new(Client::new(bus.connect(), ClientOptions::default()), options.gateway.options());
+    gateway.serve(listener, stop).await?;
+    end(async {
+        if let Some(service) = watched.take() {
+            service.drain().await;
+        }
+    })
+    .await;
+    admin.abort();
+    Ok(())
+}
+
+async fn start_in_memory(settings: ServiceSettings, bus: &MemoryBus) -> Fallible<Service> {
+    let publishers = (0..settings.shards).map(|_| bus.connect() as Arc<dyn Transport>).collect();
+    Ok(Service::start(settings, bus.connect(), publishers).await?)
+}
+
+async fn connect(nats: &NatsArgs, name: &str) -> Fallible<Arc<dyn Transport>> {
+    let options = NatsOptions { credentials: nats.nats_creds.clone(), ..NatsOptions::new(&nats.nats_url, name) };
+    Ok(NatsTransport::connect(options).await?)
+}
+
+async fn listen(gateway: &GatewayArgs) -> io::Result<TcpListener> {
+    let address: SocketAddr = gateway.http_addr;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on --http-addr {address}: {error}")))?;
+    info!("http://{} serves REST, WebSockets and the page", listener.local_addr()?);
+    Ok(listener)
+}
+
+/// Resolves on SIGTERM and Ctrl-C. Made before anything else starts, so that neither finds the default handler.
+fn stop_signal() -> io::Result<impl Future<Output = ()> + Send> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "Ctrl-C",
+        };
+        info!(signal = name, "stopping");
+    })
+}
+
+async fn end(ending: impl Future<Output = ()>) {
+    if tokio::time::timeout(STOP_TIMEOUT, ending).await.is_err() {
+        warn!("could not stop in time");
+    }
+}
+
+/// The service for the administrator's pages: there once it has started, until it is drained.
+#[derive(Clone, Default)]
+struct Watched(Arc<RwLock<Option<Service>>>);
+
+impl Watched {
+    fn set(&self, service: Service) {
+        if let Ok(mut place) = self.0.write() {
+            *place = Some(service);
+        }
+    }
+
+    fn take(&self) -> Option<Service> {
+        self.0.write().ok()?.take()
+    }
+}
+
+impl Checkup for Watched {
+    fn ready(&self) -> Result<(), String> {
+        let place = self.0.read().map_err(|_| "broken".to_owned())?;
+        place.as_ref().map_or_else(|| Err("not running".to_owned()), Service::ready)
+    }
+
+    fn record_gauges(&self) {
+        if let Ok(Some(service)) = self.0.read().as_deref() {
+            service.record_gauges();
+        }
+    }
+}
+
+/// A gateway is ready while it is connected.
+struct Connected(Arc<dyn Transport>);
+
+impl Checkup for Connected {
+    fn ready(&self) -> Result<(), String> {
+        let connected = self.0.connection().borrow().connected;
+        if connected { Ok(()) } else { Err("the connection to the broker is away".to_owned()) }
+    }
+
+    fn record_gauges(&self) {}
+}

@@ -70,10 +70,10 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>) {
             tokio::select! {
                 () = outlet.filled.notified() => {}
                 _ = connection.changed() => {}
-                confirmed = until_done(&mut barrier) => confirm(&outlet, &mut barrier, confirmed),
+                confirmed = until_done(&mut barrier) => confirm(&outlet, &mut barrier, confirmed, *connection.borrow() == seen),
             }
         } else if let Some(confirmed) = futures_util::FutureExt::now_or_never(until_done(&mut barrier)) {
-            confirm(&outlet, &mut barrier, confirmed);
+            confirm(&outlet, &mut barrier, confirmed, *connection.borrow() == seen);
         }
     }
 }
@@ -106,11 +106,14 @@ async fn until_done(barrier: &mut Option<Barrier>) -> Result<(), TransportError>
     }
 }
 
-fn confirm(outlet: &Outlet, barrier: &mut Option<Barrier>, confirmed: Result<(), TransportError>) {
+/// A barrier speaks for its own connection: if that is not the `same` as the one published on, it says nothing of what
+/// was published, and the loop will find out.
+fn confirm(outlet: &Outlet, barrier: &mut Option<Barrier>, confirmed: Result<(), TransportError>, same: bool) {
     let Some(Barrier { until, .. }) = barrier.take() else { return };
     let mut owed = outlet.owed.borrow_mut();
     match confirmed {
-        Ok(()) => owed.confirm(until),
+        Ok(()) if same => owed.confirm(until),
+        Ok(()) => {}
         Err(error) => {
             debug!(%error, "not known whether the broker has the last changes; publishing them again");
             owed.owe_again();

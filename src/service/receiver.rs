@@ -34,7 +34,8 @@ pub(super) async fn receive(
             },
         }
     }
-    while let Some(Some(chunk)) = messages.next().now_or_never() {
+    // Without tokio's budget for a task, which would say that nothing is there when it is used up.
+    while let Some(Some(chunk)) = tokio::task::unconstrained(messages.next()).now_or_never() {
         accept(chunk, &ingress, &*transport).await;
     }
 }

@@ -1,0 +1,245 @@
+//! Options and environment: what an operator can set, and what it means for the parts.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    engine::{Limits, MAX_DURATION_MS, MAX_SLOTS},
+    gateway::GatewayOptions,
+    service::ServiceSettings,
+    shard::{owed::PublishTo, router::MAX_SHARDS},
+    wire::WireLimits,
+};
+
+/// Plays timelines of scenes for thousands of live streams, each only while somebody watches.
+#[derive(Debug, Parser)]
+#[command(version, about, subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to run; `serve` if nothing is said.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The options of `serve`.
+    #[command(flatten)]
+    pub serve: ServeOptions,
+}
+
+/// What to run.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the service over NATS (the default).
+    Serve(ServeOptions),
+    /// Run the gateway over NATS: REST, WebSockets and the page.
+    Gateway(GatewayCommand),
+    /// Run service and gateway in one process; no NATS needed.
+    Standalone(StandaloneOptions),
+}
+
+/// Options of `serve`.
+#[derive(Debug, Clone, Args)]
+pub struct ServeOptions {
+    /// Where NATS is.
+    #[command(flatten)]
+    pub nats: NatsArgs,
+    /// Where `/livez`, `/readyz` and `/metrics` are.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// The service.
+    #[command(flatten)]
+    pub service: ServiceArgs,
+}
+
+/// Options of `gateway`.
+#[derive(Debug, Clone, Args)]
+pub struct GatewayCommand {
+    /// Where NATS is.
+    #[command(flatten)]
+    pub nats: NatsArgs,
+    /// Where `/livez`, `/readyz` and `/metrics` are.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// The gateway.
+    #[command(flatten)]
+    pub gateway: GatewayArgs,
+}
+
+/// Options of `standalone`.
+#[derive(Debug, Clone, Args)]
+pub struct StandaloneOptions {
+    /// Where `/livez`, `/readyz` and `/metrics` are.
+    #[command(flatten)]
+    pub admin: AdminArgs,
+    /// The service.
+    #[command(flatten)]
+    pub service: ServiceArgs,
+    /// The gateway.
+    #[command(flatten)]
+    pub gateway: GatewayArgs,
+}
+
+/// Where NATS is.
+#[derive(Debug, Clone, Args)]
+pub struct NatsArgs {
+    /// One server or several with commas between; `tls://` and `user:password@` are understood.
+    #[arg(long, env = "NATS_URL", hide_env_values = true, default_value = "nats://localhost:4222", value_name = "URL")]
+    pub nats_url: String,
+    /// A `.creds` file.
+    #[arg(long, env = "NATS_CREDS", value_name = "FILE")]
+    pub nats_creds: Option<PathBuf>,
+}
+
+/// The administrator's address.
+#[derive(Debug, Clone, Args)]
+pub struct AdminArgs {
+    /// Where /livez, /readyz and /metrics are served.
+    #[arg(long, env = "ORCH_ADMIN_ADDR", default_value = "127.0.0.1:9464", value_name = "ADDR")]
+    pub admin_addr: SocketAddr,
+}
+
+/// The gateway's options.
+#[derive(Debug, Clone, Args)]
+pub struct GatewayArgs {
+    /// Where REST, WebSockets and the page are served.
+    #[arg(long, env = "ORCH_HTTP_ADDR", default_value = "127.0.0.1:3000", value_name = "ADDR")]
+    pub http_addr: SocketAddr,
+    /// Most connections at once, WebSockets included.
+    #[arg(long, env = "ORCH_MAX_CONNECTIONS", default_value_t = GatewayOptions::default().max_connections,
+          value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+    pub max_connections: u32,
+}
+
+impl GatewayArgs {
+    /// What the gateway is made with.
+    #[must_use]
+    pub fn options(&self) -> GatewayOptions {
+        GatewayOptions { max_connections: self.max_connections, ..GatewayOptions::default() }
+    }
+}
+
+/// The service's options.
+#[derive(Debug, Clone, Args)]
+pub struct ServiceArgs {
+    /// Shard threads; one a core if nothing is said.
+    #[arg(long, env = "ORCH_SHARDS", value_parser = clap::value_parser!(u16).range(1..=MAX_SHARDS as i64), value_name = "N")]
+    pub shards: Option<u16>,
+    /// A subscriber not heard of for that long is removed, such as 90s.
+    #[arg(long, env = "ORCH_STALE_TIMEOUT", default_value = "90s", value_parser = timeout, value_name = "TIME")]
+    pub stale_timeout: Duration,
+    /// A stream that nobody watches for that long is removed, unless its config says otherwise.
+    #[arg(long, env = "ORCH_IDLE_TIMEOUT", default_value = "60s", value_parser = timeout, value_name = "TIME")]
+    pub idle_timeout: Duration,
+    /// Which subjects carry the updates: one a stream, one a partition, or both.
+    #[arg(long, env = "ORCH_PUBLISH", value_enum, default_value_t, value_name = "WHERE")]
+    pub publish: PublishTo,
+    /// Most streams.
+    #[arg(long, env = "ORCH_MAX_STREAMS", default_value_t = Limits::default().max_streams,
+          value_parser = clap::value_parser!(u64).range(1..=MAX_SLOTS), value_name = "N")]
+    pub max_streams: u64,
+    /// Most subscribers.
+    #[arg(long, env = "ORCH_MAX_SUBSCRIBERS", default_value_t = Limits::default().max_subscribers,
+          value_parser = clap::value_parser!(u64).range(1..=MAX_SLOTS), value_name = "N")]
+    pub max_subscribers: u64,
+    /// Most sessions of one client on one stream.
+    #[arg(long, env = "ORCH_MAX_SESSIONS", default_value_t = Limits::default().max_sessions_per_client,
+          value_parser = clap::value_parser!(u32).range(1..=65_536), value_name = "N")]
+    pub max_sessions: u32,
+    /// Most scenes of a stream.
+    #[arg(long, env = "ORCH_MAX_SCENES", default_value_t = Limits::default().max_scenes as u32,
+          value_parser = clap::value_parser!(u32).range(1..=100_000), value_name = "N")]
+    pub max_scenes: u32,
+    /// Largest message that is taken, bytes.
+    #[arg(long, env = "ORCH_MAX_MESSAGE_BYTES", default_value_t = WireLimits::default().max_message_bytes as u32,
+          value_parser = clap::value_parser!(u32).range(1_024..=67_108_864), value_name = "BYTES")]
+    pub max_message_bytes: u32,
+    /// Shortest tick interval that a stream may ask for.
+    #[arg(long, env = "ORCH_MIN_TICK_INTERVAL", default_value = "10ms", value_parser = timeout, value_name = "TIME")]
+    pub min_tick_interval: Duration,
+    /// Longest tick interval that a stream may ask for.
+    #[arg(long, env = "ORCH_MAX_TICK_INTERVAL", default_value = "60s", value_parser = timeout, value_name = "TIME")]
+    pub max_tick_interval: Duration,
+    /// Answers kept for repeated request ids, of each shard.
+    #[arg(long, env = "ORCH_MAX_REMEMBERED_REQUESTS", default_value_t = Limits::default().max_remembered_requests as u32,
+          value_parser = clap::value_parser!(u32).range(0..=10_000_000), value_name = "N")]
+    pub max_remembered_requests: u32,
+}
+
+impl ServiceArgs {
+    /// What the service is made with.
+    ///
+    /// # Errors
+    /// Says which options contradict each other.
+    pub fn settings(&self) -> Result<ServiceSettings, String> {
+        if self.min_tick_interval > self.max_tick_interval {
+            let (least, most) = (self.min_tick_interval, self.max_tick_interval);
+            return Err(format!("--min-tick-interval {least:?} is longer than --max-tick-interval {most:?}"));
+        }
+        let default = ServiceSettings::default();
+        let engine = Limits {
+            max_scenes: self.max_scenes as usize,
+            min_tick_interval_ms: ms(self.min_tick_interval),
+            max_tick_interval_ms: ms(self.max_tick_interval),
+            idle_timeout_ms: ms(self.idle_timeout),
+            max_streams: self.max_streams,
+            max_subscribers: self.max_subscribers,
+            max_sessions_per_client: self.max_sessions,
+            max_remembered_requests: self.max_remembered_requests as usize,
+            ..default.limits.engine
+        };
+        let limits = WireLimits { max_message_bytes: self.max_message_bytes as usize, engine, ..default.limits };
+        Ok(ServiceSettings {
+            shards: self.shards.map_or(default.shards, usize::from),
+            stale_after_ms: ms(self.stale_timeout),
+            limits,
+            publish_to: self.publish,
+            seed: default.seed,
+        })
+    }
+}
+
+/// A time as `90s`, `1m 30s` or `100ms`, of at least a millisecond.
+fn timeout(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| format!("{error}; try 90s or 500ms"))?;
+    if (1..=u128::from(MAX_DURATION_MS)).contains(&time.as_millis()) {
+        return Ok(time);
+    }
+    Err("must be 1ms to 365days".to_owned())
+}
+
+/// Whole milliseconds; [`timeout`] has seen to it that they fit.
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(MAX_DURATION_MS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_options_are_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serve_is_what_runs_without_a_subcommand() {
+        let cli = Cli::try_parse_from(["orchestrator_service", "--shards", "3"]).unwrap();
+        assert!(cli.command.is_none());
+        assert_eq!(cli.serve.service.settings().unwrap().shards, 3);
+    }
+
+    #[test]
+    fn times_are_read_with_their_units_and_kept_within_bounds() {
+        assert_eq!(timeout("1m 30s"), Ok(Duration::from_secs(90)));
+        for bad in ["90", "0s", "1us", "366days", "soon"] {
+            assert!(timeout(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn options_that_contradict_each_other_are_named() {
+        let args = ["x", "standalone", "--min-tick-interval", "2s", "--max-tick-interval", "1s"];
+        let Some(Command::Standalone(options)) = Cli::try_parse_from(args).unwrap().command else { panic!() };
+        assert!(options.service.settings().unwrap_err().contains("--min-tick-interval"));
+    }
+}

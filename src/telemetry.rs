@@ -1,0 +1,116 @@
+//! Logs and metrics, and the administrator's HTTP address.
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+/// Logs to standard error as `RUST_LOG` says; `info` without it. All targets are under `orchestrator_service`.
+///
+/// # Errors
+/// When `RUST_LOG` is no filter, or logging was set up before.
+pub fn init_logging() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(directives) if !directives.is_empty() => EnvFilter::try_new(directives)?,
+        _ => EnvFilter::new("info"),
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init()
+}
+
+/// Installs the recorder of metrics.
+///
+/// # Errors
+/// When there is one already.
+pub fn init_metrics() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new().install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    use metrics::{describe_counter as counter, describe_gauge as gauge};
+    counter!("orchestrator_received_total", "Requests received.");
+    counter!("orchestrator_refused_total", "Requests refused, by code.");
+    counter!("orchestrator_published_total", "State updates handed to the transport.");
+    counter!("orchestrator_republished_total", "Changes published again because the broker may not have had them.");
+    counter!("orchestrator_dropped_total", "What was dropped, by reason; changes of state never are.");
+    counter!("orchestrator_streams_created_total", "Streams created.");
+    counter!("orchestrator_streams_started_total", "Times that a stream began to play.");
+    counter!("orchestrator_streams_stopped_total", "Times that a stream ceased to play.");
+    counter!("orchestrator_streams_removed_total", "Streams removed, by reason.");
+    counter!("orchestrator_stale_removed_total", "Subscribers removed because they were not heard of.");
+    counter!("orchestrator_shard_panics_total", "Shards that lost their streams to a panic.");
+    gauge!("orchestrator_subscribers", "Subscribers, active and stale.");
+    gauge!("orchestrator_subscribers_active", "Subscribers heard of within the stale timeout.");
+    gauge!("orchestrator_subscribers_stale", "Subscribers about to be removed.");
+    gauge!("orchestrator_unique_clients", "Clients, each once a stream.");
+    gauge!("orchestrator_streams", "Streams.");
+    gauge!("orchestrator_streams_running", "Streams that play.");
+    gauge!("orchestrator_receive_dropped", "Messages lost because they were not read in time, as far as is known.");
+    gauge!("orchestrator_ready", "1 when the service can do its work.");
+    gauge!("orchestrator_mailbox_messages", "Messages that wait, by shard.");
+}
+
+/// What the administrator's pages ask.
+pub trait Checkup: Send + Sync + 'static {
+    /// Whether the process can do its work.
+    ///
+    /// # Errors
+    /// Why not.
+    fn ready(&self) -> Result<(), String>;
+
+    /// Brings the gauges up to date.
+    fn record_gauges(&self);
+}
+
+struct Admin {
+    metrics: PrometheusHandle,
+    checkup: Box<dyn Checkup>,
+}
+
+/// Serves `/livez`, `/readyz` and `/metrics` until the task is aborted.
+///
+/// # Errors
+/// When the address cannot be had.
+pub async fn serve_admin(
+    address: SocketAddr,
+    metrics: PrometheusHandle,
+    checkup: impl Checkup,
+) -> io::Result<JoinHandle<()>> {
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on --admin-addr {address}: {error}")))?;
+    let router = Router::new()
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(render))
+        .with_state(Arc::new(Admin { metrics, checkup: Box::new(checkup) }));
+    info!(%address, "admin: /livez, /readyz, /metrics");
+    Ok(tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!(%error, "admin address failed");
+        }
+    }))
+}
+
+async fn readyz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    match admin.checkup.ready() {
+        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
+    }
+}
+
+async fn render(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    admin.checkup.record_gauges();
+    admin.metrics.run_upkeep();
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.metrics.render())
+}
