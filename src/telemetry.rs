@@ -1,6 +1,10 @@
 //! Logs and metrics, and the administrator's HTTP address.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io::{self, IsTerminal as _},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use axum::{
     Router,
@@ -23,7 +27,8 @@ pub fn init_logging() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Ok(directives) if !directives.is_empty() => EnvFilter::try_new(directives)?,
         _ => EnvFilter::new("info"),
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init()
+    let colours = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours).try_init()
 }
 
 /// Installs the recorder of metrics.

@@ -262,7 +262,7 @@ pub enum Rejection {
     #[error("config: stream {0:?} exists with another config; use Reconfigure to change it")]
     AlreadyExists(String),
     /// The command does not fit the mode.
-    #[error("{command} is not possible while the stream is {mode:?}")]
+    #[error("{command} is not possible while the stream is {mode}")]
     InvalidState {
         /// The command.
         command: &'static str,

@@ -21,6 +21,20 @@ pub enum Mode {
     Finished,
 }
 
+impl std::fmt::Display for Mode {
+    /// Its name on the wire.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::Unknown => "UNKNOWN",
+            Self::Idle => "IDLE",
+            Self::Running => "RUNNING",
+            Self::Paused => "PAUSED",
+            Self::Stopped => "STOPPED",
+            Self::Finished => "FINISHED",
+        })
+    }
+}
+
 /// Why an update was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cause {

@@ -563,7 +563,7 @@ impl Stream {
         assert_eq!(self.watched, self.members.active > 0, "stream {id}: watched with {:?}", self.members);
         assert!(self.members.active <= self.members.total, "stream {id}: {:?}", self.members);
         assert!(self.members.unique <= self.members.total, "stream {id}: {:?}", self.members);
-        assert!(!(self.snapshot_owed && !self.watched), "stream {id} owes nobody a snapshot");
+        assert!(self.watched || !self.snapshot_owed, "stream {id} owes nobody a snapshot");
         if let Lifecycle::Running(run) = &self.show.lifecycle {
             let total_ms = self.show.pass.total_ms();
             assert!(run.from.position_ms < total_ms, "stream {id} runs from {:?}, its end is {total_ms}", run.from);

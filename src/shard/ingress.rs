@@ -95,7 +95,7 @@ impl Ingress {
             handles[owner].push(Handle(*handle));
         }
         let round = Round::Batch { message: payload, named_at, handles, unplaced: Unplaced::default() };
-        Ok((0, Body::Round(round)))
+        Ok((0, Body::Round(Box::new(round))))
     }
 
     fn query(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {
@@ -104,15 +104,13 @@ impl Ingress {
             Question::State(stream_id) | Question::Stats(Some(stream_id)) => {
                 (self.router.owner(stream_id.partition()), Body::Query(payload))
             }
-            Question::Stats(None) => (0, Body::Round(Round::Stats(Counts::default()))),
+            Question::Stats(None) => (0, Body::Round(Box::new(Round::Stats(Counts::default())))),
             Question::List { limit, from } => {
-                let round = Round::List { room: limit, from_slot: from.slot, states: Vec::new() };
                 // A cursor from a time with more shards points behind the last: the answer is an empty page.
                 let last = self.router.shards() - 1;
-                match from.shard as usize {
-                    shard if shard <= last => (shard, Body::Round(round)),
-                    _ => (last, Body::Round(Round::List { room: limit, from_slot: u32::MAX, states: Vec::new() })),
-                }
+                let (shard, from_slot) =
+                    if from.shard as usize <= last { (from.shard as usize, from.slot) } else { (last, u32::MAX) };
+                (shard, Body::Round(Box::new(Round::List { room: limit, from_slot, states: Vec::new() })))
             }
         })
     }

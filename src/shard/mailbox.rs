@@ -39,7 +39,7 @@ pub enum Body {
     /// A `Query` about one stream of this shard, undecoded.
     Query(Bytes),
     /// Something that goes from shard to shard.
-    Round(Round),
+    Round(Box<Round>),
 }
 
 /// Mail that each shard adds its part to before the next has it; the last one answers.
@@ -73,8 +73,10 @@ impl Body {
     fn bytes(&self) -> usize {
         match self {
             Self::Command(bytes) | Self::Subscription(bytes) | Self::Query(bytes) => bytes.len(),
-            Self::Round(Round::Batch { message, .. }) => message.len(),
-            Self::Round(Round::Stats(_) | Round::List { .. }) => 0,
+            Self::Round(round) => match &**round {
+                Round::Batch { message, .. } => message.len(),
+                Round::Stats(_) | Round::List { .. } => 0,
+            },
         }
     }
 }

@@ -173,7 +173,7 @@ impl Shard {
             Body::Command(bytes) => self.handle_command(now, &bytes, reply, owed),
             Body::Subscription(bytes) => self.handle_subscription(now, &bytes, reply, owed),
             Body::Query(bytes) => self.handle_query(now, &bytes, reply, owed),
-            Body::Round(round) => self.handle_round(now, round, reply, owed),
+            Body::Round(round) => self.handle_round(now, *round, reply, owed),
         }
     }
 
@@ -193,7 +193,7 @@ impl Shard {
 
     fn handle_subscription(&mut self, now: Now, bytes: &Bytes, reply: Option<Subject>, owed: &mut Owed) -> usize {
         let message = decode::message::<proto::SubscriptionCommand>(bytes, &self.wire);
-        let (stream_id, weight) = message.as_ref().map_or(("", 1), |message| subject_of(message));
+        let (stream_id, weight) = message.as_ref().map_or(("", 1), subject_of);
         let result = message.as_ref().map_err(Clone::clone).and_then(|message| {
             let input = decode::subscription(message, reply.is_some())?;
             Ok(self.engine.handle(now.tick, input, &mut self.outbox)?)
@@ -328,14 +328,14 @@ impl Shard {
     }
 
     fn pass_on(&mut self, now: Now, round: Round, reply: Option<Subject>, owed: &mut Owed) {
-        let mail = Mail { body: Body::Round(round), reply };
-        if let Err(Mail { body, reply }) = self.router.send(self.number + 1, mail) {
+        let is_batch = matches!(round, Round::Batch { .. });
+        let mail = Mail { body: Body::Round(Box::new(round)), reply };
+        if let Err(Mail { reply, .. }) = self.router.send(self.number + 1, mail) {
             note_refusal(&FULL, "a round of the shards");
-            match body {
-                Body::Round(Round::Batch { .. }) => {
-                    self.reply_with(now, &encode::refusal(&FULL, ""), reply, owed);
-                }
-                _ => self.reply_with(now, &encode::query_refusal(&FULL), reply, owed),
+            if is_batch {
+                self.reply_with(now, &encode::refusal(&FULL, ""), reply, owed);
+            } else {
+                self.reply_with(now, &encode::query_refusal(&FULL), reply, owed);
             }
         }
     }
@@ -378,7 +378,7 @@ impl Shard {
             trace!(
                 stream_id = &*update.stream_id,
                 cause = ?update.cause,
-                mode = ?update.mode,
+                mode = %update.mode,
                 position_ms = update.position_ms,
                 sequence = update.sequence,
                 "state published"
@@ -453,7 +453,7 @@ fn log_event(event: &Event) {
         }
         Event::Stopped { stream_id, mode } => {
             counter!("orchestrator_streams_stopped_total").increment(1);
-            info!(stream_id = &**stream_id, ?mode, "orchestrator stopped");
+            info!(stream_id = &**stream_id, %mode, "orchestrator stopped");
         }
         Event::Removed { stream_id, idle: true } => {
             counter!("orchestrator_streams_removed_total", "reason" => "idle").increment(1);
