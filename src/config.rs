@@ -55,9 +55,9 @@ pub struct GatewayCommand {
     /// Where NATS is.
     #[command(flatten)]
     pub nats: NatsArgs,
-    /// Where `/livez`, `/readyz` and `/metrics` are.
-    #[command(flatten)]
-    pub admin: AdminArgs,
+    /// Where /livez, /readyz and /metrics are served: not where the service has them, so that both fit on one machine.
+    #[arg(long, env = "ORCH_ADMIN_ADDR", default_value = "127.0.0.1:9465", value_name = "ADDR")]
+    pub admin_addr: SocketAddr,
     /// The gateway.
     #[command(flatten)]
     pub gateway: GatewayArgs,

@@ -93,7 +93,7 @@ async fn gateway(options: GatewayCommand) -> Fallible<()> {
     let stop = stop_signal()?;
     let transport = connect(&options.nats, "orchestrator gateway").await?;
     let checkup = Connected(Arc::clone(&transport));
-    let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, checkup).await?;
+    let admin = telemetry::serve_admin(options.admin_addr, telemetry::init_metrics()?, checkup).await?;
     let gateway =
         Gateway::new(Client::new(Arc::clone(&transport), ClientOptions::default()), options.gateway.options());
     let listener = listen(&options.gateway).await?;
