@@ -81,7 +81,7 @@ impl ClientError {
         &self.message
     }
 
-    /// The service's reply to a command or a registration that it refused, with the revision the stream has.
+    /// The whole reply with which the service refused, if it was the service.
     #[must_use]
     pub fn reply(&self) -> Option<&Reply> {
         self.reply.as_deref()

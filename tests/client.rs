@@ -1,0 +1,228 @@
+//! The client with a real service on the memory transport: that both mean the same by the wire.
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use orchestrator_service::{
+    client::{
+        Client, ClientError, ClientOptions, ErrorKind, Registration, Standing,
+        proto::{Cause, Code, Mode, OrchestratorConfig, SceneConfig, StateUpdate, WhenEmpty},
+    },
+    service::{Service, ServiceSettings},
+    transport::{Transport, memory::MemoryBus},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn service_on(bus: &MemoryBus) -> Service {
+    let link = || -> Arc<dyn Transport> { bus.connect() };
+    let settings = ServiceSettings { shards: 2, ..ServiceSettings::default() };
+    Service::start(settings, link(), vec![link()]).await.expect("started")
+}
+
+/// A client that beats often, so that a test need not wait half a minute.
+fn client_on(bus: &MemoryBus) -> Client {
+    let options = ClientOptions { heartbeat_interval: Duration::from_millis(200), ..ClientOptions::default() };
+    Client::new(bus.connect(), options)
+}
+
+async fn world() -> (MemoryBus, Service, Client) {
+    let bus = MemoryBus::new();
+    let service = service_on(&bus).await;
+    let client = client_on(&bus);
+    (bus, service, client)
+}
+
+fn config() -> OrchestratorConfig {
+    let scenes = [("Intro", 3_000), ("Main", 10_000), ("Outro", 2_000)]
+        .map(|(name, duration_ms)| SceneConfig { name: name.into(), duration_ms });
+    // Ticks do not disturb: what happens is due to the test. And whoever leaves leaves everything as it is.
+    OrchestratorConfig {
+        scenes: scenes.into(),
+        tick_interval_ms: Some(60_000),
+        when_empty: WhenEmpty::Freeze.into(),
+        ..OrchestratorConfig::default()
+    }
+}
+
+async fn register(client: &Client, stream: &str, session: u64) -> Registration {
+    client.register(stream, "viewer", None, session).await.expect("registered")
+}
+
+async fn eventually<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) {
+    let waiting = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.expect("what is waited for happens");
+}
+
+async fn viewers(client: &Client, stream: &str) -> u64 {
+    client.stats(Some(stream)).await.expect("stats").total
+}
+
+async fn round(registration: &Registration, at_least: u64) {
+    let mut standing = registration.watch();
+    let waiting = standing.wait_for(|now| matches!(now, Standing::Registered { round } if *round >= at_least));
+    tokio::time::timeout(PATIENCE, waiting).await.expect("registered again").expect("watched");
+}
+
+#[tokio::test]
+async fn every_command_is_executed_and_answered_with_the_state_after_it() {
+    let (_bus, _service, client) = world().await;
+    let state = |accepted: orchestrator_service::client::Accepted| accepted.state.expect("a state");
+    assert_eq!(state(client.start("s", config()).await.expect("start")).mode(), Mode::Idle);
+    let viewer = register(&client, "s", 1).await;
+    assert_eq!((viewer.state().mode(), viewer.state().cause()), (Mode::Running, Cause::Snapshot));
+    assert_eq!(state(client.pause("s").await.expect("pause")).mode(), Mode::Paused);
+    assert_eq!(state(client.seek("s", 4_000).await.expect("seek")).current_time, 4_000);
+    assert_eq!(state(client.adjust_scene("s", 500).await.expect("adjust")).total_duration, 15_500);
+    assert_eq!(state(client.previous_scene("s").await.expect("previous")).current_time, 0);
+    assert_eq!(state(client.skip_scene("s").await.expect("skip")).scene_index, Some(1));
+    let outro = state(client.force_scene("s", "Outro").await.expect("force"));
+    assert_eq!(outro.current_scene.as_deref(), Some("Outro"));
+    assert_eq!(state(client.resume("s").await.expect("resume")).mode(), Mode::Running);
+    let status = state(client.update_stream_status("s", true, 5, "01:00").await.expect("status"));
+    assert_eq!((status.stream_is_streaming, status.stream_timecode.as_str()), (true, "01:00"));
+    assert_eq!(state(client.stop("s").await.expect("stop")).mode(), Mode::Stopped);
+    assert_eq!(state(client.reset("s").await.expect("reset")).mode(), Mode::Running);
+    let shorter = OrchestratorConfig { scenes: config().scenes[..1].into(), ..config() };
+    assert_eq!(state(client.reconfigure("s", shorter).await.expect("reconfigure")).total_duration, 3_000);
+    assert_eq!(client.get_state("s").await.expect("state").stream_id, "s");
+    assert_eq!(client.list_streams(10, None).await.expect("list").streams.len(), 1);
+    client.remove("s").await.expect("remove");
+    let error = client.get_state("s").await.expect_err("removed");
+    assert_eq!(error.kind(), ErrorKind::Rejected(Code::StreamNotFound));
+}
+
+#[tokio::test]
+async fn a_repeated_request_id_is_executed_once_and_an_old_revision_refused_with_the_new_one() {
+    let (_bus, _service, client) = world().await;
+    client.start("s", config()).await.expect("started");
+    let first = client.skip_scene("s").request_id("once").await.expect("accepted");
+    let second = client.skip_scene("s").request_id("once").await.expect("the same answer");
+    assert_eq!(first, second);
+    let error = client.skip_scene("s").expected_revision(first.revision - 1).await.expect_err("stale");
+    assert_eq!(error.code(), Code::Conflict);
+    assert!(error.message().contains(&first.revision.to_string()), "{error}");
+    client.skip_scene("s").expected_revision(first.revision).await.expect("accepted");
+}
+
+#[tokio::test]
+async fn updates_seeded_with_the_snapshot_hold_each_change_once_and_in_order() {
+    let (_bus, _service, client) = world().await;
+    client.start("s", config()).await.expect("started");
+    let mut updates = client.updates("s").await.expect("subscribed");
+    let viewer = register(&client, "s", 1).await;
+    updates.seed(viewer.state());
+    for position in [1_000, 2_000, 5_000] {
+        let accepted = client.seek("s", position).await.expect("accepted");
+        let update: StateUpdate = updates.next().await.expect("an update");
+        assert_eq!((update.revision, update.cause()), (accepted.revision, Cause::Command));
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_registration_is_unregistered() {
+    let (_bus, _service, client) = world().await;
+    client.start("s", config()).await.expect("started");
+    let (first, second) = (register(&client, "s", 1).await, register(&client, "s", 2).await);
+    assert_eq!(viewers(&client, "s").await, 2);
+    drop(first);
+    eventually(|| async { viewers(&client, "s").await == 1 }).await;
+    drop(second);
+    eventually(|| async { viewers(&client, "s").await == 0 }).await;
+}
+
+#[tokio::test]
+async fn the_same_subscriber_registered_twice_stays_until_both_are_dropped() {
+    let (_bus, _service, client) = world().await;
+    client.start("s", config()).await.expect("started");
+    let (first, second) = (register(&client, "s", 1).await, register(&client, "s", 1).await);
+    drop(first);
+    // What is dropped later is told later, so this says that the first was not told.
+    drop(register(&client, "s", 2).await);
+    eventually(|| async { viewers(&client, "s").await == 1 }).await;
+    drop(second);
+    eventually(|| async { viewers(&client, "s").await == 0 }).await;
+}
+
+#[tokio::test]
+async fn a_service_that_forgot_its_subscribers_gets_them_back() {
+    let (bus, service, client) = world().await;
+    client.start("s", config()).await.expect("started");
+    let viewers_of_s = [register(&client, "s", 1).await, register(&client, "s", 2).await];
+    service.drain().await;
+    let _service = service_on(&bus).await;
+    client.start("s", config()).await.expect("started again");
+    for viewer in &viewers_of_s {
+        round(viewer, 2).await;
+    }
+    assert_eq!(viewers(&client, "s").await, 2);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_gone_is_lost_until_it_comes_back() {
+    let (_bus, _service, client) = world().await;
+    client.start("s", config()).await.expect("started");
+    let viewer = register(&client, "s", 1).await;
+    client.remove("s").await.expect("removed");
+    let mut standing = viewer.watch();
+    standing.wait_for(|now| *now == Standing::Lost(Code::StreamNotFound)).await.expect("watched");
+    client.start("s", config()).await.expect("started");
+    round(&viewer, 2).await;
+    assert_eq!(viewers(&client, "s").await, 1);
+}
+
+#[tokio::test]
+async fn after_an_outage_registrations_and_updates_go_on() {
+    let (bus, _service, client) = world().await;
+    client.start("s", config()).await.expect("started");
+    let mut updates = client.updates("s").await.expect("subscribed");
+    let viewer = register(&client, "s", 1).await;
+    updates.seed(viewer.state());
+    bus.set_online(false);
+    let error: ClientError = {
+        let hasty = ClientOptions { total_timeout: Duration::from_millis(200), ..ClientOptions::default() };
+        Client::new(bus.connect(), hasty).pause("s").await.expect_err("away")
+    };
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Unavailable, Code::Unavailable));
+    bus.set_online(true);
+    round(&viewer, 2).await;
+    let accepted = client.skip_scene("s").await.expect("accepted");
+    loop {
+        if updates.next().await.expect("an update").revision == accepted.revision {
+            break;
+        }
+    }
+    assert_eq!(viewers(&client, "s").await, 1);
+}
+
+#[tokio::test]
+async fn a_thousand_viewers_of_many_streams_are_kept_and_all_unregistered_at_the_end() {
+    let (_bus, _service, client) = world().await;
+    let mut kept = Vec::new();
+    for stream in 0..20 {
+        let name = format!("s{stream}");
+        client.start(&name, config()).await.expect("started");
+        for session in 0..60 {
+            kept.push(register(&client, &name, session).await);
+        }
+    }
+    assert_eq!(client.stats(None).await.expect("stats").total, 1_200);
+    client.close().await;
+    assert_eq!(client.stats(None).await.expect("stats").total, 0);
+    assert!(kept.iter().all(|viewer| viewer.standing() == Standing::Closed));
+}
+
+#[tokio::test]
+async fn the_last_client_gone_unregisters_its_viewers() {
+    let (bus, _service, client) = world().await;
+    client.start("s", config()).await.expect("started");
+    let viewer = register(&client, "s", 1).await;
+    drop(client);
+    drop(viewer);
+    let other = client_on(&bus);
+    eventually(|| async { viewers(&other, "s").await == 0 }).await;
+}

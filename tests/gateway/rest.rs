@@ -1,0 +1,288 @@
+//! REST: the calls of the README, every refusal, and bad input.
+
+use reqwest::{Method, StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::world::{World, eventually, scenes};
+
+fn refusal((status, answer): (StatusCode, Value)) -> (u16, String, String) {
+    let keys: Vec<&String> = answer.as_object().expect("an object").keys().collect();
+    assert_eq!(keys, ["code", "message"]);
+    let text = |key: &str| answer[key].as_str().expect("text").to_owned();
+    (status.as_u16(), text("code"), text("message"))
+}
+
+#[track_caller]
+fn assert_refused(answer: (StatusCode, Value), status: u16, code: &str, parts: &[&str]) {
+    let (was, named, message) = refusal(answer);
+    assert_eq!((was, named.as_str()), (status, code), "{message}");
+    for part in parts {
+        assert!(message.contains(part), "{message:?} does not say {part:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_calls_of_the_readme_work_to_the_letter() {
+    let world = World::new().await;
+    let body = r#"{"scenes":
+      [{"name": "Intro", "duration_ms": 3000}, {"name": "Main", "duration_ms": 10000}, {"name": "Outro", "duration_ms": 2000}], "tick_interval_ms": 100}"#;
+    let create = world.request(Method::POST, "/streams").header(header::CONTENT_TYPE, "application/json").body(body);
+    let (status, created) = world.send(create).await;
+    assert_eq!(status, 201);
+    let id = created["stream_id"].as_str().expect("an id").to_owned();
+    assert_eq!(created, json!({"stream_id": id, "message": "Stream created successfully"}));
+
+    let _viewer = world.client.register(&id, "viewer", None, 1).await.expect("registered");
+    for (command, message, mode) in [
+        ("pause", "Stream paused", "PAUSED"),
+        ("resume", "Stream resumed", "RUNNING"),
+        ("skip", "Scene skipped", "RUNNING"),
+        ("scene/Main", "Scene forced", "RUNNING"),
+        ("stop", "Stream stopped", "STOPPED"),
+    ] {
+        let (status, answer) = world.post(&format!("/streams/{id}/{command}")).await;
+        assert_eq!(status, 200, "{command}: {answer}");
+        assert_eq!((&answer["stream_id"], &answer["message"]), (&json!(id), &json!(message)));
+        assert_eq!(answer["state"]["mode"], mode, "{command}");
+        assert_eq!(answer["revision"], answer["state"]["revision"]);
+    }
+
+    let (status, list) = world.get("/streams").await;
+    assert_eq!(status, 200);
+    assert_eq!(list["cursor"], Value::Null);
+    assert_eq!(list["streams"][0]["stream_id"], json!(id));
+}
+
+#[tokio::test]
+async fn every_command_has_its_path() {
+    let world = World::new().await;
+    world.create("s").await;
+    let _viewer = world.client.register("s", "viewer", None, 1).await.expect("registered");
+    world.post("/streams/s/pause").await;
+
+    let (_, answer) = world.post("/streams/s/seek/4000").await;
+    assert_eq!((&answer["state"]["current_time"], &answer["state"]["current_scene"]), (&json!(4000), &json!("Main")));
+    let (_, answer) = world.post("/streams/s/adjust/-1500").await;
+    assert_eq!(answer["state"]["total_duration"], 13_500);
+    let (_, answer) = world.post("/streams/s/previous").await;
+    assert_eq!((&answer["state"]["current_time"], &answer["state"]["scene_index"]), (&json!(0), &json!(0)));
+    let status = json!({"is_streaming": true, "stream_time": 12, "timecode": "00:00:01:02"});
+    let (_, answer) = world.send(world.request(Method::PUT, "/streams/s/status").json(&status)).await;
+    assert_eq!(answer["state"]["stream_timecode"], "00:00:01:02");
+    assert_eq!(answer["state"]["stream_is_streaming"], true);
+    let config = json!({"scenes": [{"name": "Only", "duration_ms": 700}], "loop_scenes": true, "when_empty": "RUN_ON"});
+    let (_, answer) = world.send(world.request(Method::PUT, "/streams/s/config").json(&config)).await;
+    assert_eq!(answer["state"]["total_duration"], 700, "{answer}");
+    let (_, answer) = world.post("/streams/s/stop").await;
+    assert_eq!(answer["state"]["mode"], "STOPPED");
+    let (_, answer) = world.post("/streams/s/start").await;
+    assert_eq!((&answer["state"]["mode"], &answer["message"]), (&json!("RUNNING"), &json!("Stream started")));
+    let (_, answer) = world.post("/streams/s/reset").await;
+    assert_eq!(answer["state"]["mode"], "RUNNING");
+    let (_, stats) = world.get("/streams/s/stats").await;
+    assert_eq!((&stats["total"], &stats["active"], &stats["unique_clients"]), (&json!(1), &json!(1), &json!(1)));
+    let (status, answer) = world.send(world.request(Method::DELETE, "/streams/s")).await;
+    assert_eq!((status.as_u16(), &answer["message"]), (200, &json!("Stream removed")));
+    assert_refused(world.get("/streams/s").await, 404, "STREAM_NOT_FOUND", &["s"]);
+    eventually(|| async { world.get("/stats").await.1["streams"] == 0 }).await;
+}
+
+#[tokio::test]
+async fn a_state_has_the_field_names_of_the_wire_and_absent_ones_are_null() {
+    let world = World::new().await;
+    world.create("s").await;
+    let (status, state) = world.get("/streams/s").await;
+    assert_eq!(status, 200);
+    let keys: Vec<&String> = state.as_object().expect("an object").keys().collect();
+    assert_eq!(keys.len(), 21, "{keys:?}");
+    assert_eq!((&state["mode"], &state["cause"]), (&json!("IDLE"), &json!("SNAPSHOT")));
+    assert_eq!((&state["total_duration"], &state["is_paused"]), (&json!(15_000), &json!(false)));
+    assert_eq!((&state["current_scene"], &state["scene_index"]), (&Value::Null, &Value::Null), "before the start");
+}
+
+#[tokio::test]
+async fn streams_are_listed_page_by_page() {
+    let world = World::new().await;
+    for number in 0..5 {
+        world.create(&format!("s{number}")).await;
+    }
+    let (mut seen, mut path) = (Vec::new(), "/streams?limit=2".to_owned());
+    loop {
+        let (status, page) = world.get(&path).await;
+        assert_eq!(status, 200, "{page}");
+        let streams = page["streams"].as_array().expect("a list");
+        assert!(streams.len() <= 2);
+        seen.extend(streams.iter().map(|state| state["stream_id"].as_str().expect("an id").to_owned()));
+        let Some(cursor) = page["cursor"].as_str() else { break };
+        path = format!("/streams?limit=2&cursor={cursor}");
+    }
+    seen.sort();
+    assert_eq!(seen, ["s0", "s1", "s2", "s3", "s4"]);
+}
+
+#[tokio::test]
+async fn a_repeated_request_id_gets_the_first_answer_and_a_stale_revision_a_conflict() {
+    let world = World::new().await;
+    world.create("s").await;
+    let first = world.post("/streams/s/seek/5000?request_id=once").await;
+    let second = world.post("/streams/s/seek/5000?request_id=once").await;
+    assert_eq!(first.1["revision"], second.1["revision"]);
+    let revision = first.1["revision"].as_u64().expect("a number");
+    let stale = world.post(&format!("/streams/s/skip?expected_revision={}", revision - 1)).await;
+    assert_refused(stale, 409, "CONFLICT", &["revision"]);
+    let fresh = world.post(&format!("/streams/s/skip?expected_revision={revision}")).await;
+    assert_eq!(fresh.0, 200);
+}
+
+#[tokio::test]
+async fn what_the_service_refuses_has_its_status_and_code() {
+    let world = World::new().await;
+    world.create("s").await;
+    for path in ["pause", "resume", "stop", "reset", "skip", "previous", "seek/1", "scene/Main", "adjust/1"] {
+        let answer = world.post(&format!("/streams/nobody/{path}")).await;
+        assert_refused(answer, 404, "STREAM_NOT_FOUND", &["nobody"]);
+    }
+    assert_refused(world.get("/streams/nobody/stats").await, 404, "STREAM_NOT_FOUND", &["nobody"]);
+    let remove = world.request(Method::DELETE, "/streams/nobody");
+    assert_refused(world.send(remove).await, 404, "STREAM_NOT_FOUND", &["nobody"]);
+    assert_refused(world.post("/streams/s/scene/Nowhere").await, 404, "SCENE_NOT_FOUND", &["Nowhere"]);
+    assert_refused(world.post("/streams/s/pause").await, 409, "INVALID_STATE", &[]);
+    let other = json!({"stream_id": "s", "scenes": [{"name": "Other", "duration_ms": 1}]});
+    let create = world.request(Method::POST, "/streams").json(&other);
+    assert_refused(world.send(create).await, 409, "ALREADY_EXISTS", &[]);
+    for path in ["/streams/a.b", "/streams/a%20b", "/streams/%2A", "/streams/a.b/stats"] {
+        assert_refused(world.get(path).await, 400, "INVALID_ARGUMENT", &["stream_id"]);
+    }
+}
+
+#[tokio::test]
+async fn a_full_service_is_429_and_an_absent_one_503() {
+    let mut options = crate::world::Options::default();
+    options.service.shards = 1;
+    options.service.limits.engine.max_streams = 1;
+    options.client.total_timeout = std::time::Duration::from_millis(300);
+    let mut world = World::with(options).await;
+    world.create("a").await;
+    let create = world.request(Method::POST, "/streams").json(&json!({"scenes": scenes()}));
+    assert_refused(world.send(create).await, 429, "RESOURCE_EXHAUSTED", &["1"]);
+    world.stop_service().await;
+    assert_refused(world.get("/streams").await, 503, "UNAVAILABLE", &[]);
+    assert_refused(world.post("/streams/a/pause").await, 503, "UNAVAILABLE", &[]);
+    world.bus.set_online(false);
+    assert_refused(world.get("/streams/a").await, 503, "UNAVAILABLE", &[]);
+}
+
+#[tokio::test]
+async fn what_is_no_request_of_ours_is_refused_in_json() {
+    let world = World::new().await;
+    world.create("s").await;
+    let post = |path: &str| world.request(Method::POST, path);
+    assert_refused(world.get("/nothing").await, 404, "INVALID_ARGUMENT", &["/nothing"]);
+    assert_refused(world.post("/streams/s/dance").await, 404, "INVALID_ARGUMENT", &["dance"]);
+    let response = world.request(Method::PATCH, "/streams/s").send().await.expect("an answer");
+    assert!(response.headers().contains_key(header::ALLOW));
+    let patch = world.request(Method::PATCH, "/streams/s");
+    assert_refused(world.send(patch).await, 405, "INVALID_ARGUMENT", &["PATCH"]);
+    assert_refused(world.get("/streams/s/pause").await, 405, "INVALID_ARGUMENT", &["GET"]);
+    assert_refused(world.get("/streams/s/ws").await, 400, "INVALID_ARGUMENT", &[]);
+    let untyped = post("/streams").body("{}");
+    assert_refused(world.send(untyped).await, 415, "INVALID_ARGUMENT", &["application/json"]);
+    let text = post("/streams").header(header::CONTENT_TYPE, "text/plain").body("{}");
+    assert_refused(world.send(text).await, 415, "INVALID_ARGUMENT", &["text/plain"]);
+    let large = post("/streams").header(header::CONTENT_TYPE, "application/json").body(vec![b' '; 2 << 20]);
+    assert_refused(world.send(large).await, 413, "INVALID_ARGUMENT", &["1048576"]);
+    let broken = post("/streams").header(header::CONTENT_TYPE, "application/json").body(&b"{\"scenes\": \xff"[..]);
+    assert_refused(world.send(broken).await, 400, "INVALID_ARGUMENT", &["UTF-8"]);
+    assert_refused(world.get("/streams/%FF").await, 400, "INVALID_ARGUMENT", &[]);
+    assert_refused(world.post("/streams/s/pause?expected_revison=1").await, 400, "INVALID_ARGUMENT", &["revison"]);
+    for revision in ["x", "-1", "18446744073709551616", "1.5"] {
+        let answer = world.post(&format!("/streams/s/pause?expected_revision={revision}")).await;
+        assert_refused(answer, 400, "INVALID_ARGUMENT", &["expected_revision"]);
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_refused_with_the_field_and_the_limit_and_changes_nothing() {
+    let world = World::new().await;
+    world.create("s").await;
+    let before = world.get("/streams/s").await.1["revision"].take();
+    let scene = |name: &str, duration: Value| json!({"scenes": [{"name": name, "duration_ms": duration}]});
+    let many: Vec<Value> = (0..1001).map(|n| json!({"name": format!("{n}"), "duration_ms": 1})).collect();
+    let most = u64::MAX;
+    for (config, parts) in [
+        (json!({}), &["scenes"][..]),
+        (json!({"scenes": []}), &["scenes", "1000"]),
+        (json!({"scenes": many}), &["scenes", "1000"]),
+        (json!({"scenes": "Intro"}), &["scenes"]),
+        (scene("", json!(1)), &["name"]),
+        (scene(&"x".repeat(257), json!(1)), &["name", "256"]),
+        (json!({"scenes": [{"name": "a", "duration_ms": 1}, {"name": "a", "duration_ms": 1}]}), &["name"]),
+        (scene("a", json!(0)), &["duration_ms", "1"]),
+        (scene("a", json!(most)), &["duration_ms", "31536000000"]),
+        (scene("a", json!(-1)), &["scenes[0].duration_ms"]),
+        (scene("a", json!("1")), &["scenes[0].duration_ms"]),
+        (scene("a", json!(1.5)), &["scenes[0].duration_ms"]),
+        (json!({"scenes": scenes(), "tick_interval_ms": 0}), &["tick_interval_ms", "10"]),
+        (json!({"scenes": scenes(), "tick_interval_ms": most}), &["tick_interval_ms", "60000"]),
+        (json!({"scenes": scenes(), "idle_timeout_ms": most}), &["idle_timeout_ms"]),
+        (json!({"scenes": scenes(), "empty_grace_ms": most}), &["empty_grace_ms"]),
+        (json!({"scenes": scenes(), "when_empty": "LATER"}), &["when_empty", "RESTART"]),
+        (json!({"scenes": scenes(), "when_empty": 1}), &["when_empty"]),
+        (json!({"scenes": scenes(), "loop_scenes": "yes"}), &["loop_scenes"]),
+        (json!({"scenes": scenes(), "looop": true}), &["looop"]),
+        (json!({"scenes": scenes(), "stream_id": 5}), &["stream_id"]),
+    ] {
+        for (method, path) in [(Method::POST, "/streams"), (Method::PUT, "/streams/s/config")] {
+            let answer = world.send(world.request(method, path).json(&config)).await;
+            assert_refused(answer, 400, "INVALID_ARGUMENT", parts);
+        }
+    }
+    for id in ["", "a.b", "*", "ü", &"x".repeat(129)] {
+        let create = world.request(Method::POST, "/streams").json(&json!({"stream_id": id, "scenes": scenes()}));
+        assert_refused(world.send(create).await, 400, "INVALID_ARGUMENT", &["stream_id"]);
+    }
+    let other = world.request(Method::PUT, "/streams/s/config").json(&json!({"stream_id": "t", "scenes": scenes()}));
+    assert_refused(world.send(other).await, 400, "INVALID_ARGUMENT", &["stream_id"]);
+    for status in [
+        json!({"stream_time": 1, "timecode": ""}),
+        json!({"is_streaming": 1, "stream_time": 1, "timecode": ""}),
+        json!({"is_streaming": true, "stream_time": -1, "timecode": ""}),
+    ] {
+        let put = world.request(Method::PUT, "/streams/s/status").json(&status);
+        assert_refused(world.send(put).await, 400, "INVALID_ARGUMENT", &[]);
+    }
+    assert_eq!(world.get("/streams/s").await.1["revision"], before);
+    assert_eq!(world.get("/streams").await.1["streams"].as_array().map(Vec::len), Some(1));
+}
+
+#[tokio::test]
+async fn a_number_in_a_path_may_be_anything_and_is_answered() {
+    let world = World::new().await;
+    world.create("s").await;
+    for text in ["-1", "x", "1.5", "18446744073709551616", "%20"] {
+        let answer = world.post(&format!("/streams/s/seek/{text}")).await;
+        assert_refused(answer, 400, "INVALID_ARGUMENT", &["position_ms"]);
+    }
+    for text in ["x", "9223372036854775808"] {
+        assert_refused(world.post(&format!("/streams/s/adjust/{text}")).await, 400, "INVALID_ARGUMENT", &["delta_ms"]);
+    }
+    for path in ["seek/0", "seek/18446744073709551615", "adjust/9223372036854775807", "adjust/-9223372036854775808"] {
+        let (status, answer) = world.post(&format!("/streams/s/{path}")).await;
+        assert!([200, 400, 409].contains(&status.as_u16()), "{path}: {status} {answer}");
+    }
+    for limit in ["0", "1001", "-1", "18446744073709551615", "x"] {
+        assert_refused(world.get(&format!("/streams?limit={limit}")).await, 400, "INVALID_ARGUMENT", &["limit"]);
+    }
+    assert_eq!(world.get("/streams/s").await.0, 200);
+}
+
+#[tokio::test]
+async fn the_page_is_served_and_loads_nothing_from_elsewhere() {
+    let world = World::new().await;
+    let response = world.request(Method::GET, "/").send().await.expect("an answer");
+    assert_eq!(response.status(), 200);
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "text/html; charset=utf-8");
+    assert!(response.headers()[header::CONTENT_SECURITY_POLICY].to_str().expect("text").contains("default-src 'none'"));
+    let page = response.text().await.expect("a page");
+    assert!(page.contains("<title>") && !page.contains("innerHTML") && !page.contains("src=\"http"));
+}

@@ -1,0 +1,367 @@
+//! WebSockets: what a viewer sees, and what the service sees of the viewer.
+
+use std::time::Duration;
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use orchestrator_service::transport::Transport as _;
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
+use tokio_tungstenite::{
+    WebSocketStream, client_async,
+    tungstenite::{Error, Message, protocol::CloseFrame},
+};
+
+use crate::world::{Options, World, eventually};
+
+type Viewer<S> = WebSocketStream<S>;
+
+impl World {
+    async fn watch(&self, name: &str) -> Viewer<impl AsyncRead + AsyncWrite + Unpin + use<>> {
+        self.try_watch(&format!("/streams/{name}/ws")).await.expect("upgraded")
+    }
+
+    async fn try_watch(&self, path: &str) -> Result<Viewer<impl AsyncRead + AsyncWrite + Unpin + use<>>, Error> {
+        let stream = tokio::net::TcpStream::connect(&self.address).await.expect("connected");
+        Ok(client_async(format!("ws://{}{path}", self.address), stream).await?.0)
+    }
+
+    /// A viewer behind a line that holds next to nothing: what it does not read, the gateway cannot write.
+    async fn watch_narrowly(&self, name: &str) -> Viewer<DuplexStream> {
+        let (near, far) = tokio::io::duplex(600);
+        let service = TowerToHyperService::new(self.gateway.router());
+        tokio::spawn(
+            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(far), service).with_upgrades(),
+        );
+        client_async(format!("ws://gateway/streams/{name}/ws"), near).await.expect("upgraded").0
+    }
+}
+
+/// The next update.
+async fn next<S: AsyncRead + AsyncWrite + Unpin>(viewer: &mut Viewer<S>) -> Value {
+    match read(viewer).await {
+        Ok(update) => update,
+        Err(close) => panic!("closed: {close:?}"),
+    }
+}
+
+/// The next update, or how the socket was closed.
+async fn read<S: AsyncRead + AsyncWrite + Unpin>(viewer: &mut Viewer<S>) -> Result<Value, Option<CloseFrame>> {
+    loop {
+        let message = tokio::time::timeout(Duration::from_secs(20), viewer.next()).await.expect("not for ever");
+        match message {
+            Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).expect("JSON")),
+            Some(Ok(Message::Close(frame))) => return Err(frame),
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => return Err(None),
+        }
+    }
+}
+
+/// Reads until the socket is closed and says with which code.
+async fn closed<S: AsyncRead + AsyncWrite + Unpin>(viewer: &mut Viewer<S>) -> (u16, Vec<Value>) {
+    let mut seen = Vec::new();
+    loop {
+        match read(viewer).await {
+            Ok(update) => seen.push(update),
+            Err(Some(frame)) => return (frame.code.into(), seen),
+            Err(None) => panic!("closed without a code"),
+        }
+    }
+}
+
+fn sequence(update: &Value) -> u64 {
+    update["sequence"].as_u64().expect("a number")
+}
+
+#[tokio::test]
+async fn a_viewer_that_joins_sees_the_state_at_once_in_every_mode() {
+    let world = World::new().await;
+    // No tick comes within the test: what is seen at once is the snapshot.
+    for (name, command, mode) in [
+        ("running", None, "RUNNING"),
+        ("paused", Some("pause"), "PAUSED"),
+        ("stopped", Some("stop"), "STOPPED"),
+        ("finished", Some("seek/15000"), "FINISHED"),
+    ] {
+        world.create_with(name, json!({"tick_interval_ms": 60_000})).await;
+        let mut first = world.watch(name).await;
+        assert_eq!(next(&mut first).await["mode"], "RUNNING", "the first viewer starts it");
+        if let Some(command) = command {
+            world.post(&format!("/streams/{name}/{command}")).await;
+        }
+        eventually(|| async { world.mode(name).await == mode }).await;
+        let snapshot = next(&mut world.watch(name).await).await;
+        assert_eq!((&snapshot["mode"], &snapshot["cause"]), (&json!(mode), &json!("SNAPSHOT")), "{snapshot}");
+    }
+}
+
+#[tokio::test]
+async fn after_the_snapshot_come_only_greater_sequences_and_all_changes() {
+    let world = World::new().await;
+    world.create_with("s", json!({"tick_interval_ms": 10})).await;
+    let mut viewer = world.watch("s").await;
+    let mut last = sequence(&next(&mut viewer).await);
+    for scene in ["Main", "Outro", "Intro", "Outro"] {
+        world.post(&format!("/streams/s/scene/{scene}")).await;
+        loop {
+            let update = next(&mut viewer).await;
+            assert!(sequence(&update) > last);
+            last = sequence(&update);
+            if update["cause"] == "COMMAND" {
+                assert_eq!(update["current_scene"], scene);
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_register_that_is_refused_is_an_http_error_before_the_upgrade() {
+    let world = World::new().await;
+    world.create("s").await;
+    let long = "x".repeat(129);
+    for (path, status, code) in [
+        ("/streams/nobody/ws", 404, "STREAM_NOT_FOUND"),
+        ("/streams/a.b/ws", 400, "INVALID_ARGUMENT"),
+        (&*format!("/streams/s/ws?client_id={long}"), 400, "INVALID_ARGUMENT"),
+        ("/streams/s/ws?session=-1", 400, "INVALID_ARGUMENT"),
+        ("/streams/s/ws?sesion=1", 400, "INVALID_ARGUMENT"),
+    ] {
+        let Err(Error::Http(response)) = world.try_watch(path).await.map(|_| ()) else { panic!("{path} upgraded") };
+        assert_eq!(response.status(), status, "{path}");
+        let body: Value = serde_json::from_slice(response.body().as_deref().unwrap_or_default()).expect("JSON");
+        assert_eq!(body["code"], code, "{path}");
+    }
+    assert_eq!(world.stats("s").await.total, 0);
+}
+
+#[tokio::test]
+async fn sockets_of_one_stream_share_one_subscription_that_ends_with_the_last() {
+    let world = World::new().await;
+    world.create("s").await;
+    let before = world.bus.subscriptions();
+    let mut viewers = Vec::new();
+    for _ in 0..3 {
+        let mut viewer = world.watch("s").await;
+        next(&mut viewer).await;
+        viewers.push(viewer);
+    }
+    world.until_viewers("s", 3).await;
+    eventually(|| async { world.bus.subscriptions() == before + 1 }).await;
+    viewers.truncate(1);
+    world.until_viewers("s", 1).await;
+    eventually(|| async { world.bus.subscriptions() == before + 1 }).await;
+    viewers.clear();
+    world.until_viewers("s", 0).await;
+    eventually(|| async { world.bus.subscriptions() == before }).await;
+}
+
+#[tokio::test]
+async fn a_viewer_that_closes_breaks_off_or_says_too_much_is_unregistered() {
+    let world = World::new().await;
+    world.create("s").await;
+    let mut viewer = world.watch("s").await;
+    next(&mut viewer).await;
+    viewer.send(Message::text("ignored")).await.expect("sent");
+    viewer.close(None).await.expect("closed");
+    world.until_viewers("s", 0).await;
+
+    let mut viewer = world.watch("s").await;
+    next(&mut viewer).await;
+    drop(viewer);
+    world.until_viewers("s", 0).await;
+
+    let mut viewer = world.watch("s").await;
+    next(&mut viewer).await;
+    viewer.send(Message::text("x".repeat(65 << 10))).await.expect("sent");
+    world.until_viewers("s", 0).await;
+}
+
+#[tokio::test]
+async fn two_tabs_of_one_client_are_two_subscribers_and_one_client() {
+    let world = World::new().await;
+    world.create("s").await;
+    let mut tabs = Vec::new();
+    for session in 1..=2 {
+        let path = format!("/streams/s/ws?client_id=me&session={session}");
+        tabs.push(world.try_watch(&path).await.expect("upgraded"));
+    }
+    let stats = world.stats("s").await;
+    assert_eq!((stats.total, stats.unique_clients), (2, 1));
+    tabs.pop();
+    world.until_viewers("s", 1).await;
+}
+
+#[tokio::test]
+async fn a_new_socket_of_the_same_session_outlives_the_old_one() {
+    let world = World::new().await;
+    world.create("s").await;
+    let path = "/streams/s/ws?client_id=me&session=5";
+    let old = world.try_watch(path).await.expect("upgraded");
+    let mut new = world.try_watch(path).await.expect("upgraded");
+    next(&mut new).await;
+    drop(old);
+    let mut witness = world.watch("s").await;
+    next(&mut witness).await;
+    drop(witness);
+    // The witness left after the old socket did, and what left is told in order.
+    world.until_viewers("s", 1).await;
+}
+
+#[tokio::test]
+async fn a_viewer_that_does_not_answer_pings_is_unregistered() {
+    let mut options = Options::default();
+    options.gateway.ping_interval = Duration::from_millis(40);
+    options.gateway.vanished_after = Duration::from_millis(200);
+    let world = World::with(options).await;
+    world.create("s").await;
+    let mut present = world.watch("s").await;
+    // Its pongs go out as it is read; the other one is there and never reads.
+    let reading = tokio::spawn(async move { while read(&mut present).await.is_ok() {} });
+    let _vanished = world.watch("s").await;
+    eventually(|| async { world.stats("s").await.total == 2 }).await;
+    world.until_viewers("s", 1).await;
+    assert!(!reading.is_finished());
+    reading.abort();
+}
+
+#[tokio::test]
+async fn a_slow_viewer_skips_ticks_and_gets_the_newest() {
+    let world = World::new().await;
+    world.create_with("s", json!({"tick_interval_ms": 10})).await;
+    let mut updates = world.client.updates("s").await.expect("subscribed");
+    let mut viewer = world.watch_narrowly("s").await;
+    let first = sequence(&next(&mut viewer).await);
+    let mut newest = first;
+    while newest < first + 50 {
+        newest = updates.next().await.expect("an update").sequence;
+    }
+    let mut seen = Vec::new();
+    while seen.last().is_none_or(|&last| last < newest) {
+        seen.push(sequence(&next(&mut viewer).await));
+    }
+    assert!(seen.is_sorted());
+    assert!(seen.len() < 15, "of 50 updates it got {seen:?}");
+    assert_eq!(world.stats("s").await.total, 1, "and stays");
+}
+
+#[tokio::test]
+async fn a_viewer_more_than_64_changes_behind_is_dropped_as_too_slow() {
+    let mut options = Options::default();
+    options.gateway.write_timeout = Duration::from_secs(60);
+    let world = World::with(options).await;
+    world.create_with("s", json!({"tick_interval_ms": 60_000})).await;
+    let mut viewer = world.watch_narrowly("s").await;
+    for position in 1..=80 {
+        world.client.seek("s", position).await.expect("accepted");
+    }
+    let (code, seen) = closed(&mut viewer).await;
+    assert_eq!(code, 1008);
+    assert!(seen.len() < 16, "{}", seen.len());
+    world.until_viewers("s", 0).await;
+}
+
+#[tokio::test]
+async fn a_viewer_that_takes_nothing_for_the_write_timeout_is_dropped() {
+    let mut options = Options::default();
+    options.gateway.write_timeout = Duration::from_millis(100);
+    let world = World::with(options).await;
+    world.create_with("s", json!({"tick_interval_ms": 10})).await;
+    let _viewer = world.watch_narrowly("s").await;
+    world.until_viewers("s", 1).await;
+    world.until_viewers("s", 0).await;
+}
+
+#[tokio::test]
+async fn the_last_update_of_a_removed_stream_is_followed_by_a_normal_close() {
+    let world = World::new().await;
+    world.create_with("s", json!({"tick_interval_ms": 60_000})).await;
+    let mut viewer = world.watch("s").await;
+    next(&mut viewer).await;
+    world.client.remove("s").await.expect("removed");
+    let (code, seen) = closed(&mut viewer).await;
+    assert_eq!(code, 1000);
+    let last = seen.last().expect("an update");
+    assert_eq!((&last["mode"], &last["cause"]), (&json!("UNKNOWN"), &json!("LIFECYCLE")));
+}
+
+#[tokio::test]
+async fn after_an_outage_viewers_see_the_state_and_are_still_counted() {
+    let world = World::new().await;
+    world.create_with("s", json!({"tick_interval_ms": 60_000})).await;
+    let mut viewer = world.watch("s").await;
+    let first = next(&mut viewer).await;
+    world.bus.set_online(false);
+    world.bus.set_online(true);
+    world.client.seek("s", 7_000).await.expect("accepted");
+    loop {
+        let update = next(&mut viewer).await;
+        assert!(sequence(&update) > sequence(&first));
+        if update["current_scene"] == "Main" {
+            break;
+        }
+    }
+    world.until_viewers("s", 1).await;
+}
+
+#[tokio::test]
+async fn when_another_service_takes_over_viewers_are_registered_again_and_see_its_stream() {
+    let mut options = Options::default();
+    options.client.heartbeat_interval = Duration::from_millis(200);
+    let mut world = World::with(options).await;
+    world.create("s").await;
+    let mut viewer = world.watch("s").await;
+    let before = next(&mut viewer).await;
+    world.stop_service().await;
+    world.start_service().await;
+    world.create("s").await;
+    world.until_viewers("s", 1).await;
+    loop {
+        let update = next(&mut viewer).await;
+        if update["epoch"].as_u64() > before["epoch"].as_u64() && update["mode"] == "RUNNING" {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn shutting_down_closes_sockets_with_1001_and_unregisters_viewers() {
+    let mut world = World::new().await;
+    world.create("s").await;
+    let mut viewer = world.watch("s").await;
+    next(&mut viewer).await;
+    let begun = std::time::Instant::now();
+    let ((), (code, _)) = tokio::join!(world.stop_gateway(), closed(&mut viewer));
+    assert_eq!(code, 1001);
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert_eq!(world.stats("s").await.total, 0);
+}
+
+#[tokio::test]
+async fn the_peer_address_reaches_the_service() {
+    let world = World::new().await;
+    world.create("s").await;
+    let link = world.bus.connect();
+    let mut requests = link.subscribe("orchestrator.subscription", None).await.expect("subscribed");
+    let _viewer = world.watch("s").await;
+    let payload = requests.next().await.expect("a request").payload;
+    assert!(payload.windows(10).any(|part| part == b"127.0.0.1:"), "{payload:?}");
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_and_half_a_request_is_not_waited_for() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut options = Options::default();
+    options.gateway.max_connections = 1;
+    options.gateway.header_read_timeout = Duration::from_millis(300);
+    let world = World::with(options).await;
+    let mut idle = tokio::net::TcpStream::connect(&world.address).await.expect("connected");
+    idle.write_all(b"GET / HTTP/1.1\r\nHo").await.expect("written");
+    let begun = std::time::Instant::now();
+    let (status, _) = world.get("/streams").await;
+    assert_eq!(status, 200);
+    assert!(begun.elapsed() >= Duration::from_millis(200), "it had to wait for the idle one's end");
+    let mut rest = Vec::new();
+    idle.read_to_end(&mut rest).await.expect("the end");
+}
