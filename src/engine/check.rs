@@ -1,0 +1,43 @@
+//! Every invariant across the engine's structures, asserted in one place.
+
+use super::{Counts, Engine, Mode, StreamId, Tick};
+
+impl Engine {
+    /// Asserts every invariant across the engine's structures. For tests, after each step; it looks at everything.
+    ///
+    /// # Panics
+    /// When one does not hold.
+    pub fn check(&self) {
+        self.subscribers.check();
+        self.requests.check();
+        let mut counted = Counts::default();
+        let (mut armed, mut gone) = (0, 0);
+        for (slot, stream) in &self.streams.0 {
+            if stream.gone {
+                gone += 1;
+                continue;
+            }
+            stream.check();
+            assert_eq!(stream.due, stream.next_due(), "stream {}: due", stream.id);
+            assert_eq!(stream.timer.is_linked(), stream.due != Tick::NEVER, "stream {}: timer", stream.id);
+            let id = StreamId::parse(&stream.id).expect("a stream's id is valid");
+            assert_eq!(self.find_stream(id), Ok(slot as u32), "stream {} is in the index", stream.id);
+            armed += usize::from(stream.timer.is_linked());
+            let mates: Vec<u32> = self.subscribers.mates(stream.members.head).collect();
+            let stale = mates.iter().filter(|mate| self.subscribers.is_stale(**mate)).count() as u64;
+            assert_eq!(mates.len(), stream.members.total as usize, "stream {}: its list", stream.id);
+            assert!(mates.iter().all(|mate| self.subscribers.stream_of(*mate) == slot as u32));
+            assert_eq!(u64::from(stream.members.active), mates.len() as u64 - stale, "stream {}: active", stream.id);
+            counted.total += mates.len() as u64;
+            counted.stale += stale;
+            counted.active += mates.len() as u64 - stale;
+            counted.unique += u64::from(stream.members.unique);
+            counted.streams += 1;
+            counted.running += u64::from(stream.mode() == Mode::Running);
+        }
+        assert_eq!(counted, self.counts, "counts are kept");
+        assert_eq!(self.timers.check(&self.streams), armed, "one timer a stream");
+        assert_eq!(self.by_id.len() as u64, counted.streams, "one entry a stream in the index");
+        assert_eq!(gone, self.dying.len(), "streams that are gone wait to be buried");
+    }
+}

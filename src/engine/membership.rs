@@ -1,0 +1,256 @@
+//! Who comes and who goes: registers, heartbeats, leaves, silence, and the counts that follow.
+//!
+//! Every change of a stream's audience ends in [`Stream::audience_changed`](super::stream::Stream::audience_changed),
+//! whether somebody joined, left, went stale or came back. What that means for the stream is decided there.
+
+use super::{
+    Accepted, Batch, Cause, Engine, Event, Handle, Invalid, Limits, MAX_SLOTS, Newcomer, Outbox, Rejection, StreamId,
+    Subscriber, Tick, Unplaced, stream::Stream, subscribers::Silent,
+};
+
+impl Engine {
+    pub(super) fn register(
+        &mut self,
+        now: Tick,
+        stream_id: StreamId<'_>,
+        newcomer: Newcomer<'_>,
+        answered: bool,
+        outbox: &mut Outbox,
+    ) -> Result<Accepted, Rejection> {
+        let slot = self.wake_by_id(now, stream_id, outbox)?;
+        let before = self.counts.total;
+        let made = outbox.updates.len();
+        let handle = self.join(now, slot, newcomer, outbox)?;
+        self.welcome(now, slot, answered || outbox.updates.len() > made, outbox);
+        let stream = self.streams.get(slot);
+        Ok(Accepted::Registered {
+            handle,
+            new: self.counts.total > before,
+            total: u64::from(stream.members.total),
+            state: stream.state(now, Cause::Snapshot),
+        })
+    }
+
+    pub(super) fn register_batch(
+        &mut self,
+        now: Tick,
+        stream_id: StreamId<'_>,
+        newcomers: Vec<Result<Newcomer<'_>, Invalid>>,
+        answered: bool,
+        outbox: &mut Outbox,
+    ) -> Result<Accepted, Rejection> {
+        let slot = self.wake_by_id(now, stream_id, outbox)?;
+        let made = outbox.updates.len();
+        let handles: Vec<Result<Handle, Rejection>> = newcomers
+            .into_iter()
+            .map(|newcomer| newcomer.map_err(Rejection::from).and_then(|new| self.join(now, slot, new, outbox)))
+            .collect();
+        if handles.iter().any(Result::is_ok) {
+            self.welcome(now, slot, answered || outbox.updates.len() > made, outbox);
+        }
+        Ok(Accepted::RegisteredBatch { handles, state: self.streams.get(slot).state(now, Cause::Snapshot) })
+    }
+
+    /// Adds a subscriber, or refreshes the one that is there.
+    fn join(
+        &mut self,
+        now: Tick,
+        stream: u32,
+        newcomer: Newcomer<'_>,
+        outbox: &mut Outbox,
+    ) -> Result<Handle, Rejection> {
+        let Newcomer { client_id, session, source } = newcomer;
+        let first = self.subscribers.find_client(stream, client_id);
+        let known = self.subscribers.find(stream, client_id, session);
+        let slot = match known {
+            Some(slot) => {
+                self.subscribers.set_source(slot, source);
+                if !self.hear(now, slot, outbox) {
+                    return Err(Rejection::StreamNotFound(self.streams.get(stream).id.to_string()));
+                }
+                slot
+            }
+            None => {
+                self.check_room(first)?;
+                let members = &mut self.streams.get_mut(stream).members;
+                let (slot, first) = self.subscribers.insert(now, stream, client_id, session, source, members.head);
+                members.head = slot;
+                members.total += 1;
+                members.active += 1;
+                members.unique += u32::from(first);
+                self.counts.total += 1;
+                self.counts.active += 1;
+                self.counts.unique += u64::from(first);
+                self.with_stream(stream, |stream| stream.audience_changed(now, outbox));
+                slot
+            }
+        };
+        Ok(self.subscribers.handle(slot, self.streams.get(stream).partition))
+    }
+
+    fn check_room(&self, first_session: Option<u32>) -> Result<(), Rejection> {
+        let Limits { max_subscribers, max_sessions_per_client, .. } = self.settings.limits;
+        let limit = max_subscribers.min(MAX_SLOTS);
+        if self.counts.total >= limit || self.subscribers.len() >= MAX_SLOTS {
+            return Err(Rejection::Exhausted { what: "subscribers", limit });
+        }
+        if self.subscribers.sessions(first_session).count() >= max_sessions_per_client as usize {
+            let limit = u64::from(max_sessions_per_client);
+            return Err(Rejection::Exhausted { what: "sessions of one client on a stream", limit });
+        }
+        Ok(())
+    }
+
+    /// A newcomer sees the state at once: in its reply, in the update that its coming made, or in one for it.
+    fn welcome(&mut self, now: Tick, slot: u32, has_seen: bool, outbox: &mut Outbox) {
+        if !has_seen {
+            self.with_stream(slot, |stream| stream.owe_snapshot(now, outbox));
+        }
+    }
+
+    pub(super) fn unregister(
+        &mut self,
+        now: Tick,
+        subscriber: Subscriber<'_>,
+        outbox: &mut Outbox,
+    ) -> Result<Accepted, Rejection> {
+        let slot = self.find_subscriber(subscriber)?;
+        let (stream, source) = (self.subscribers.stream_of(slot), self.subscribers.source(slot));
+        if !self.leave(now, slot, outbox) {
+            return Err(Rejection::StreamNotFound(subscriber.stream_id.as_str().to_owned()));
+        }
+        Ok(Accepted::Unregistered { total: u64::from(self.streams.get(stream).members.total), source })
+    }
+
+    pub(super) fn heartbeat(
+        &mut self,
+        now: Tick,
+        subscriber: Subscriber<'_>,
+        outbox: &mut Outbox,
+    ) -> Result<Accepted, Rejection> {
+        let slot = self.find_subscriber(subscriber)?;
+        if self.hear(now, slot, outbox) {
+            return Ok(Accepted::Heard);
+        }
+        Err(Rejection::StreamNotFound(subscriber.stream_id.as_str().to_owned()))
+    }
+
+    fn find_subscriber(&self, subscriber: Subscriber<'_>) -> Result<u32, Rejection> {
+        let Subscriber { stream_id, client_id, session } = subscriber;
+        let stream = self.find_stream(stream_id)?;
+        self.subscribers
+            .find(stream, client_id, session)
+            .ok_or_else(|| Rejection::UnknownSubscriber { client_id: client_id.as_str().to_owned(), session })
+    }
+
+    /// Does something to each subscriber of a batch, and tells which are not there.
+    pub(super) fn batch(
+        &mut self,
+        now: Tick,
+        batch: Batch<'_>,
+        act: impl Fn(&mut Self, Tick, u32, &mut Outbox) -> bool,
+        outbox: &mut Outbox,
+    ) -> Accepted {
+        let mut unplaced = Unplaced::default();
+        for handle in batch.handles {
+            match self.subscribers.find_handle(handle) {
+                Some(slot) if !self.is_dying(slot) && act(self, now, slot, outbox) => {}
+                _ => unplaced.handles.push(handle),
+            }
+        }
+        let stream = batch.stream_id.map(|stream_id| self.wake_by_id(now, stream_id, outbox));
+        unplaced.no_such_stream = matches!(stream, Some(Err(_)));
+        for client in batch.clients {
+            let stream = stream.as_ref().and_then(|stream| stream.as_ref().ok());
+            let mut next = stream.and_then(|stream| self.subscribers.find_client(*stream, client));
+            if next.is_none() {
+                unplaced.clients.push(client.as_str().to_owned());
+            }
+            while let Some(slot) = next {
+                // Before acting: leaving takes the slot out of the chain.
+                next = self.subscribers.next_session(slot);
+                act(self, now, slot, outbox);
+            }
+        }
+        Accepted::Batch(unplaced)
+    }
+
+    fn is_dying(&self, subscriber: u32) -> bool {
+        !self.dying.is_empty() && self.streams.get(self.subscribers.stream_of(subscriber)).gone
+    }
+
+    /// A subscriber is still there. False when its stream is not: being woken for it was its end.
+    pub(super) fn hear(&mut self, now: Tick, slot: u32, outbox: &mut Outbox) -> bool {
+        if !self.subscribers.heard(slot, now) {
+            return true;
+        }
+        let stream = self.subscribers.stream_of(slot);
+        self.wake(now, stream, outbox);
+        if self.streams.get(stream).gone {
+            return false;
+        }
+        self.streams.get_mut(stream).members.active += 1;
+        self.counts.active += 1;
+        self.counts.stale -= 1;
+        self.with_stream(stream, |stream| stream.audience_changed(now, outbox));
+        true
+    }
+
+    /// A subscriber leaves, of itself or because it was silent for too long. False as in [`Engine::hear`].
+    pub(super) fn leave(&mut self, now: Tick, slot: u32, outbox: &mut Outbox) -> bool {
+        let stream = self.subscribers.stream_of(slot);
+        self.wake_if_due(now, stream, outbox);
+        let Stream { members, gone, .. } = self.streams.get_mut(stream);
+        let removed = self.subscribers.remove(slot, &mut members.head);
+        if *gone {
+            return false;
+        }
+        members.total -= 1;
+        members.active -= u32::from(!removed.was_stale);
+        members.unique -= u32::from(removed.last_of_client);
+        self.counts.total -= 1;
+        self.counts.active -= u64::from(!removed.was_stale);
+        self.counts.stale -= u64::from(removed.was_stale);
+        self.counts.unique -= u64::from(removed.last_of_client);
+        self.with_stream(stream, |stream| stream.audience_changed(now, outbox));
+        true
+    }
+
+    pub(super) fn fall_silent(&mut self, now: Tick, silent: Silent, outbox: &mut Outbox) {
+        match silent {
+            Silent::Stale(slot) => {
+                let stream = self.subscribers.stream_of(slot);
+                self.wake_if_due(now, stream, outbox);
+                if self.streams.get(stream).gone {
+                    return;
+                }
+                self.streams.get_mut(stream).members.active -= 1;
+                self.counts.active -= 1;
+                self.counts.stale += 1;
+                self.with_stream(stream, |stream| stream.audience_changed(now, outbox));
+            }
+            Silent::Gone(slot) => {
+                let stream = self.subscribers.stream_of(slot);
+                if self.leave(now, slot, outbox) {
+                    self.tell_stale(stream, outbox);
+                }
+            }
+        }
+    }
+
+    /// One event for a run of stale subscribers of the same stream.
+    fn tell_stale(&self, stream: u32, outbox: &mut Outbox) {
+        let stream = self.streams.get(stream);
+        let now_left = u64::from(stream.members.total);
+        match outbox.events.last_mut() {
+            Some(Event::StaleRemoved { stream_id, removed, left }) if **stream_id == *stream.id => {
+                *removed += 1;
+                *left = now_left;
+            }
+            _ => {
+                let stream_id = stream.id.clone();
+                outbox.events.push(Event::StaleRemoved { stream_id, removed: 1, left: now_left });
+            }
+        }
+    }
+}
