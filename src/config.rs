@@ -1,6 +1,6 @@
 //! Options and environment: what an operator can set, and what it means for the parts.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -8,7 +8,7 @@ use crate::{
     engine::{Limits, MAX_DURATION_MS, MAX_SLOTS},
     gateway::GatewayOptions,
     service::ServiceSettings,
-    shard::{owed::PublishTo, router::MAX_SHARDS},
+    shard::{owed::PublishTo, record::Tape, router::MAX_SHARDS},
     wire::WireLimits,
 };
 
@@ -33,6 +33,11 @@ pub enum Command {
     Gateway(GatewayCommand),
     /// Run service and gateway in one process; no NATS needed.
     Standalone(StandaloneOptions),
+    /// Run a recording made with --record again, and print the final state's hash.
+    Replay {
+        /// The recording.
+        file: PathBuf,
+    },
 }
 
 /// Options of `serve`.
@@ -161,13 +166,16 @@ pub struct ServiceArgs {
     #[arg(long, env = "ORCH_MAX_REMEMBERED_REQUESTS", default_value_t = Limits::default().max_remembered_requests as u32,
           value_parser = clap::value_parser!(u32).range(0..=10_000_000), value_name = "N")]
     pub max_remembered_requests: u32,
+    /// Write down all that the engines are fed, for `replay`. The file must not exist.
+    #[arg(long, env = "ORCH_RECORD", value_name = "FILE")]
+    pub record: Option<PathBuf>,
 }
 
 impl ServiceArgs {
     /// What the service is made with.
     ///
     /// # Errors
-    /// Says which options contradict each other.
+    /// Says which options contradict each other, or that the recording cannot be begun.
     pub fn settings(&self) -> Result<ServiceSettings, String> {
         if self.min_tick_interval > self.max_tick_interval {
             let (least, most) = (self.min_tick_interval, self.max_tick_interval);
@@ -186,12 +194,20 @@ impl ServiceArgs {
             ..default.limits.engine
         };
         let limits = WireLimits { max_message_bytes: self.max_message_bytes as usize, engine, ..default.limits };
+        let tape = match &self.record {
+            Some(file) => match Tape::create(file, limits.clone()) {
+                Ok(tape) => Some(Arc::new(tape)),
+                Err(error) => return Err(format!("--record {}: {error}", file.display())),
+            },
+            None => None,
+        };
         Ok(ServiceSettings {
             shards: self.shards.map_or(default.shards, usize::from),
             stale_after_ms: ms(self.stale_timeout),
             limits,
             publish_to: self.publish,
             seed: default.seed,
+            tape,
         })
     }
 }

@@ -4,9 +4,10 @@ use std::{
     error::Error,
     io,
     net::SocketAddr,
+    path::Path,
     process::ExitCode,
     sync::{Arc, RwLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clap::Parser as _;
@@ -15,6 +16,7 @@ use orchestrator_service::{
     config::{Cli, Command, GatewayArgs, GatewayCommand, NatsArgs, ServeOptions, StandaloneOptions},
     gateway::Gateway,
     service::{Service, ServiceSettings},
+    shard::record::{self, Replayed},
     telemetry::{self, Checkup},
     transport::{
         Transport,
@@ -52,6 +54,7 @@ fn run(cli: Cli) -> Fallible<()> {
             Command::Serve(options) => serve(options).await,
             Command::Gateway(options) => gateway(options).await,
             Command::Standalone(options) => standalone(options).await,
+            Command::Replay { file } => replay(&file),
         }
     });
     runtime.shutdown_timeout(Duration::from_millis(100));
@@ -122,6 +125,26 @@ async fn standalone(options: StandaloneOptions) -> Fallible<()> {
     .await;
     admin.abort();
     Ok(())
+}
+
+/// A recording again.
+fn replay(file: &Path) -> Fallible<()> {
+    let started = Instant::now();
+    let replayed = record::replay(file)?;
+    let Replayed { entries, updates, panics, cut_off, .. } = &replayed;
+    println!("{entries} entries, {updates} updates, {panics} panics, in {:.3?}", started.elapsed());
+    if *cut_off {
+        println!("the recording stops in the middle of an entry");
+    }
+    for (shard, (digest, recorded)) in &replayed.digests {
+        let verdict = match recorded {
+            None => "the recording does not say how it ended".to_owned(),
+            Some(recorded) if recorded == digest => "as recorded".to_owned(),
+            Some(recorded) => format!("recorded: {recorded:016x}"),
+        };
+        println!("shard {shard}: {digest:016x} ({verdict})");
+    }
+    if replayed.agrees() { Ok(()) } else { Err("the replay came to another state than the recording".into()) }
 }
 
 async fn start_in_memory(settings: ServiceSettings, bus: &MemoryBus) -> Fallible<Service> {

@@ -19,15 +19,16 @@ use std::{
 use slab::Slab;
 use tokio::sync::watch;
 
-use super::{ClientError, ErrorKind, Standing};
+use super::{
+    ClientError, ErrorKind, Standing,
+    farewells::{Farewell, Farewells},
+};
 use crate::wire::proto::{self, Code, Reply};
 
 /// Handles in one heartbeat or unregistering message: 8 KB, one step of work for a shard.
 pub(super) const MAX_HANDLES: usize = 1_000;
 /// Subscribers in one registering message: with ids of full length still a tenth of what a broker takes.
 pub(super) const MAX_SUBSCRIBERS: usize = 500;
-/// How often an unregistering is tried. After that the subscriber goes stale by itself.
-const MAX_FAREWELL_TRIES: u8 = 5;
 
 /// Who is registered: a subscriber as the service knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,13 +56,6 @@ pub(super) enum Job {
     Leave { handles: Vec<u64>, tries: u8 },
     /// `Unregister`, when the handle is not known.
     LeaveByName { who: Who, tries: u8 },
-}
-
-/// What is owed to the service for a subscriber whose guard is gone.
-#[derive(Debug)]
-enum Farewell {
-    Handle { handle: u64, tries: u8 },
-    Name { who: Who, tries: u8 },
 }
 
 /// What an entry's key is under way for.
@@ -95,12 +89,9 @@ pub(super) struct Book {
     entries: Slab<Entry>,
     beats: VecDeque<usize>,
     due: BTreeMap<Arc<str>, Vec<usize>>,
-    farewells: VecDeque<Farewell>,
+    farewells: Farewells,
     holders: HashMap<u64, u32>,
-    leaving: usize,
     max_registrations: usize,
-    max_farewells: usize,
-    forgotten: u64,
     closed: bool,
 }
 
@@ -110,12 +101,9 @@ impl Book {
             entries: Slab::new(),
             beats: VecDeque::new(),
             due: BTreeMap::new(),
-            farewells: VecDeque::new(),
+            farewells: Farewells::new(max_farewells),
             holders: HashMap::new(),
-            leaving: 0,
             max_registrations,
-            max_farewells,
-            forgotten: 0,
             closed: false,
         }
     }
@@ -152,7 +140,7 @@ impl Book {
         let (handle, errand) = (std::mem::take(&mut entry.handle), entry.errand);
         if handle != 0 {
             self.unhold(handle);
-            self.owe(Farewell::Handle { handle, tries: 0 });
+            self.farewells.owe(Farewell::Handle { handle, tries: 0 });
         }
         if errand == Errand::None {
             self.entries.remove(key);
@@ -162,7 +150,7 @@ impl Book {
     /// A subscriber may be registered that nobody holds: a `register` was given up before its answer came.
     pub(super) fn leave_by_name(&mut self, who: Who) {
         if !self.closed {
-            self.owe(Farewell::Name { who, tries: 0 });
+            self.farewells.owe(Farewell::Name { who, tries: 0 });
         }
     }
 
@@ -198,7 +186,7 @@ impl Book {
 
     /// What to ask next: heartbeats before all, since others are waiting for nothing but time.
     pub(super) fn next_job(&mut self) -> Option<Job> {
-        self.next_beat().or_else(|| self.next_leave()).or_else(|| self.next_register())
+        self.next_beat().or_else(|| self.farewells.next(&self.holders)).or_else(|| self.next_register())
     }
 
     fn next_beat(&mut self) -> Option<Job> {
@@ -214,38 +202,6 @@ impl Book {
             }
         }
         (!batch.is_empty()).then_some(Job::Beat(batch))
-    }
-
-    fn next_leave(&mut self) -> Option<Job> {
-        // One at a time until there is a full batch: what is dropped while one is under way collects behind it.
-        if self.leaving > 0 && self.farewells.len() < MAX_HANDLES {
-            return None;
-        }
-        let mut batch = Vec::new();
-        let mut most_tries = 0;
-        while batch.len() < MAX_HANDLES {
-            match self.farewells.pop_front() {
-                Some(Farewell::Handle { handle, tries }) if !self.holders.contains_key(&handle) => {
-                    most_tries = most_tries.max(tries);
-                    batch.push(handle);
-                }
-                Some(Farewell::Handle { .. }) => {}
-                Some(Farewell::Name { who, tries }) if batch.is_empty() => {
-                    self.leaving += 1;
-                    return Some(Job::LeaveByName { who, tries });
-                }
-                Some(named) => {
-                    self.farewells.push_front(named);
-                    break;
-                }
-                None => break,
-            }
-        }
-        if batch.is_empty() {
-            return None;
-        }
-        self.leaving += 1;
-        Some(Job::Leave { handles: batch, tries: most_tries })
     }
 
     fn next_register(&mut self) -> Option<Job> {
@@ -284,22 +240,8 @@ impl Book {
         match job {
             Job::Beat(batch) => self.beaten(&batch, answer),
             Job::Register { keys, .. } => self.registered(&keys, answer),
-            Job::Leave { handles, tries } => {
-                self.leaving -= 1;
-                let left = placed(&answer);
-                if !left && tries < MAX_FAREWELL_TRIES {
-                    handles.into_iter().for_each(|handle| self.owe(Farewell::Handle { handle, tries: tries + 1 }));
-                }
-                left
-            }
-            Job::LeaveByName { who, tries } => {
-                self.leaving -= 1;
-                let left = placed(&answer);
-                if !left && tries < MAX_FAREWELL_TRIES {
-                    self.owe(Farewell::Name { who, tries: tries + 1 });
-                }
-                left
-            }
+            Job::Leave { handles, tries } => self.farewells.left(handles, tries, &answer),
+            Job::LeaveByName { who, tries } => self.farewells.left_by_name(who, tries, &answer),
         }
     }
 
@@ -354,7 +296,7 @@ impl Book {
                     let entry = &mut self.entries[key];
                     if entry.gone {
                         let who = entry.who.clone();
-                        self.owe(Farewell::Name { who, tries: 0 });
+                        self.farewells.owe(Farewell::Name { who, tries: 0 });
                     } else {
                         entry.owed = true;
                     }
@@ -370,7 +312,7 @@ impl Book {
         let entry = &mut self.entries[key];
         if entry.gone {
             // Its guard was dropped meanwhile, and its farewell may have been handled before the registration was.
-            self.owe(Farewell::Handle { handle, tries: 0 });
+            self.farewells.owe(Farewell::Handle { handle, tries: 0 });
             return;
         }
         let old = std::mem::replace(&mut entry.handle, handle);
@@ -412,19 +354,6 @@ impl Book {
         }
     }
 
-    fn owe(&mut self, farewell: Farewell) {
-        if self.farewells.len() < self.max_farewells {
-            self.farewells.push_back(farewell);
-            return;
-        }
-        self.forgotten += 1;
-        metrics::counter!("client_unregisters_forgotten_total").increment(1);
-        if self.forgotten.is_power_of_two() {
-            let forgotten = self.forgotten;
-            tracing::warn!(forgotten, "too many to unregister at once; the service will notice when they go stale");
-        }
-    }
-
     fn hold(&mut self, handle: u64) {
         *self.holders.entry(handle).or_default() += 1;
     }
@@ -443,8 +372,7 @@ impl Book {
         if self.closed {
             return;
         }
-        // The farewells of one closing are as many as the entries, which are bounded: none is forgotten here.
-        self.max_farewells = usize::MAX;
+        self.farewells.make_room(self.entries.len());
         let queued: Vec<usize> =
             self.beats.drain(..).chain(std::mem::take(&mut self.due).into_values().flatten()).collect();
         for key in queued {
@@ -477,11 +405,6 @@ impl Book {
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
-}
-
-/// Whether an unregistering has been taken: an answer other than `UNAVAILABLE`, which says that it was not looked at.
-fn placed(answer: &Result<Reply, ClientError>) -> bool {
-    matches!(answer, Ok(reply) if reply.code() != Code::Unavailable)
 }
 
 #[cfg(test)]

@@ -275,7 +275,7 @@ fn an_unregistering_that_fails_is_tried_a_few_times() {
         attempts += 1;
         assert!(!book.finished(job, timeout()));
     }
-    assert_eq!(attempts, u32::from(MAX_FAREWELL_TRIES) + 1);
+    assert_eq!(attempts, u32::from(super::super::farewells::MAX_RETRIES) + 1);
 }
 
 #[test]
@@ -283,7 +283,7 @@ fn more_unregisterings_than_fit_are_counted() {
     let mut book = Book::new(100, 2);
     let keys: Vec<usize> = (1..=4).map(|handle| book.insert(who("s", "c"), handle).expect("room").0).collect();
     keys.into_iter().for_each(|key| book.remove(key));
-    assert_eq!(book.forgotten, 2);
+    assert_eq!(book.farewells.forgotten, 2);
     assert_eq!(book.next_job(), leave(&[1, 2]));
 }
 

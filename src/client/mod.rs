@@ -26,6 +26,7 @@
 //! | `calls` | commands and queries |
 //! | `registration` | the guard of a subscriber |
 //! | `book` | which registrations there are and what is owed for them: pure |
+//! | `farewells` | who is still to be unregistered |
 //! | `keeper` | the background task that pays it |
 //! | `updates` | updates without old ones |
 
@@ -51,6 +52,7 @@ mod book;
 mod calls;
 mod core;
 mod error;
+mod farewells;
 mod keeper;
 mod random;
 mod registration;

@@ -1,8 +1,26 @@
 //! Every invariant across the engine's structures, asserted in one place.
 
+use std::fmt::{self, Write};
+
 use super::{Counts, Engine, Mode, StreamId, Tick};
 
 impl Engine {
+    /// A hash of the whole state, the same for the same history in every process: what a replay is compared by.
+    ///
+    /// It is made of the debugging texts of all streams and subscribers, so that no field can be forgotten; it takes
+    /// about a microsecond for each.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let mut digest = Digest(0xcbf2_9ce4_8422_2325);
+        // A text that does not fit is no concern of this sink: it takes all.
+        let _ = write!(
+            digest,
+            "{:?} {:?} {:?} {:?} {}",
+            self.streams, self.subscribers, self.counts, self.requests, self.last_epoch
+        );
+        digest.0
+    }
+
     /// Asserts every invariant across the engine's structures. For tests, after each step; it looks at everything.
     ///
     /// # Panics
@@ -39,5 +57,15 @@ impl Engine {
         assert_eq!(self.timers.check(&self.streams), armed, "one timer a stream");
         assert_eq!(self.by_id.len() as u64, counted.streams, "one entry a stream in the index");
         assert_eq!(gone, self.dying.len(), "streams that are gone wait to be buried");
+    }
+}
+
+/// FNV-1a with 64 bits over whatever is written.
+struct Digest(u64);
+
+impl Write for Digest {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0 = text.bytes().fold(self.0, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+        Ok(())
     }
 }

@@ -20,6 +20,7 @@ use crate::{
         ingress::Ingress,
         mailbox::{MAILBOX_BYTES, MAILBOX_CAPACITY, Mailbox},
         owed::{Owed, PublishTo},
+        record::Tape,
         router::{MAX_SHARDS, Router},
         thread::{Clock, Health, Order, Seat, spawn},
         turn::ShardSettings,
@@ -47,6 +48,8 @@ pub struct ServiceSettings {
     pub publish_to: PublishTo,
     /// A number that a stranger cannot guess.
     pub seed: u64,
+    /// Where to write down what the engines are fed.
+    pub tape: Option<Arc<Tape>>,
 }
 
 impl Default for ServiceSettings {
@@ -58,6 +61,7 @@ impl Default for ServiceSettings {
             limits: WireLimits::default(),
             publish_to: PublishTo::default(),
             seed: uuid::Uuid::new_v4().as_u64_pair().0,
+            tape: None,
         }
     }
 }
@@ -101,7 +105,7 @@ impl Service {
         ingress: Arc<dyn Transport>,
         publishers: Vec<Arc<dyn Transport>>,
     ) -> Result<Self, StartError> {
-        let ServiceSettings { shards, stale_after_ms, limits, publish_to, seed } = settings;
+        let ServiceSettings { shards, stale_after_ms, limits, publish_to, seed, tape } = settings;
         if !(1..=MAX_SHARDS).contains(&shards) || publishers.is_empty() {
             return Err(StartError::Setting(format!("shards must be 1 to {MAX_SHARDS}, not {shards}")));
         }
@@ -122,7 +126,7 @@ impl Service {
             let engine = Settings { limits: limits.engine.clone(), stale_after_ms, seed: seed ^ number as u64 };
             let seat = Seat {
                 number,
-                settings: ShardSettings { engine, wire: Arc::clone(&limits) },
+                settings: ShardSettings { engine, wire: Arc::clone(&limits), tape: tape.clone() },
                 router: Arc::clone(&service.router),
                 totals: Arc::clone(&service.totals),
                 health: Arc::clone(&service.health),

@@ -9,10 +9,10 @@ use async_nats::Subject;
 use bytes::Bytes;
 use metrics::counter;
 use prost::Message as _;
-use tracing::warn;
 
 use super::{
-    mailbox::{Body, Mail, Round},
+    log,
+    mailbox::{BatchRound, Body, Mail, Round},
     router::Router,
 };
 use crate::{
@@ -53,7 +53,7 @@ impl Ingress {
             Ok((shard, body)) => self.deliver(shard, Mail { body, reply: reply.clone() }).err()?,
             Err(refusal) => refusal,
         };
-        note_refusal(&refusal, to);
+        log::refusal(&refusal, to);
         Some((reply?, encode::refusal(&refusal, "").encode_to_vec().into()))
     }
 
@@ -67,7 +67,7 @@ impl Ingress {
             .query(payload)
             .and_then(|(shard, body)| self.deliver(shard, Mail { body, reply: Some(reply.clone()) }));
         let refusal = sent.err()?;
-        note_refusal(&refusal, subject::QUERY);
+        log::refusal(&refusal, subject::QUERY);
         Some((reply, encode::query_refusal(&refusal).encode_to_vec().into()))
     }
 
@@ -94,7 +94,7 @@ impl Ingress {
         for (owner, handle) in owners().zip(&address.handles) {
             handles[owner].push(Handle(*handle));
         }
-        let round = Round::Batch { message: payload, named_at, handles, unplaced: Unplaced::default() };
+        let round = Round::Batch(BatchRound { message: payload, named_at, handles, unplaced: Unplaced::default() });
         Ok((0, Body::Round(Box::new(round))))
     }
 
@@ -122,13 +122,3 @@ impl Ingress {
 
 /// What the sender of a message for a full mailbox is told.
 pub(super) const FULL: Refusal = Refusal::Unavailable("the service is overloaded; try again");
-
-/// Logs and counts a refusal, whether or not somebody is told.
-pub(super) fn note_refusal(refusal: &Refusal, about: &str) {
-    let code = refusal.code().as_str_name();
-    counter!("orchestrator_refused_total", "code" => code).increment(1);
-    match refusal {
-        Refusal::Undecodable(_) => warn!(code, about, reason = %refusal, "message refused"),
-        _ => tracing::debug!(code, about, reason = %refusal, "message refused"),
-    }
-}

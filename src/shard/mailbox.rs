@@ -57,16 +57,20 @@ pub enum Round {
         states: Vec<proto::StateUpdate>,
     },
     /// A batch whose parts belong to several shards.
-    Batch {
-        /// The message, of which the named clients belong to the shard `named_at`.
-        message: Bytes,
-        /// The shard of the stream that the batch names, if it does.
-        named_at: Option<usize>,
-        /// The handles of each shard.
-        handles: Vec<Vec<Handle>>,
-        /// What could not be placed so far.
-        unplaced: Unplaced,
-    },
+    Batch(BatchRound),
+}
+
+/// A batch on its way round the shards.
+#[derive(Debug)]
+pub struct BatchRound {
+    /// The message, of which the named clients belong to the shard `named_at`.
+    pub message: Bytes,
+    /// The shard of the stream that the batch names, if it does.
+    pub named_at: Option<usize>,
+    /// The handles of each shard.
+    pub handles: Vec<Vec<Handle>>,
+    /// What could not be placed so far.
+    pub unplaced: Unplaced,
 }
 
 impl Body {
@@ -74,7 +78,7 @@ impl Body {
         match self {
             Self::Command(bytes) | Self::Subscription(bytes) | Self::Query(bytes) => bytes.len(),
             Self::Round(round) => match &**round {
-                Round::Batch { message, .. } => message.len(),
+                Round::Batch(batch) => batch.message.len(),
                 Round::Stats(_) | Round::List { .. } => 0,
             },
         }

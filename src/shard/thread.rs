@@ -191,7 +191,7 @@ async fn run(seat: Seat, outlet: &Outlet) {
         }
         let order = *orders.borrow_and_update();
         match (order, next) {
-            (Order::Abort, _) | (Order::Drain, Next::Sleep(_)) => return,
+            (Order::Abort, _) | (Order::Drain, Next::Sleep(_)) => return shard.end(),
             // The publisher gets its turn in between.
             (_, Next::Again) => tokio::task::yield_now().await,
             (_, Next::Blocked) => tokio::select! {

@@ -6,28 +6,21 @@
 use std::sync::Arc;
 
 use async_nats::Subject;
-use bytes::Bytes;
-use metrics::counter;
-use tracing::{debug, info, trace};
+use tracing::info;
 
 use super::{
     Totals, add,
-    ingress::{FULL, note_refusal},
-    mailbox::{Body, Mail, Round},
+    feed::{Fed, Message, Outcome},
+    ingress::FULL,
+    log,
+    mailbox::{BatchRound, Body, Mail, Round},
     owed::Owed,
+    record::Tape,
     router::Router,
 };
 use crate::{
-    engine::{
-        Accepted, Batch, Counts, Engine, Event, Handle, Input, Invalid, Limits, Outbox, Rejection, Settings, Tick,
-    },
-    wire::{
-        Refusal, WireLimits,
-        decode::{self, Cursor, Question},
-        encode,
-        proto::{self, subscription_command::Command as Subscription},
-        subject,
-    },
+    engine::{Accepted, Counts, Engine, Limits, Outbox, Settings, Tick},
+    wire::{WireLimits, decode::Cursor, encode, proto, subject},
 };
 
 /// The most messages in one turn: with 1 µs each, a turn stays well below the 2 ms that a beat may be late.
@@ -66,6 +59,8 @@ pub struct ShardSettings {
     pub engine: Settings,
     /// For what comes in.
     pub wire: Arc<WireLimits>,
+    /// Where to write down what the engine is fed.
+    pub tape: Option<Arc<Tape>>,
 }
 
 /// An engine with its number, and the way to the other shards.
@@ -81,6 +76,7 @@ pub struct Shard {
     /// What the engine was last told that it may hold.
     room: (u64, u64),
     outbox: Outbox,
+    tape: Option<Arc<Tape>>,
     /// When the next turn is due.
     due: Option<Tick>,
 }
@@ -90,6 +86,9 @@ impl Shard {
     #[must_use]
     pub fn new(number: usize, settings: ShardSettings, router: Arc<Router>, totals: Arc<Totals>) -> Self {
         let limits = settings.engine.limits.clone();
+        if let Some(tape) = &settings.tape {
+            tape.begin(number, &settings.engine);
+        }
         totals.set(number, &Counts::default());
         Self {
             number,
@@ -100,6 +99,7 @@ impl Shard {
             wire: settings.wire,
             limits,
             outbox: Outbox::default(),
+            tape: settings.tape,
             due: None,
         }
     }
@@ -108,6 +108,13 @@ impl Shard {
     #[must_use]
     pub const fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Ends it: says to the recording, if there is one, what state it is in.
+    pub fn end(&self) {
+        if let Some(tape) = &self.tape {
+            tape.end(self.number, &self.engine);
+        }
     }
 
     /// Takes a turn. What it makes is `owed`, and counted in the shared totals before anybody can see an answer.
@@ -125,7 +132,9 @@ impl Shard {
                 break;
             }
         }
-        self.engine.expire(now.tick, EXPIRE_BUDGET, &mut self.outbox);
+        if self.engine.next_deadline().is_some_and(|due| due <= now.tick) {
+            self.feed(now.tick, Fed::Expire);
+        }
         self.settle(now, owed);
         self.totals.set(self.number, &self.engine.counts());
         self.due = self.engine.next_deadline();
@@ -138,7 +147,7 @@ impl Shard {
         let late_ms = self.due.map_or(0, |due| now.since(due));
         if late_ms >= OVERSLEPT_MS && self.engine.counts().total > 0 {
             info!(shard = self.number, late_ms, "woke late; nobody goes stale for as long");
-            self.feed(now, Input::Overslept { ms: late_ms });
+            self.feed(now, Fed::Overslept(late_ms));
         }
     }
 
@@ -156,182 +165,119 @@ impl Shard {
         );
         if room != self.room {
             self.room = room;
-            self.feed(now, Input::SetRoom { max_streams: room.0, max_subscribers: room.1 });
+            self.feed(now, Fed::Room { max_streams: room.0, max_subscribers: room.1 });
         }
     }
 
-    /// Tells the engine something that it cannot refuse.
-    fn feed(&mut self, now: Tick, input: Input<'_>) {
-        let noted = self.engine.handle(now, input, &mut self.outbox);
-        debug_assert!(matches!(noted, Ok(Accepted::Noted)), "{noted:?}");
+    /// The one way to the engine, which is also the recorder's.
+    fn feed(&mut self, now: Tick, fed: Fed) -> Outcome {
+        if let Some(tape) = &self.tape {
+            tape.write(self.number, now, &fed);
+        }
+        fed.apply(now, &mut self.engine, &self.wire, &mut self.outbox)
     }
 
     /// Handles one piece of mail; returns how much it was.
     fn handle(&mut self, now: Now, mail: Mail, owed: &mut Owed) -> usize {
         let Mail { body, reply } = mail;
         match body {
-            Body::Command(bytes) => self.handle_command(now, &bytes, reply, owed),
-            Body::Subscription(bytes) => self.handle_subscription(now, &bytes, reply, owed),
-            Body::Query(bytes) => self.handle_query(now, &bytes, reply, owed),
-            Body::Round(round) => self.handle_round(now, *round, reply, owed),
-        }
-    }
-
-    fn handle_command(&mut self, now: Now, bytes: &Bytes, reply: Option<Subject>, owed: &mut Owed) -> usize {
-        let decoded = decode::message::<proto::OrchestratorCommand>(bytes, &self.wire);
-        let mut stream_id = String::new();
-        let result = decoded.and_then(|message| {
-            let input = decode::command(&message, &self.wire)?;
-            if let Input::Command(request) = &input {
-                request.stream_id.as_str().clone_into(&mut stream_id);
-            }
-            Ok(self.engine.handle(now.tick, input, &mut self.outbox)?)
-        });
-        self.answer(now, &result, &stream_id, subject::COMMAND, reply, owed);
-        1
-    }
-
-    fn handle_subscription(&mut self, now: Now, bytes: &Bytes, reply: Option<Subject>, owed: &mut Owed) -> usize {
-        let message = decode::message::<proto::SubscriptionCommand>(bytes, &self.wire);
-        let (stream_id, weight) = message.as_ref().map_or(("", 1), subject_of);
-        let result = message.as_ref().map_err(Clone::clone).and_then(|message| {
-            let input = decode::subscription(message, reply.is_some())?;
-            Ok(self.engine.handle(now.tick, input, &mut self.outbox)?)
-        });
-        if let Ok(message) = &message {
-            log_membership(message, &result);
-        }
-        self.answer(now, &result, stream_id, subject::SUBSCRIPTION, reply, owed);
-        weight
-    }
-
-    fn handle_query(&mut self, now: Now, bytes: &Bytes, reply: Option<Subject>, owed: &mut Owed) -> usize {
-        let answer = decode::message::<proto::Query>(bytes, &self.wire).and_then(|message| {
-            let input = match decode::question(&message)? {
-                Question::State(stream_id) => Input::GetState(stream_id),
-                Question::Stats(stream_id) => Input::GetStats(stream_id),
-                Question::List { .. } => return Err(Refusal::Unavailable("a list goes round the shards")),
-            };
-            Ok(self.engine.handle(now.tick, input, &mut self.outbox)?)
-        });
-        let message = match answer {
-            Ok(Accepted::State(update)) => {
-                proto::QueryReply { state: vec![encode::state(&update, now.wall_ms)], ..Default::default() }
-            }
-            Ok(Accepted::Stats(counts)) => {
-                proto::QueryReply { stats: Some(encode::stats(&counts)), ..Default::default() }
-            }
-            Ok(_) => proto::QueryReply::default(),
-            Err(refusal) => {
-                note_refusal(&refusal, subject::QUERY);
-                encode::query_refusal(&refusal)
-            }
-        };
-        self.reply_with(now, &message, reply, owed);
-        1
-    }
-
-    /// Adds this shard's part to a round, and passes it on or answers.
-    fn handle_round(&mut self, now: Now, round: Round, reply: Option<Subject>, owed: &mut Owed) -> usize {
-        let last = self.number + 1 == self.router.shards();
-        match round {
-            Round::Stats(sum) => {
-                let sum = add(sum, self.engine.counts());
-                if last {
-                    let message = proto::QueryReply { stats: Some(encode::stats(&sum)), ..Default::default() };
-                    self.reply_with(now, &message, reply, owed);
-                } else {
-                    self.pass_on(now, Round::Stats(sum), reply, owed);
-                }
+            Body::Command(bytes) => {
+                let outcome = self.feed(now.tick, Fed::Command(bytes));
+                self.answer(now, &outcome, subject::COMMAND, reply, owed);
                 1
             }
-            Round::List { room, from_slot, mut states } => {
-                let input = Input::ListStreams { from_slot, limit: room };
-                let listed = self.engine.handle(now.tick, input, &mut self.outbox);
-                let Ok(Accepted::Streams { states: found, next_slot }) = listed else { return 1 };
-                let weight = found.len();
-                let room = room - found.len();
-                states.extend(found.iter().map(|update| encode::state(update, now.wall_ms)));
-                match next_slot {
-                    None if !last && room > 0 => {
-                        self.pass_on(now, Round::List { room, from_slot: 0, states }, reply, owed);
-                    }
-                    _ => {
-                        let shard = self.number as u32;
-                        let cursor = match next_slot {
-                            Some(slot) => Cursor { shard, slot }.to_text(),
-                            None if last => String::new(),
-                            None => Cursor { shard: shard + 1, slot: 0 }.to_text(),
-                        };
-                        let message = proto::QueryReply { state: states, cursor, ..Default::default() };
-                        self.reply_with(now, &message, reply, owed);
-                    }
+            Body::Subscription(message) => {
+                let outcome = self.feed(now.tick, Fed::Subscription { message, answered: reply.is_some() });
+                if let Message::Subscription(message) = &outcome.message {
+                    log::membership(message, &outcome.result);
                 }
-                weight
+                self.answer(now, &outcome, subject::SUBSCRIPTION, reply, owed);
+                outcome.message.weight()
             }
-            Round::Batch { message, named_at, mut handles, mut unplaced } => {
-                let own = handles.get_mut(self.number).map(std::mem::take).unwrap_or_default();
-                let weight = own.len();
-                let named = named_at == Some(self.number);
-                let decoded = decode::message::<proto::SubscriptionCommand>(&message, &self.wire);
-                let result = decoded
-                    .as_ref()
-                    .map_err(Clone::clone)
-                    .and_then(|message| self.handle_part(now, message, own, named).map_err(Refusal::from));
-                match result {
-                    Ok(found) => {
-                        unplaced.no_such_stream |= found.no_such_stream;
-                        unplaced.handles.extend(found.handles);
-                        unplaced.clients.extend(found.clients);
-                    }
-                    Err(refusal) => {
-                        self.answer(now, &Err(refusal), "", subject::SUBSCRIPTION, reply, owed);
-                        return weight;
-                    }
-                }
-                if last {
-                    let stream_id = decoded.as_ref().map_or("", |message| subject_of(message).0);
-                    self.reply_with(now, &encode::batch_reply(&unplaced, stream_id), reply, owed);
-                } else {
-                    self.pass_on(now, Round::Batch { message, named_at, handles, unplaced }, reply, owed);
-                }
-                weight
+            Body::Query(bytes) => {
+                let outcome = self.feed(now.tick, Fed::Query(bytes));
+                self.answer_query(now, outcome, reply, owed);
+                1
             }
+            Body::Round(round) => match *round {
+                Round::Stats(sum) => self.go_round_stats(now, sum, reply, owed),
+                Round::List { room, from_slot, states } => {
+                    self.go_round_list(now, room, from_slot, states, reply, owed)
+                }
+                Round::Batch(batch) => self.go_round_batch(now, batch, reply, owed),
+            },
         }
     }
 
-    /// This shard's part of a batch: its handles, and the named clients if their stream is here.
-    fn handle_part(
+    // --- rounds: this shard adds its part, and passes on or answers --------------------------------------------------
+
+    fn is_last(&self) -> bool {
+        self.number + 1 == self.router.shards()
+    }
+
+    fn go_round_stats(&mut self, now: Now, sum: Counts, reply: Option<Subject>, owed: &mut Owed) -> usize {
+        let sum = add(sum, self.engine.counts());
+        if self.is_last() {
+            let message = proto::QueryReply { stats: Some(encode::stats(&sum)), ..Default::default() };
+            self.reply_with(now, &message, reply, owed);
+        } else {
+            self.pass_on(now, Round::Stats(sum), reply, owed);
+        }
+        1
+    }
+
+    fn go_round_list(
         &mut self,
         now: Now,
-        message: &proto::SubscriptionCommand,
-        own: Vec<Handle>,
-        named: bool,
-    ) -> Result<crate::engine::Unplaced, Rejection> {
-        // Every shard checks all of it, so that a malformed batch is refused by the first and changes nothing.
-        let input = decode::subscription(message, true)?;
-        let input = match &input {
-            Input::HeartbeatBatch(batch) => {
-                let part = pick_named(batch, named, own);
-                Input::HeartbeatBatch(part)
-            }
-            Input::UnregisterBatch(batch) => {
-                let part = pick_named(batch, named, own);
-                Input::UnregisterBatch(part)
-            }
-            _ => return Err(Invalid::new("command must be a batch of handles to go round the shards").into()),
-        };
-        match self.engine.handle(now.tick, input, &mut self.outbox)? {
-            Accepted::Batch(unplaced) => Ok(unplaced),
-            _ => Ok(crate::engine::Unplaced::default()),
+        room: usize,
+        from_slot: u32,
+        mut states: Vec<proto::StateUpdate>,
+        reply: Option<Subject>,
+        owed: &mut Owed,
+    ) -> usize {
+        let listed = self.feed(now.tick, Fed::List { from_slot, limit: room });
+        let Ok(Accepted::Streams { states: found, next_slot }) = listed.result else { return 1 };
+        let room = room - found.len();
+        states.extend(found.iter().map(|update| encode::state(update, now.wall_ms)));
+        if next_slot.is_none() && !self.is_last() && room > 0 {
+            self.pass_on(now, Round::List { room, from_slot: 0, states }, reply, owed);
+            return found.len();
         }
+        let shard = self.number as u32;
+        let cursor = match next_slot {
+            Some(slot) => Cursor { shard, slot }.to_text(),
+            None if self.is_last() => String::new(),
+            None => Cursor { shard: shard + 1, slot: 0 }.to_text(),
+        };
+        self.reply_with(now, &proto::QueryReply { state: states, cursor, ..Default::default() }, reply, owed);
+        found.len()
+    }
+
+    fn go_round_batch(&mut self, now: Now, mut batch: BatchRound, reply: Option<Subject>, owed: &mut Owed) -> usize {
+        let handles = batch.handles.get_mut(self.number).map(std::mem::take).unwrap_or_default();
+        let (weight, named) = (handles.len(), batch.named_at == Some(self.number));
+        let outcome = self.feed(now.tick, Fed::Part { message: batch.message.clone(), named, handles });
+        let Ok(Accepted::Batch(found)) = &outcome.result else {
+            self.answer(now, &outcome, subject::SUBSCRIPTION, reply, owed);
+            return weight;
+        };
+        batch.unplaced.no_such_stream |= found.no_such_stream;
+        batch.unplaced.handles.extend(&found.handles);
+        batch.unplaced.clients.extend_from_slice(&found.clients);
+        if self.is_last() {
+            let message = encode::batch_reply(&batch.unplaced, outcome.message.stream_id());
+            self.reply_with(now, &message, reply, owed);
+        } else {
+            self.pass_on(now, Round::Batch(batch), reply, owed);
+        }
+        weight
     }
 
     fn pass_on(&mut self, now: Now, round: Round, reply: Option<Subject>, owed: &mut Owed) {
         let is_batch = matches!(round, Round::Batch { .. });
         let mail = Mail { body: Body::Round(Box::new(round)), reply };
         if let Err(Mail { reply, .. }) = self.router.send(self.number + 1, mail) {
-            note_refusal(&FULL, "a round of the shards");
+            log::refusal(&FULL, "a round of the shards");
             if is_batch {
                 self.reply_with(now, &encode::refusal(&FULL, ""), reply, owed);
             } else {
@@ -340,26 +286,38 @@ impl Shard {
         }
     }
 
+    // --- answers ---------------------------------------------------------------------------------------------------
+
     /// Answers a command or subscription, if somebody waits; a refusal is logged and counted in any case.
-    fn answer(
-        &mut self,
-        now: Now,
-        result: &Result<Accepted, Refusal>,
-        stream_id: &str,
-        about: &str,
-        reply: Option<Subject>,
-        owed: &mut Owed,
-    ) {
-        if let Err(refusal) = result {
-            note_refusal(refusal, about);
+    fn answer(&mut self, now: Now, outcome: &Outcome, about: &str, reply: Option<Subject>, owed: &mut Owed) {
+        if let Err(refusal) = &outcome.result {
+            log::refusal(refusal, about);
         }
         if reply.is_some() {
-            let message = match result {
+            let stream_id = outcome.message.stream_id();
+            let message = match &outcome.result {
                 Ok(accepted) => encode::reply(accepted, stream_id, now.wall_ms),
                 Err(refusal) => encode::refusal(refusal, stream_id),
             };
             self.reply_with(now, &message, reply, owed);
         }
+    }
+
+    fn answer_query(&mut self, now: Now, outcome: Outcome, reply: Option<Subject>, owed: &mut Owed) {
+        let message = match outcome.result {
+            Ok(Accepted::State(update)) => {
+                proto::QueryReply { state: vec![encode::state(&update, now.wall_ms)], ..Default::default() }
+            }
+            Ok(Accepted::Stats(counts)) => {
+                proto::QueryReply { stats: Some(encode::stats(&counts)), ..Default::default() }
+            }
+            Ok(_) => proto::QueryReply::default(),
+            Err(refusal) => {
+                log::refusal(&refusal, subject::QUERY);
+                encode::query_refusal(&refusal)
+            }
+        };
+        self.reply_with(now, &message, reply, owed);
     }
 
     /// Owes an answer, behind the updates that came before it.
@@ -375,97 +333,12 @@ impl Shard {
     /// Owes what the engine said, and logs what it did.
     fn settle(&mut self, now: Now, owed: &mut Owed) {
         for update in &self.outbox.updates {
-            trace!(
-                stream_id = &*update.stream_id,
-                cause = ?update.cause,
-                mode = %update.mode,
-                position_ms = update.position_ms,
-                sequence = update.sequence,
-                "state published"
-            );
+            log::update(update);
             owed.update(update, now.wall_ms);
         }
         for event in &self.outbox.events {
-            log_event(event);
+            log::event(event);
         }
         self.outbox.clear();
-    }
-}
-
-/// The named clients of a batch if they belong here, and the handles that do.
-fn pick_named<'a>(batch: &Batch<'a>, named: bool, handles: Vec<Handle>) -> Batch<'a> {
-    if named { Batch { handles, ..batch.clone() } } else { Batch { handles, ..Batch::default() } }
-}
-
-/// The stream that a message names, and how many subscribers.
-fn subject_of(message: &proto::SubscriptionCommand) -> (&str, usize) {
-    match &message.command {
-        None => ("", 1),
-        Some(Subscription::Register(m)) => (&m.stream_id, 1),
-        Some(Subscription::Unregister(m)) => (&m.stream_id, 1),
-        Some(Subscription::Heartbeat(m)) => (&m.stream_id, 1),
-        Some(Subscription::HeartbeatBatch(m)) => (&m.stream_id, m.client_id.len() + m.handle.len()),
-        Some(Subscription::UnregisterBatch(m)) => (&m.stream_id, m.client_id.len() + m.handle.len()),
-        Some(Subscription::RegisterBatch(m)) => (&m.stream_id, m.subscriber.len()),
-    }
-}
-
-fn log_membership(message: &proto::SubscriptionCommand, result: &Result<Accepted, Refusal>) {
-    match (&message.command, result) {
-        (Some(Subscription::Register(m)), Ok(Accepted::Registered { new, total, .. })) => {
-            let (stream_id, client_id, source_addr) = (&*m.stream_id, &*m.client_id, &*m.source_addr);
-            debug!(
-                stream_id,
-                client_id,
-                session = m.session,
-                source_addr,
-                new,
-                subscribers = total,
-                "client registered"
-            );
-        }
-        (Some(Subscription::Unregister(m)), Ok(Accepted::Unregistered { total, source })) => {
-            let (stream_id, client_id) = (&*m.stream_id, &*m.client_id);
-            debug!(stream_id, client_id, session = m.session, ?source, subscribers = total, "client unregistered");
-        }
-        (Some(Subscription::RegisterBatch(m)), Ok(Accepted::RegisteredBatch { handles, .. })) => {
-            let registered = handles.iter().filter(|handle| handle.is_ok()).count();
-            debug!(stream_id = &*m.stream_id, registered, of = handles.len(), "clients registered");
-        }
-        (Some(Subscription::UnregisterBatch(m)), Ok(Accepted::Batch(unplaced))) => {
-            let unknown = unplaced.handles.len() + unplaced.clients.len();
-            let unregistered = m.client_id.len() + m.handle.len() - unknown;
-            debug!(stream_id = &*m.stream_id, unregistered, unknown, "clients unregistered");
-        }
-        _ => {}
-    }
-}
-
-fn log_event(event: &Event) {
-    match event {
-        Event::Created { stream_id } => {
-            counter!("orchestrator_streams_created_total").increment(1);
-            info!(stream_id = &**stream_id, "stream created");
-        }
-        Event::Started { stream_id } => {
-            counter!("orchestrator_streams_started_total").increment(1);
-            info!(stream_id = &**stream_id, "orchestrator started");
-        }
-        Event::Stopped { stream_id, mode } => {
-            counter!("orchestrator_streams_stopped_total").increment(1);
-            info!(stream_id = &**stream_id, %mode, "orchestrator stopped");
-        }
-        Event::Removed { stream_id, idle: true } => {
-            counter!("orchestrator_streams_removed_total", "reason" => "idle").increment(1);
-            info!(stream_id = &**stream_id, "idle stream removed");
-        }
-        Event::Removed { stream_id, idle: false } => {
-            counter!("orchestrator_streams_removed_total", "reason" => "command").increment(1);
-            info!(stream_id = &**stream_id, "stream removed");
-        }
-        Event::StaleRemoved { stream_id, removed, left } => {
-            counter!("orchestrator_stale_removed_total").increment(*removed);
-            info!(stream_id = &**stream_id, removed, subscribers = left, "stale subscribers removed");
-        }
     }
 }

@@ -68,7 +68,9 @@ pub fn command<'a>(message: &'a proto::OrchestratorCommand, limits: &WireLimits)
     }))
 }
 
-fn command_stream_id(command: &ProtoCommand) -> &str {
+/// The stream that a command names, unchecked.
+#[must_use]
+pub fn command_stream_id(command: &ProtoCommand) -> &str {
     match command {
         ProtoCommand::Start(m) => &m.stream_id,
         ProtoCommand::Stop(m) => &m.stream_id,

@@ -1,0 +1,165 @@
+//! What an engine is fed: the one way in, for a live shard and for a replay.
+
+use bytes::Bytes;
+
+use super::turn::EXPIRE_BUDGET;
+use crate::{
+    engine::{Accepted, Batch, Engine, Handle, Input, Invalid, Outbox, Tick},
+    wire::{
+        Refusal, WireLimits,
+        decode::{self, Question},
+        proto::{self, subscription_command::Command as Subscription},
+    },
+};
+
+/// One thing that a shard does to its engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fed {
+    /// An `OrchestratorCommand`, undecoded.
+    Command(Bytes),
+    /// A `SubscriptionCommand`, undecoded.
+    Subscription {
+        /// The message.
+        message: Bytes,
+        /// Whether its sender waits for an answer.
+        answered: bool,
+    },
+    /// A `Query` about one stream, undecoded.
+    Query(Bytes),
+    /// This shard's part of a batch that goes round.
+    Part {
+        /// The whole batch, undecoded.
+        message: Bytes,
+        /// Whether the clients that it names are here.
+        named: bool,
+        /// The handles that are.
+        handles: Vec<Handle>,
+    },
+    /// A part of the list of streams.
+    List {
+        /// First slot.
+        from_slot: u32,
+        /// Most streams.
+        limit: usize,
+    },
+    /// How much the tables may hold.
+    Room {
+        /// Most streams.
+        max_streams: u64,
+        /// Most subscribers.
+        max_subscribers: u64,
+    },
+    /// The process stood still, ms.
+    Overslept(u64),
+    /// What is due.
+    Expire,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The message, if there was one and it decodes.
+    pub message: Message,
+    /// The engine's answer, or why it was not asked.
+    pub result: Result<Accepted, Refusal>,
+}
+
+/// A decoded message.
+#[derive(Debug)]
+pub enum Message {
+    /// A command.
+    Command(proto::OrchestratorCommand),
+    /// A subscription.
+    Subscription(proto::SubscriptionCommand),
+    /// Neither, or nothing that decodes.
+    None,
+}
+
+impl Fed {
+    /// Feeds it to an engine.
+    pub fn apply(self, now: Tick, engine: &mut Engine, limits: &WireLimits, outbox: &mut Outbox) -> Outcome {
+        let mut message = Message::None;
+        let mut handle = |input: Input<'_>| engine.handle(now, input, outbox).map_err(Refusal::from);
+        let result = match self {
+            Self::Command(bytes) => decode::message(&bytes, limits).and_then(|command| {
+                let result = decode::command(&command, limits).map_err(Refusal::from).and_then(handle);
+                message = Message::Command(command);
+                result
+            }),
+            Self::Subscription { message: bytes, answered } => {
+                decode::message(&bytes, limits).and_then(|subscription| {
+                    let result = decode::subscription(&subscription, answered).map_err(Refusal::from).and_then(handle);
+                    message = Message::Subscription(subscription);
+                    result
+                })
+            }
+            Self::Part { message: bytes, named, handles } => decode::message(&bytes, limits).and_then(|batch| {
+                let result = part_of(&batch, named, handles).map_err(Refusal::from).and_then(handle);
+                message = Message::Subscription(batch);
+                result
+            }),
+            Self::Query(bytes) => decode::message(&bytes, limits).and_then(|query| match decode::question(&query)? {
+                Question::State(stream_id) => handle(Input::GetState(stream_id)),
+                Question::Stats(stream_id) => handle(Input::GetStats(stream_id)),
+                Question::List { .. } => Err(Refusal::Unavailable("a list goes round the shards")),
+            }),
+            Self::List { from_slot, limit } => handle(Input::ListStreams { from_slot, limit }),
+            Self::Room { max_streams, max_subscribers } => handle(Input::SetRoom { max_streams, max_subscribers }),
+            Self::Overslept(ms) => handle(Input::Overslept { ms }),
+            Self::Expire => {
+                engine.expire(now, EXPIRE_BUDGET, outbox);
+                Ok(Accepted::Noted)
+            }
+        };
+        Outcome { message, result }
+    }
+}
+
+/// One shard's part of a batch. Every shard checks all of it, so that a malformed batch is refused by the first and
+/// changes nothing.
+fn part_of(message: &proto::SubscriptionCommand, named: bool, handles: Vec<Handle>) -> Result<Input<'_>, Invalid> {
+    match decode::subscription(message, true)? {
+        Input::HeartbeatBatch(batch) => Ok(Input::HeartbeatBatch(own_part(batch, named, handles))),
+        Input::UnregisterBatch(batch) => Ok(Input::UnregisterBatch(own_part(batch, named, handles))),
+        _ => Err(Invalid("command must be a batch of handles to go round the shards".to_owned())),
+    }
+}
+
+/// The handles that belong here, and the named clients if they do.
+fn own_part(batch: Batch<'_>, named: bool, handles: Vec<Handle>) -> Batch<'_> {
+    if named { Batch { handles, ..batch } } else { Batch { handles, ..Batch::default() } }
+}
+
+impl Message {
+    /// The stream that the message names.
+    #[must_use]
+    pub fn stream_id(&self) -> &str {
+        match self {
+            Self::Command(message) => message.command.as_ref().map_or("", decode::command_stream_id),
+            Self::Subscription(message) => subject_of(message).0,
+            Self::None => "",
+        }
+    }
+
+    /// How many subscribers it names.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        match self {
+            Self::Subscription(message) => subject_of(message).1,
+            Self::Command(_) | Self::None => 1,
+        }
+    }
+}
+
+/// The stream that a message names, and how many subscribers.
+fn subject_of(message: &proto::SubscriptionCommand) -> (&str, usize) {
+    match &message.command {
+        None => ("", 1),
+        Some(Subscription::Register(m)) => (&m.stream_id, 1),
+        Some(Subscription::Unregister(m)) => (&m.stream_id, 1),
+        Some(Subscription::Heartbeat(m)) => (&m.stream_id, 1),
+        Some(Subscription::HeartbeatBatch(m)) => (&m.stream_id, m.client_id.len() + m.handle.len()),
+        Some(Subscription::UnregisterBatch(m)) => (&m.stream_id, m.client_id.len() + m.handle.len()),
+        Some(Subscription::RegisterBatch(m)) => (&m.stream_id, m.subscriber.len()),
+    }
+}
