@@ -1,0 +1,168 @@
+//! Who watches: registrations, heartbeats, and batches over several shards.
+
+use orchestrator_service::wire::proto::{Code, Mode};
+
+use crate::{
+    messages::*,
+    world::{Caller, World, accepted, refused, say_subscription},
+};
+
+on_both_transports! {
+    a_subscriber_registers_is_heard_and_leaves,
+    sessions_of_one_client_are_apart,
+    a_batch_of_registrations_refuses_the_malformed_alone,
+    a_batch_of_heartbeats_over_several_shards_tells_whom_it_could_not_place,
+    a_batch_of_leaves_over_several_shards_tells_whom_it_could_not_place,
+    a_batch_over_several_shards_without_a_reply_subject_is_carried_out_the_same,
+    a_batch_of_clients_of_an_unknown_stream_says_so_and_still_hears_its_handles,
+}
+
+/// On different shards of three.
+const IDS: [&str; 6] = ["show-0", "show-1", "show-2", "show-3", "show-4", "show-5"];
+
+/// Creates the streams and registers the viewer `v` on each; gives the handles.
+async fn watched_streams(caller: &Caller) -> Vec<u64> {
+    let mut handles = Vec::new();
+    for id in IDS {
+        caller.done(start(id, long_config())).await;
+        handles.push(caller.subscription(register(id, "v")).await.handle);
+    }
+    let shard = |handle: &u64| (handle >> 56) % 3;
+    assert!((0..3).all(|number| handles.iter().any(|handle| shard(handle) == number)), "all shards take part");
+    handles
+}
+
+async fn a_subscriber_registers_is_heard_and_leaves(world: World) {
+    let (_service, caller) = world.with_service().await;
+    refused(&caller.subscription(register("show", "v")).await, Code::StreamNotFound, &["stream_id"]);
+    caller.done(start("show", long_config())).await;
+
+    let first = caller.subscription(register_from("show", "v", "192.0.2.7:51000", 0)).await;
+    let again = caller.subscription(register_from("show", "v", "[2001:db8::1]:80", 0)).await;
+    assert_eq!(again.handle, first.handle, "the same subscriber");
+    assert_eq!(accepted(again).mode(), Mode::Running);
+    assert_eq!(caller.stats("show").await.total, 1);
+
+    assert_eq!(caller.subscription(heartbeat("show", "v", 0)).await.code(), Code::Ok);
+    refused(&caller.subscription(heartbeat("show", "v", 1)).await, Code::UnknownSubscriber, &["session 1"]);
+    refused(&caller.subscription(heartbeat("show", "w", 0)).await, Code::UnknownSubscriber, &["\"w\""]);
+    refused(&caller.subscription(unregister("show", "w", 0)).await, Code::UnknownSubscriber, &["\"w\""]);
+    assert_eq!(caller.subscription(unregister("show", "v", 0)).await.code(), Code::Ok);
+    refused(&caller.subscription(unregister("show", "v", 0)).await, Code::UnknownSubscriber, &["\"v\""]);
+    assert_eq!(caller.stats("show").await.total, 0);
+}
+
+async fn sessions_of_one_client_are_apart(world: World) {
+    let (_service, caller) = world.with_service().await;
+    caller.done(start("show", long_config())).await;
+    for session in [0, 1, u64::MAX] {
+        assert_ne!(caller.subscription(register_from("show", "v", "", session)).await.handle, 0);
+    }
+    let stats = caller.stats("show").await;
+    assert_eq!((stats.total, stats.unique_clients), (3, 1));
+
+    assert_eq!(caller.subscription(unregister("show", "v", u64::MAX)).await.code(), Code::Ok);
+
+    refused(
+        &caller.subscription(heartbeat("show", "v", u64::MAX)).await,
+        Code::UnknownSubscriber,
+        &["18446744073709551615"],
+    );
+    assert_eq!(caller.subscription(heartbeat("show", "v", 1)).await.code(), Code::Ok);
+    let stats = caller.stats("show").await;
+    assert_eq!((stats.total, stats.unique_clients), (2, 1));
+}
+
+async fn a_batch_of_registrations_refuses_the_malformed_alone(world: World) {
+    let (_service, caller) = world.with_service().await;
+    caller.done(start("show", long_config())).await;
+    let long = "x".repeat(129);
+
+    let reply = caller
+        .subscription(register_all(
+            "show",
+            &[("a", "192.0.2.7:1"), ("", ""), ("b", "nowhere"), ("c\n", ""), (&long, ""), ("d", "")],
+        ))
+        .await;
+
+    assert_eq!(reply.code(), Code::InvalidArgument);
+    assert!(
+        reply.message.contains("4 of 6") && reply.message.contains("subscriber[1]: client_id"),
+        "{}",
+        reply.message
+    );
+    let given: Vec<bool> = reply.handles.iter().map(|handle| *handle != 0).collect();
+    assert_eq!(given, [true, false, false, false, false, true]);
+    assert_eq!(reply.state.expect("a state").mode(), Mode::Running, "two watch");
+    assert_eq!(caller.stats("show").await.total, 2);
+    let heard = caller.subscription(heartbeats("", &[], vec![reply.handles[0], reply.handles[5]])).await;
+    assert_eq!(heard.code(), Code::Ok);
+
+    let all = caller.subscription(register_all("show", &[("e", ""), ("f", "")])).await;
+    assert_eq!((all.code(), all.handles.len()), (Code::Ok, 2));
+    let unknown = caller.subscription(register_all("nothing", &[("e", "")])).await;
+    refused(&unknown, Code::StreamNotFound, &["\"nothing\""]);
+}
+
+async fn a_batch_of_heartbeats_over_several_shards_tells_whom_it_could_not_place(world: World) {
+    let (_service, caller) = world.with_service().await;
+    let mut handles = watched_streams(&caller).await;
+    let all = caller.subscription(heartbeats("", &[], handles.clone())).await;
+    assert_eq!((all.code(), all.unknown_handle.len()), (Code::Ok, 0));
+
+    caller.subscription(unregister(IDS[2], "v", 0)).await;
+    let strangers = [0, u64::MAX, handles[2]];
+    handles.extend([0, u64::MAX]);
+    let reply = caller.subscription(heartbeats(IDS[1], &["v", "w"], handles)).await;
+
+    assert_eq!(reply.code(), Code::UnknownSubscriber);
+    assert!(reply.message.contains('4'), "{}", reply.message);
+    let mut unknown = reply.unknown_handle;
+    unknown.sort_unstable();
+    let mut expected = strangers;
+    expected.sort_unstable();
+    assert_eq!(unknown, expected);
+    assert_eq!(reply.unknown_client_id, ["w"]);
+}
+
+async fn a_batch_of_leaves_over_several_shards_tells_whom_it_could_not_place(world: World) {
+    let (_service, caller) = world.with_service().await;
+    let handles = watched_streams(&caller).await;
+    caller.subscription(register(IDS[5], "w")).await;
+
+    let batch = [&handles[..5], &[7]].concat();
+    let reply = caller.subscription(unregister_all(IDS[5], &["w", "nobody"], batch.clone())).await;
+
+    assert_eq!(reply.code(), Code::UnknownSubscriber);
+    assert_eq!((reply.unknown_handle, reply.unknown_client_id), (vec![7], vec!["nobody".to_owned()]));
+    for id in &IDS[..5] {
+        assert_eq!(caller.stats(id).await.total, 0, "{id}");
+    }
+    assert_eq!(caller.stats(IDS[5]).await.total, 1, "v is still there");
+    let reply = caller.subscription(unregister_all("", &[], batch)).await;
+    assert_eq!(reply.unknown_handle.len(), 6, "all are gone by now");
+}
+
+async fn a_batch_over_several_shards_without_a_reply_subject_is_carried_out_the_same(world: World) {
+    let (_service, caller) = world.with_service().await;
+    let handles = watched_streams(&caller).await;
+
+    caller.tell([say_subscription(unregister_all("", &[], handles.clone()))]).await;
+
+    // Goes round the shards behind it.
+    let reply = caller.subscription(heartbeats("", &[], handles.clone())).await;
+    assert_eq!((reply.code(), reply.unknown_handle.len()), (Code::UnknownSubscriber, handles.len()));
+    assert_eq!(caller.stats("").await.total, 0);
+}
+
+async fn a_batch_of_clients_of_an_unknown_stream_says_so_and_still_hears_its_handles(world: World) {
+    let (_service, caller) = world.with_service().await;
+    let handles = watched_streams(&caller).await;
+
+    let reply = caller.subscription(unregister_all("nothing", &["v"], handles)).await;
+
+    assert_eq!(reply.code(), Code::StreamNotFound);
+    assert!(reply.message.contains("\"nothing\""), "{}", reply.message);
+    assert_eq!((reply.unknown_handle.len(), reply.unknown_client_id), (0, vec!["v".to_owned()]));
+    assert_eq!(caller.stats("").await.total, 0);
+}
