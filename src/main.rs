@@ -32,7 +32,7 @@ use tracing::{info, warn};
 
 type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// A process that has not come to its end by then is ended, so that a stop takes 5 s at the most.
+/// A process that has not come to its end by then after a signal is ended, so that a stop takes 5 s at the most.
 const STOP_TIMEOUT: Duration = Duration::from_millis(4_900);
 
 fn main() -> ExitCode {
@@ -81,12 +81,9 @@ async fn serve(options: ServeOptions) -> Fallible<()> {
         () = &mut stop => return Ok(()),
     }
     stop.await;
-    end(async {
-        if let Some(service) = watched.take() {
-            service.drain().await;
-        }
-    })
-    .await;
+    if let Some(service) = watched.take() {
+        service.drain().await;
+    }
     admin.abort();
     Ok(())
 }
@@ -101,7 +98,7 @@ async fn gateway(options: GatewayCommand) -> Fallible<()> {
         Gateway::new(Client::new(Arc::clone(&transport), ClientOptions::default()), options.gateway.options());
     let listener = listen(&options.gateway).await?;
     gateway.serve(listener, stop).await?;
-    end(transport.close()).await;
+    transport.close().await;
     admin.abort();
     Ok(())
 }
@@ -117,12 +114,9 @@ async fn standalone(options: StandaloneOptions) -> Fallible<()> {
     watched.set(start_in_memory(settings, &bus).await?);
     let gateway = Gateway::new(Client::new(bus.connect(), ClientOptions::default()), options.gateway.options());
     gateway.serve(listener, stop).await?;
-    end(async {
-        if let Some(service) = watched.take() {
-            service.drain().await;
-        }
-    })
-    .await;
+    if let Some(service) = watched.take() {
+        service.drain().await;
+    }
     admin.abort();
     Ok(())
 }
@@ -175,13 +169,13 @@ fn stop_signal() -> io::Result<impl Future<Output = ()> + Send> {
             _ = interrupt.recv() => "Ctrl-C",
         };
         info!(signal = name, "stopping");
+        // The parts have bounds of their own, which add up to more if each of them is held up.
+        tokio::spawn(async {
+            tokio::time::sleep(STOP_TIMEOUT).await;
+            warn!("could not stop in time");
+            std::process::exit(0);
+        });
     })
-}
-
-async fn end(ending: impl Future<Output = ()>) {
-    if tokio::time::timeout(STOP_TIMEOUT, ending).await.is_err() {
-        warn!("could not stop in time");
-    }
 }
 
 /// The service for the administrator's pages: there once it has started, until it is drained.

@@ -18,14 +18,15 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
-/// Logs to standard error as `RUST_LOG` says; `info` without it. All targets are under `orchestrator_service`.
+/// Logs to standard error as `RUST_LOG` says. All targets of our own are under `orchestrator_service`; without it, they
+/// are logged from `info` on, and those of libraries from `warn` on.
 ///
 /// # Errors
 /// When `RUST_LOG` is no filter, or logging was set up before.
 pub fn init_logging() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(directives) if !directives.is_empty() => EnvFilter::try_new(directives)?,
-        _ => EnvFilter::new("info"),
+        _ => EnvFilter::new("warn,orchestrator_service=info"),
     };
     let colours = io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours).try_init()

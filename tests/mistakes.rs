@@ -459,7 +459,7 @@ fn m23_a_tick_does_not_carry_the_configuration() {
         let tick = world.updates().pop().expect("a tick");
         assert_eq!(tick.cause, Cause::Tick);
         let mut bytes = Vec::new();
-        encode::write_state(&mut bytes, &tick, T0);
+        encode::write_state(&mut bytes, &tick, Now { tick: tick.at, wall_ms: T0 });
         bytes.len()
     });
     assert!(sizes[1] < sizes[0] + 16, "{sizes:?}");

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Timeline, stream::Status};
+use super::{Tick, Timeline, stream::Status};
 
 /// A stream's mode, with the numbers of the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,6 +71,8 @@ pub struct StateUpdate {
     pub slot: u32,
     /// The partition of the stream.
     pub partition: u8,
+    /// When it was true: the moment that `position_ms` is for.
+    pub at: Tick,
     /// Why it was made.
     pub cause: Cause,
     /// The mode.

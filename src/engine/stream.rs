@@ -154,6 +154,7 @@ impl Stream {
             stream_id: Arc::clone(&self.id),
             slot: self.slot,
             partition: self.partition,
+            at: now,
             cause,
             mode: self.mode(),
             timeline: Arc::clone(&self.show.pass),

@@ -20,7 +20,10 @@ use metrics::counter;
 
 use crate::{
     engine::{StateUpdate, StreamId},
-    wire::{encode, subject},
+    wire::{
+        encode::{self, Now},
+        subject,
+    },
 };
 
 /// How many changes and replies may be owed before the shard stops: half a minute of 2,000 changes a second.
@@ -134,9 +137,9 @@ impl Owed {
         self.is_empty() && self.unconfirmed.is_empty()
     }
 
-    /// Owes an update. `wall_ms` is the wall clock at its moment.
-    pub fn update(&mut self, update: &StateUpdate, wall_ms: u64) {
-        let encoded = self.encode(update, wall_ms);
+    /// Owes an update.
+    pub fn update(&mut self, update: &StateUpdate, now: Now) {
+        let encoded = self.encode(update, now);
         let superseded = if update.cause.is_change() {
             self.bytes += encoded.payload.len();
             self.firm.push_back(Firm::Change(encoded));
@@ -265,7 +268,7 @@ impl Owed {
         assert!(self.order.iter().all(|slot| self.ticks.contains_key(slot)), "a turn is a slot's");
     }
 
-    fn encode(&mut self, update: &StateUpdate, wall_ms: u64) -> Encoded {
+    fn encode(&mut self, update: &StateUpdate, now: Now) -> Encoded {
         /// One allocation for some hundred updates.
         const CHUNK: usize = 64 << 10;
         /// Above most updates; a longer one makes the buffer grow.
@@ -273,7 +276,7 @@ impl Owed {
         if self.buffer.capacity() < ROOM {
             self.buffer.reserve(CHUNK);
         }
-        encode::write_state(&mut self.buffer, update, wall_ms);
+        encode::write_state(&mut self.buffer, update, now);
         let payload = self.buffer.split().freeze();
         let subject = self.publish_to.subjects().then(|| self.subject(&update.stream_id));
         Encoded { subject, partition: update.partition, payload }
@@ -297,9 +300,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        engine::{Cause, Limits, Mode, Scene, Timeline},
+        engine::{Cause, Limits, Mode, Scene, Tick, Timeline},
         wire::proto,
     };
+
+    const NOW: Now = Now { tick: Tick(0), wall_ms: 0 };
 
     fn update(slot: u32, sequence: u64, cause: Cause) -> StateUpdate {
         let scenes = [Scene { name: "Main", duration_ms: 10_000 }];
@@ -307,6 +312,7 @@ mod tests {
             stream_id: format!("s{slot}").into(),
             slot,
             partition: slot as u8,
+            at: Tick(0),
             cause,
             mode: Mode::Running,
             timeline: Arc::new(Timeline::new(&scenes, &Limits::default()).unwrap()),
@@ -347,7 +353,7 @@ mod tests {
             (0, 5, Cause::Tick),
             (0, 6, Cause::Tick),
         ] {
-            owed.update(&update(slot, sequence, cause), 0);
+            owed.update(&update(slot, sequence, cause), NOW);
             owed.check();
         }
         assert_eq!(sent(&mut owed, 100), [on(0, 3), on(0, 4), on(0, 6), on(1, 1)]);
@@ -358,13 +364,13 @@ mod tests {
     fn a_change_that_was_not_confirmed_is_owed_again_after_a_loss_and_before_newer_ones() {
         let mut owed = Owed::new(PublishTo::Subjects);
         for sequence in 1..=3 {
-            owed.update(&update(0, sequence, Cause::Scene), 0);
+            owed.update(&update(0, sequence, Cause::Scene), NOW);
         }
         assert_eq!(sent(&mut owed, 2), [on(0, 1), on(0, 2)]);
         let barrier = owed.handed_over();
         assert_eq!(sent(&mut owed, 1), [on(0, 3)]);
         owed.confirm(barrier);
-        owed.update(&update(0, 4, Cause::Scene), 0);
+        owed.update(&update(0, 4, Cause::Scene), NOW);
         owed.owe_again();
         assert_eq!(sent(&mut owed, 100), [on(0, 3), on(0, 4)]);
         owed.confirm(owed.handed_over());
@@ -376,7 +382,7 @@ mod tests {
         let mut owed = Owed::new(PublishTo::Subjects);
         for sequence in 0..OWED_CAPACITY as u64 {
             assert!(!owed.is_full());
-            owed.update(&update(0, sequence, Cause::Scene), 0);
+            owed.update(&update(0, sequence, Cause::Scene), NOW);
         }
         assert!(owed.is_full());
         assert_eq!(sent(&mut owed, usize::MAX).len(), OWED_CAPACITY);
@@ -389,9 +395,9 @@ mod tests {
     fn a_feed_carries_a_partitions_updates_in_one_message_and_both_publishes_them_twice() {
         for (publish_to, messages) in [(PublishTo::Feed, 2), (PublishTo::Both, 5)] {
             let mut owed = Owed::new(publish_to);
-            owed.update(&update(7, 1, Cause::Scene), 0);
-            owed.update(&update(7, 2, Cause::Tick), 0);
-            owed.update(&update(8, 1, Cause::Tick), 0);
+            owed.update(&update(7, 1, Cause::Scene), NOW);
+            owed.update(&update(7, 2, Cause::Tick), NOW);
+            owed.update(&update(8, 1, Cause::Tick), NOW);
             let mut sent = Vec::new();
             owed.hand_over(100, |subject, payload| sent.push((subject.to_string(), payload)));
             assert_eq!(sent.len(), messages);

@@ -32,14 +32,7 @@ pub const EXPIRE_BUDGET: usize = 2_048;
 /// A turn that comes so much later than it was due means that the process stood still, ms.
 const OVERSLEPT_MS: u64 = 1_000;
 
-/// One reading of the clock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Now {
-    /// For the engine: never goes back.
-    pub tick: Tick,
-    /// For viewers: the wall clock, ms since 1970, which can be set.
-    pub wall_ms: u64,
-}
+pub use crate::wire::encode::Now;
 
 /// What a turn leaves to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,7 +231,7 @@ impl Shard {
         let listed = self.feed(now.tick, Fed::List { from_slot, limit: room });
         let Ok(Accepted::Streams { states: found, next_slot }) = listed.result else { return 1 };
         let room = room - found.len();
-        states.extend(found.iter().map(|update| encode::state(update, now.wall_ms)));
+        states.extend(found.iter().map(|update| encode::state(update, now)));
         if next_slot.is_none() && !self.is_last() && room > 0 {
             self.pass_on(now, Round::List { room, from_slot: 0, states }, reply, owed);
             return found.len();
@@ -296,7 +289,7 @@ impl Shard {
         if reply.is_some() {
             let stream_id = outcome.message.stream_id();
             let message = match &outcome.result {
-                Ok(accepted) => encode::reply(accepted, stream_id, now.wall_ms),
+                Ok(accepted) => encode::reply(accepted, stream_id, now),
                 Err(refusal) => encode::refusal(refusal, stream_id),
             };
             self.reply_with(now, &message, reply, owed);
@@ -306,7 +299,7 @@ impl Shard {
     fn answer_query(&mut self, now: Now, outcome: Outcome, reply: Option<Subject>, owed: &mut Owed) {
         let message = match outcome.result {
             Ok(Accepted::State(update)) => {
-                proto::QueryReply { state: vec![encode::state(&update, now.wall_ms)], ..Default::default() }
+                proto::QueryReply { state: vec![encode::state(&update, now)], ..Default::default() }
             }
             Ok(Accepted::Stats(counts)) => {
                 proto::QueryReply { stats: Some(encode::stats(&counts)), ..Default::default() }
@@ -334,7 +327,7 @@ impl Shard {
     fn settle(&mut self, now: Now, owed: &mut Owed) {
         for update in &self.outbox.updates {
             log::update(update);
-            owed.update(update, now.wall_ms);
+            owed.update(update, now);
         }
         for event in &self.outbox.events {
             log::event(event);

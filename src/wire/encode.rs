@@ -7,7 +7,7 @@ use bytes::BufMut;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
 use super::{Refusal, proto};
-use crate::engine::{Accepted, Cause, Counts, Mode, StateUpdate, Unplaced};
+use crate::engine::{Accepted, Cause, Counts, Mode, Rejection, StateUpdate, Tick, Unplaced};
 
 impl From<Mode> for proto::Mode {
     fn from(mode: Mode) -> Self {
@@ -69,9 +69,25 @@ const fn is_live(mode: Mode) -> bool {
     matches!(mode, Mode::Running | Mode::Paused)
 }
 
-/// An update as a message. `server_time_ms` is the wall clock at its moment, ms since 1970.
+/// One reading of the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// For the engine: never goes back.
+    pub tick: Tick,
+    /// For viewers: the wall clock, ms since 1970, which can be set.
+    pub wall_ms: u64,
+}
+
+impl Now {
+    /// The wall clock at an earlier moment: an answer that is given again tells when it was true.
+    const fn wall_at(self, tick: Tick) -> u64 {
+        self.wall_ms.saturating_sub(self.tick.since(tick))
+    }
+}
+
+/// An update as a message.
 #[must_use]
-pub fn state(update: &StateUpdate, server_time_ms: u64) -> proto::StateUpdate {
+pub fn state(update: &StateUpdate, now: Now) -> proto::StateUpdate {
     let derived = Derived::of(update);
     proto::StateUpdate {
         stream_id: update.stream_id.to_string(),
@@ -88,7 +104,7 @@ pub fn state(update: &StateUpdate, server_time_ms: u64) -> proto::StateUpdate {
         revision: update.revision,
         sequence: update.sequence,
         epoch: update.epoch,
-        server_time_ms,
+        server_time_ms: now.wall_at(update.at),
         total_duration: derived.total_ms,
         scene_index: update.scene,
         scene_elapsed: derived.scene_elapsed_ms,
@@ -99,7 +115,7 @@ pub fn state(update: &StateUpdate, server_time_ms: u64) -> proto::StateUpdate {
 }
 
 /// An update as bytes, the same as those of [`state`]'s message.
-pub fn write_state(buffer: &mut impl BufMut, update: &StateUpdate, server_time_ms: u64) {
+pub fn write_state(buffer: &mut impl BufMut, update: &StateUpdate, now: Now) {
     let derived = Derived::of(update);
     let flag = u64::from;
     text(buffer, 1, Some(&*update.stream_id).filter(|id| !id.is_empty()));
@@ -119,7 +135,7 @@ pub fn write_state(buffer: &mut impl BufMut, update: &StateUpdate, server_time_m
     number(buffer, 12, update.revision);
     number(buffer, 13, update.sequence);
     number(buffer, 14, update.epoch);
-    number(buffer, 15, server_time_ms);
+    number(buffer, 15, now.wall_at(update.at));
     number(buffer, 16, derived.total_ms);
     if let Some(scene) = update.scene {
         encode_key(17, WireType::Varint, buffer);
@@ -160,6 +176,11 @@ pub fn refusal(refusal: &Refusal, stream_id: &str) -> proto::Reply {
         code: refusal.code().into(),
         message: refusal.to_string(),
         stream_id: stream_id.to_owned(),
+        revision: match refusal {
+            // What to expect the next time.
+            Refusal::Rejected(Rejection::Conflict { actual, .. }) => *actual,
+            _ => 0,
+        },
         ..Default::default()
     }
 }
@@ -172,13 +193,10 @@ pub fn query_refusal(refusal: &Refusal) -> proto::QueryReply {
 
 /// The answer to an accepted command or subscription.
 #[must_use]
-pub fn reply(accepted: &Accepted, stream_id: &str, server_time_ms: u64) -> proto::Reply {
+pub fn reply(accepted: &Accepted, stream_id: &str, now: Now) -> proto::Reply {
     let empty = || proto::Reply { stream_id: stream_id.to_owned(), ..Default::default() };
-    let with_state = |update: &StateUpdate| proto::Reply {
-        revision: update.revision,
-        state: Some(state(update, server_time_ms)),
-        ..empty()
-    };
+    let with_state =
+        |update: &StateUpdate| proto::Reply { revision: update.revision, state: Some(state(update, now)), ..empty() };
     match accepted {
         Accepted::State(update) => with_state(update),
         Accepted::Registered { handle, state, .. } => proto::Reply { handle: handle.0, ..with_state(state) },
@@ -247,7 +265,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::engine::{Limits, Scene, Status, Timeline};
+    use crate::engine::{Limits, Scene, Status, Tick, Timeline};
 
     fn any_update() -> impl Strategy<Value = StateUpdate> {
         let mode = prop::sample::select(vec![
@@ -266,6 +284,7 @@ mod tests {
                 stream_id: "show".into(),
                 slot: 0,
                 partition: 0,
+                at: Tick(1_000),
                 cause,
                 mode,
                 timeline: Arc::new(
@@ -292,8 +311,11 @@ mod tests {
         #[test]
         fn an_update_written_by_hand_is_what_prost_writes(update in any_update(), time in any::<u64>()) {
             let mut bytes = Vec::new();
-            write_state(&mut bytes, &update, time);
-            prop_assert_eq!(bytes, state(&update, time).encode_to_vec());
+            let now = Now { tick: Tick(1_500), wall_ms: time };
+            write_state(&mut bytes, &update, now);
+            let message = state(&update, now);
+            prop_assert_eq!(message.server_time_ms, time.saturating_sub(500), "it was true half a second ago");
+            prop_assert_eq!(bytes, message.encode_to_vec());
         }
     }
 
