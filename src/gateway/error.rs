@@ -41,6 +41,10 @@ impl ApiError {
         Self::new(status, Code::InvalidArgument, message)
     }
 
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
     #[cfg(test)]
     pub(super) fn parts(&self) -> (u16, &'static str, &str) {
         (self.status.as_u16(), self.code.as_str_name(), &self.message)

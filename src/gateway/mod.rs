@@ -23,7 +23,7 @@ use axum::Router;
 use tokio::{net::TcpListener, sync::watch};
 
 use self::hub::Hub;
-use crate::client::Client;
+use crate::client::{Client, proto::OrchestratorConfig};
 
 mod board;
 mod bodies;
@@ -74,6 +74,15 @@ impl Default for GatewayOptions {
             shutdown_timeout: Duration::from_secs(2),
         }
     }
+}
+
+/// Reads the body of `POST /streams` as the gateway does: for a tool that checks a configuration before it sends it.
+///
+/// # Errors
+/// Says what is wrong with which field.
+pub fn parse_stream_body(body: &[u8]) -> Result<OrchestratorConfig, String> {
+    let parsed = extract::parse::<bodies::StreamBody>(body);
+    parsed.map(bodies::StreamBody::into_config).map_err(|error| error.message().to_owned())
 }
 
 /// What all requests share.

@@ -1,0 +1,141 @@
+//! A sequence of operations on an engine with small tables: the invariants hold after each, and the same sequence comes
+//! to the same state.
+
+use orchestrator_service::engine::*;
+
+use crate::bytes::Choices;
+
+/// More would only make a case slower to understand.
+const MAX_STEPS: usize = 200;
+
+const STREAMS: [&str; 3] = ["a", "b", "c"];
+const CLIENTS: [&str; 4] = ["x", "y", "6f9619ff-8b86-d011-b42d-00cf4fc964ff", "6F9619FF-8B86-D011-B42D-00CF4FC964FF"];
+const SCENES: [&str; 3] = ["one", "two", "three"];
+const REQUESTS: [&str; 2] = ["r1", "r2"];
+
+pub fn check(input: &[u8]) {
+    let (first, second) = (run(input), run(input));
+    assert_eq!(first, second, "the same inputs at the same times came to another state");
+}
+
+/// Runs the case; returns the final state's hash and how many updates there were.
+fn run(input: &[u8]) -> (u64, usize) {
+    let mut choices = Choices::new(input);
+    let limits = Limits {
+        max_streams: 2 + u64::from(choices.below(2)),
+        max_subscribers: 6,
+        max_sessions_per_client: 2,
+        max_remembered_requests: 2,
+        ..Limits::default()
+    };
+    let stale_after_ms = [90_000, 1_000, 100][usize::from(choices.below(3))];
+    let mut engine = Engine::new(Settings { limits: limits.clone(), stale_after_ms, seed: 7 });
+    let mut outbox = Outbox::default();
+    let mut handles = vec![Handle(0), Handle(u64::MAX)];
+    let (mut now, mut updates) = (Tick(1_700_000_000_000), 0);
+    for _ in 0..MAX_STEPS {
+        if choices.is_empty() {
+            break;
+        }
+        step(&mut choices, &mut engine, &mut outbox, &limits, &mut now, &mut handles);
+        engine.check();
+        updates += outbox.updates.len();
+        outbox.clear();
+    }
+    (engine.digest(), updates)
+}
+
+fn step(
+    choices: &mut Choices<'_>,
+    engine: &mut Engine,
+    outbox: &mut Outbox,
+    limits: &Limits,
+    now: &mut Tick,
+    handles: &mut Vec<Handle>,
+) {
+    let stream_id = StreamId::parse(STREAMS[usize::from(choices.below(3))]).expect("valid");
+    let client_id = ClientId::parse(CLIENTS[usize::from(choices.below(4))]).expect("valid");
+    let session = u64::from(choices.below(3));
+    let subscriber = Subscriber { stream_id, client_id, session };
+    let source = [None, Some("192.0.2.7:51000"), Some("[2001:db8::7]:1")][usize::from(choices.below(3))]
+        .map(|text| text.parse().expect("valid"));
+    let newcomer = Newcomer { client_id, session, source };
+    let input = match choices.below(14) {
+        0..5 => {
+            *now = now.after(choices.number().min(40 * 24 * 3_600_000));
+            engine.expire(*now, 1 + usize::from(choices.byte()), outbox);
+            return;
+        }
+        5 => Input::Register { stream_id, subscriber: newcomer, answered: choices.below(2) == 0 },
+        6 => Input::RegisterBatch {
+            stream_id,
+            subscribers: vec![Ok(newcomer), Err(Invalid("malformed".to_owned())), Ok(newcomer)],
+            answered: choices.below(2) == 0,
+        },
+        7 => Input::Unregister(subscriber),
+        8 => Input::Heartbeat(subscriber),
+        kind @ 9..11 => {
+            let some = |choices: &mut Choices<'_>| handles[usize::from(choices.byte()) % handles.len()];
+            let handles = vec![some(choices), some(choices)];
+            let named = choices.below(2) == 0;
+            let batch = Batch {
+                stream_id: named.then_some(stream_id),
+                clients: if named { vec![client_id] } else { Vec::new() },
+                handles,
+            };
+            if kind == 9 { Input::HeartbeatBatch(batch) } else { Input::UnregisterBatch(batch) }
+        }
+        11 => match choices.below(5) {
+            0 => Input::GetState(stream_id),
+            1 => Input::GetStats(Some(stream_id)),
+            2 => Input::ListStreams { from_slot: u32::from(choices.byte()), limit: 2 },
+            3 => Input::Overslept { ms: choices.number() },
+            _ => Input::SetRoom {
+                max_streams: u64::from(choices.below(4)),
+                max_subscribers: u64::from(choices.below(8)),
+            },
+        },
+        _ => {
+            let request_id = (choices.below(4) == 0).then(|| REQUESTS[usize::from(choices.below(2))]);
+            let expected_revision = (choices.below(8) == 0).then(|| choices.number());
+            Input::Command(Request { stream_id, request_id, expected_revision, command: command(choices, limits) })
+        }
+    };
+    if let Ok(Accepted::Registered { handle, .. }) = engine.handle(*now, input, outbox) {
+        assert_ne!(handle.0, 0);
+        handles.push(handle);
+    }
+}
+
+fn command(choices: &mut Choices<'_>, limits: &Limits) -> Command<'static> {
+    match choices.below(13) {
+        0 => Command::Start(config(choices, limits)),
+        1 => Command::Stop,
+        2 => Command::Pause,
+        3 => Command::Resume,
+        4 => Command::ForceScene(SCENES[usize::from(choices.below(3))]),
+        5 => Command::SkipScene,
+        6 => Command::PreviousScene,
+        7 => Command::Seek(choices.number()),
+        8 => Command::AdjustScene(choices.number() as i64 * if choices.below(2) == 0 { 1 } else { -1 }),
+        9 => Command::UpdateStreamStatus { is_streaming: true, stream_time_ms: choices.number(), timecode: "00:01" },
+        10 => config(choices, limits).map_or(Command::Reset, Command::Reconfigure),
+        11 => Command::Reset,
+        _ => Command::Remove,
+    }
+}
+
+/// A configuration, or none where the numbers are refused.
+fn config(choices: &mut Choices<'_>, limits: &Limits) -> Option<Config> {
+    let count = 1 + usize::from(choices.below(3));
+    let scenes = SCENES[..count].iter().map(|name| Scene { name, duration_ms: choices.number() }).collect();
+    let draft = Draft {
+        scenes,
+        tick_interval_ms: Some(choices.number()).filter(|ms| *ms > 0),
+        loop_scenes: choices.below(2) == 0,
+        when_empty: [WhenEmpty::Restart, WhenEmpty::Freeze, WhenEmpty::RunOn][usize::from(choices.below(3))],
+        empty_grace_ms: Some(choices.number()),
+        idle_timeout_ms: Some(choices.number()).filter(|ms| *ms > 0),
+    };
+    Config::new(&draft, limits).ok()
+}
