@@ -10,7 +10,10 @@ use std::{
 };
 
 use metrics::gauge;
-use tokio::{sync::watch, task::JoinHandle as Task};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle as Task,
+};
 use tracing::{info, warn};
 
 use crate::{
@@ -122,7 +125,9 @@ impl Service {
             health: Arc::default(),
         };
         let clock = Clock::new();
+        let mut before = None;
         for number in 0..shards {
+            let (behind, next) = oneshot::channel();
             let engine = Settings { limits: limits.engine.clone(), stale_after_ms, seed: seed ^ number as u64 };
             let seat = Seat {
                 number,
@@ -131,6 +136,8 @@ impl Service {
                 totals: Arc::clone(&service.totals),
                 health: Arc::clone(&service.health),
                 orders: service.orders.subscribe(),
+                before: before.replace(next),
+                behind,
                 clock,
             };
             let transport = Arc::clone(&publishers[number % publishers.len()]);
@@ -194,12 +201,12 @@ impl Service {
     /// Stops taking work, handles what was taken, publishes what is owed, and ends, within 5 s.
     pub async fn drain(mut self) {
         let started = Instant::now();
-        self.orders.send_replace(Order::Drain);
+        self.orders.send_replace(Order::Close);
         if let Some(receiver) = self.receiver.take() {
             let _ = tokio::time::timeout(DRAIN_TIMEOUT / 2, receiver).await;
         }
         // Only now: the shards were to see what the receiver still had.
-        (0..self.router.shards()).for_each(|shard| self.router.mailbox(shard).wake());
+        self.orders.send_replace(Order::Drain);
         let threads = std::mem::take(&mut self.threads);
         let joined = tokio::task::spawn_blocking(|| threads.into_iter().for_each(|thread| _ = thread.join()));
         let left = DRAIN_TIMEOUT.saturating_sub(started.elapsed());

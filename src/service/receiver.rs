@@ -15,6 +15,8 @@ use crate::{
 const MESSAGES_AT_ONCE: usize = 256;
 /// How long an answer to a refused message may wait for the connection. Then its sender finds out by its own timeout.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a service that ends waits for what is still on its way to it: a share of the 5 s that a stop may take.
+const LAST_MESSAGES_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Receives until the service drains; then takes what has arrived, and ends the subscription.
 pub(super) async fn receive(
@@ -34,6 +36,8 @@ pub(super) async fn receive(
             },
         }
     }
+    // What reached the broker before is here once a round trip is.
+    let _ = tokio::time::timeout(LAST_MESSAGES_TIMEOUT, transport.barrier()).await;
     // Without tokio's budget for a task, which would say that nothing is there when it is used up.
     while let Some(Some(chunk)) = tokio::task::unconstrained(messages.next()).now_or_never() {
         accept(chunk, &ingress, &*transport).await;

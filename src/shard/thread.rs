@@ -6,6 +6,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    convert::Infallible,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
@@ -16,7 +17,7 @@ use std::{
 
 use metrics::counter;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, oneshot, watch},
     task::LocalSet,
     time::Instant,
 };
@@ -75,6 +76,8 @@ fn wall_ms() -> u64 {
 pub enum Order {
     /// Work.
     Work,
+    /// Work on what was taken; the receiver takes what has arrived, and ends.
+    Close,
     /// Handle what is in the mailbox, publish what is owed, and end.
     Drain,
     /// End.
@@ -135,6 +138,10 @@ pub struct Seat {
     pub health: Arc<Health>,
     /// What to do.
     pub orders: watch::Receiver<Order>,
+    /// Fails when the shard before has ended: until then it may pass a round on. None for the first one.
+    pub before: Option<oneshot::Receiver<Infallible>>,
+    /// Dropped at the end, for the shard behind to know.
+    pub behind: oneshot::Sender<Infallible>,
     /// The time.
     pub clock: Clock,
 }
@@ -174,7 +181,7 @@ pub fn spawn<F: Future<Output = ()> + 'static>(
 
 /// The loop.
 async fn run(seat: Seat, outlet: &Outlet) {
-    let Seat { number, settings, router, totals, health, mut orders, clock } = seat;
+    let Seat { number, settings, router, totals, health, mut orders, mut before, behind: _until_the_end, clock } = seat;
     let new_shard = || Shard::new(number, settings.clone(), Arc::clone(&router), Arc::clone(&totals));
     let mut shard = new_shard();
     loop {
@@ -191,14 +198,22 @@ async fn run(seat: Seat, outlet: &Outlet) {
         }
         let order = *orders.borrow_and_update();
         match (order, next) {
-            (Order::Abort, _) | (Order::Drain, Next::Sleep(_)) => return shard.end(),
+            (Order::Abort, _) => return shard.end(),
             // The publisher gets its turn in between.
             (_, Next::Again) => tokio::task::yield_now().await,
             (_, Next::Blocked) => tokio::select! {
                 () = outlet.drained.notified() => {}
                 _ = orders.changed() => {}
             },
-            (Order::Work, Next::Sleep(due)) => tokio::select! {
+            (Order::Drain, Next::Sleep(_)) => match &mut before {
+                None => return shard.end(),
+                Some(ended) => tokio::select! {
+                    () = router.mailbox(number).woken() => {}
+                    _ = ended => before = None,
+                    _ = orders.changed() => {}
+                },
+            },
+            (Order::Work | Order::Close, Next::Sleep(due)) => tokio::select! {
                 () = router.mailbox(number).woken() => {}
                 () = sleep_until(&clock, due) => {}
                 _ = orders.changed() => {}
