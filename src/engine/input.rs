@@ -46,7 +46,7 @@ pub enum Input<'a> {
         /// Most streams in the answer.
         limit: usize,
     },
-    /// How much the tables may hold from now on. What is there stays.
+    /// How much the tables may hold from now on, within the limits. What is there stays.
     SetRoom {
         /// Most streams.
         max_streams: u64,

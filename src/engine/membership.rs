@@ -91,7 +91,7 @@ impl Engine {
     fn check_room(&self, first_session: Option<u32>) -> Result<(), Rejection> {
         let Limits { max_subscribers, max_sessions_per_client, .. } = self.settings.limits;
         let limit = max_subscribers.min(MAX_SLOTS);
-        if self.counts.total >= limit || self.subscribers.len() >= MAX_SLOTS {
+        if self.counts.total >= self.room.subscribers.min(limit) || self.subscribers.len() >= MAX_SLOTS {
             return Err(Rejection::Exhausted { what: "subscribers", limit });
         }
         if self.subscribers.sessions(first_session).count() >= max_sessions_per_client as usize {

@@ -109,6 +109,7 @@ pub const MAX_SLOTS: u64 = 1 << 28;
 #[derive(Debug)]
 pub struct Engine {
     settings: Settings,
+    room: Room,
     streams: Streams,
     /// The streams that are there, by id.
     by_id: Index,
@@ -120,6 +121,13 @@ pub struct Engine {
     last_epoch: u64,
     /// Streams removed whose subscribers' records are yet to be freed, a few at each call.
     dying: std::collections::VecDeque<u32>,
+}
+
+/// How much the tables may hold now: the limits, or what somebody else's share leaves of them.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    streams: u64,
+    subscribers: u64,
 }
 
 /// The streams' slab, as the wheel sees it.
@@ -164,6 +172,7 @@ impl Engine {
             counts: Counts::default(),
             last_epoch: 0,
             dying: std::collections::VecDeque::new(),
+            room: Room { streams: settings.limits.max_streams, subscribers: settings.limits.max_subscribers },
             settings,
         }
     }
@@ -193,8 +202,7 @@ impl Engine {
             Input::GetStats(stream_id) => self.stats(stream_id).map(Accepted::Stats),
             Input::ListStreams { from_slot, limit } => Ok(self.list(now, from_slot, limit, outbox)),
             Input::SetRoom { max_streams, max_subscribers } => {
-                self.settings.limits.max_streams = max_streams;
-                self.settings.limits.max_subscribers = max_subscribers;
+                self.room = Room { streams: max_streams, subscribers: max_subscribers };
                 Ok(Accepted::Noted)
             }
             Input::Overslept { ms } => {
@@ -296,7 +304,7 @@ impl Engine {
             ))
         })?;
         let limit = self.settings.limits.max_streams.min(MAX_SLOTS);
-        if self.counts.streams >= limit || self.streams.0.len() as u64 >= MAX_SLOTS {
+        if self.counts.streams >= self.room.streams.min(limit) || self.streams.0.len() as u64 >= MAX_SLOTS {
             return Err(Rejection::Exhausted { what: "streams", limit });
         }
         // Microseconds, so that an epoch outgrows those of an earlier process and of a stream removed just now.

@@ -116,10 +116,14 @@ impl Shard {
             return Next::Blocked;
         }
         self.note_lateness(now.tick);
-        self.share_room(now.tick);
+        let tight = self.share_room(now.tick);
         let mut weight = 0;
         for _ in 0..MAX_BATCH {
             let Some(mail) = self.router.mailbox(self.number).take() else { break };
+            if tight {
+                // Its sender may have had an answer of another shard since this turn began.
+                self.share_room(now.tick);
+            }
             weight += self.handle(now, mail, owed);
             if weight >= MAX_BATCH_WEIGHT || owed.is_full() {
                 break;
@@ -144,22 +148,24 @@ impl Shard {
         }
     }
 
-    /// Limits hold for the service, engines for shards: near a limit, each may fill what the others leave.
-    fn share_room(&mut self, now: Tick) {
+    /// Limits hold for the service, engines for shards: near a limit, each may fill what the others leave. True when a
+    /// limit is near.
+    fn share_room(&mut self, now: Tick) -> bool {
         /// While that many are free, shards need not look at one another: one turn of each cannot take more.
         const SLACK: u64 = 65_536;
-        let (sum, own) = (self.totals.sum(), self.engine.counts());
+        let own = self.engine.counts();
+        self.totals.set(self.number, &own);
+        let sum = self.totals.sum();
+        let Limits { max_streams, max_subscribers, .. } = self.limits;
         let room = |limit: u64, sum: u64, own: u64| {
             if sum + SLACK < limit { limit } else { limit.saturating_sub(sum.saturating_sub(own)) }
         };
-        let room = (
-            room(self.limits.max_streams, sum.streams, own.streams),
-            room(self.limits.max_subscribers, sum.total, own.total),
-        );
+        let room = (room(max_streams, sum.streams, own.streams), room(max_subscribers, sum.total, own.total));
         if room != self.room {
             self.room = room;
             self.feed(now, Fed::Room { max_streams: room.0, max_subscribers: room.1 });
         }
+        sum.streams + SLACK >= max_streams || sum.total + SLACK >= max_subscribers
     }
 
     /// The one way to the engine, which is also the recorder's.
