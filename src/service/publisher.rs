@@ -55,6 +55,11 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>) {
                     warn!(bytes, limit, "a message is larger than the broker takes");
                     counter!("orchestrator_dropped_total", "reason" => "too_large").increment(1);
                 }
+                // An answer to a subject that only its asker knows the sense of.
+                Err(TransportError::Refused(reason)) => {
+                    debug!(reason, "a message cannot be published");
+                    counter!("orchestrator_dropped_total", "reason" => "refused_by_broker").increment(1);
+                }
                 Err(error) => {
                     debug!(%error, "publishing stopped");
                     lost(&outlet, &mut taken);

@@ -278,8 +278,11 @@ impl Transport for NatsTransport {
                 }
                 let taken = async { self.client.publish(subject, payload).await.map_err(refused) };
                 // Removed only once it was taken: until then this future may be dropped, or the connection may go.
-                self.while_connected(generation, taken).await?;
-                messages.pop_front();
+                let taken = self.while_connected(generation, taken).await;
+                if matches!(taken, Ok(()) | Err(TransportError::Refused(_))) {
+                    messages.pop_front();
+                }
+                taken?;
             }
             Ok(())
         })
