@@ -4,7 +4,7 @@ use orchestrator_service::wire::proto::{Code, Mode, OrchestratorCommand, Reply, 
 
 use crate::{
     messages::*,
-    world::{World, accepted, command_message, refused, say, say_subscription},
+    world::{World, accepted, command_message, eventually, refused, say, say_subscription, wall_ms},
 };
 
 on_both_transports! {
@@ -131,12 +131,15 @@ async fn a_repeated_request_gets_the_first_answer_and_is_not_carried_out_again(w
 
     let first = caller.send(&skip_once).await;
     // So that the answer would differ if it were made anew.
-    let tick = caller.updates("show").await;
     caller.done(status("show", 1, "later")).await;
-    drop(tick);
-    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    let second = caller.send(&skip_once).await;
+    let first_ms = first.state.as_ref().expect("a state").server_time_ms;
+    eventually("time has gone by", || wall_ms() > first_ms + 20).await;
+    let mut second = caller.send(&skip_once).await;
 
+    // The moment is told by two clocks in whole milliseconds.
+    let moment_ms = &mut second.state.as_mut().expect("a state").server_time_ms;
+    assert!(moment_ms.abs_diff(first_ms) <= 1, "{moment_ms} and {first_ms}");
+    *moment_ms = first_ms;
     assert_eq!(second, first, "to the last field");
     let state = caller.state("show").await;
     assert_eq!((state.current_scene.as_deref(), state.revision), (Some("Main"), 4), "one skip");
