@@ -18,6 +18,7 @@
 //! unique clients.
 
 use std::{
+    fmt,
     hash::{BuildHasher as _, Hasher as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6},
 };
@@ -123,7 +124,6 @@ pub(super) struct Removed {
 }
 
 /// Slots in chunks, and those of them that are free.
-#[derive(Debug)]
 struct Records {
     chunks: Vec<Box<[Record]>>,
     /// First free slot.
@@ -178,6 +178,21 @@ impl Records {
         record.stream = NONE;
         record.next_session = free;
         self.free = slot;
+    }
+}
+
+/// Without the slots that were never used, which are most of a small engine.
+impl fmt::Debug for Records {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { chunks: _, free, used, first_generation, stale_after_ms, pardoned_until } = self;
+        formatter
+            .debug_struct("Records")
+            .field("free", free)
+            .field("first_generation", first_generation)
+            .field("stale_after_ms", stale_after_ms)
+            .field("pardoned_until", pardoned_until)
+            .field("used", &(0..*used).map(|slot| self.get(slot)).collect::<Vec<_>>())
+            .finish()
     }
 }
 
