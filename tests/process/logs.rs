@@ -1,0 +1,119 @@
+//! What is logged, and how much.
+
+use crate::{
+    program::{Program, command},
+    session::create,
+    viewer::Viewer,
+};
+
+/// Standalone with this `RUST_LOG`, on the addresses given.
+fn standalone(rust_log: &str, http: &str, admin: &str) -> Program {
+    let mut command = command(&["standalone", "--http-addr", http, "--admin-addr", admin]);
+    command.env("RUST_LOG", rust_log);
+    Program::start(command)
+}
+
+/// A stream with two viewers of which one leaves.
+async fn watch(program: &Program) -> String {
+    let stream_id = create(program).await;
+    let mut first = Viewer::of(program, &stream_id, "?client_id=first").await;
+    first.until(|update| update["cause"] == "TICK").await;
+    let mut second = Viewer::of(program, &stream_id, "?client_id=second").await;
+    second.until(|update| update["cause"] == "TICK").await;
+    drop(second);
+    stream_id
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn debug_logs_tell_who_comes_and_goes_with_the_count() {
+    let program = standalone("orchestrator_service=debug", "127.0.0.1:0", "127.0.0.1:0");
+
+    let stream_id = watch(&program).await;
+
+    let line = program.logged("client_id=\"second\" session").await;
+    for words in
+        ["client registered", "subscribers=2", &*format!("stream_id=\"{stream_id}\""), "source_addr=\"127.0.0.1:"]
+    {
+        assert!(line.contains(words), "{words}: {line}");
+    }
+    let left = program.logged("unregistered").await;
+    assert!(left.contains("orchestrator_service::"), "{left}");
+    for event in ["stream created", "orchestrator started"] {
+        assert!(program.logged(event).await.contains(&stream_id));
+    }
+    assert!(!program.log().contains("state published"), "that is for trace");
+    for line in program.log().lines() {
+        assert!(line.contains(" orchestrator_service"), "all targets are ours: {line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn trace_logs_tell_each_update() {
+    let program = standalone("orchestrator_service=trace", "127.0.0.1:0", "127.0.0.1:0");
+
+    watch(&program).await;
+
+    let line = program.logged("state published").await;
+    assert!(line.contains("TRACE") && line.contains("sequence=1"), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn info_is_the_default_and_tells_no_client() {
+    let mut program = standalone("", "127.0.0.1:0", "127.0.0.1:0");
+
+    watch(&program).await;
+    program.logged("orchestrator started").await;
+    program.stops_on("TERM").await;
+
+    let log = program.log();
+    assert!(!log.contains("DEBUG") && !log.contains("client registered"), "{log}");
+    assert!(log.contains("stopping") && log.contains("service stopped"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn off_is_silence() {
+    // Nobody says which ports they are, so they are chosen here; somebody else may take one before.
+    for _ in 0..20 {
+        let (http, admin) = (free_address(), free_address());
+        let mut program = standalone("off", &http, &admin);
+        if !answers(&mut program, &http).await {
+            continue;
+        }
+        let body = r#"{"scenes": [{"name": "Main", "duration_ms": 60000}]}"#;
+        let request = reqwest::Client::new().post(format!("http://{http}/streams"));
+        let answer = request.header("Content-Type", "application/json").body(body).send().await.unwrap();
+        assert_eq!(answer.status(), 201);
+        program.stops_on("TERM").await;
+        assert_eq!(program.log(), "");
+        return;
+    }
+    panic!("no free ports");
+}
+
+fn free_address() -> String {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+/// Waits until the program listens; false if it ended instead.
+async fn answers(program: &mut Program, address: &str) -> bool {
+    let deadline = std::time::Instant::now() + crate::program::LIMIT;
+    while tokio::net::TcpStream::connect(address).await.is_err() {
+        if program.has_ended() {
+            return false;
+        }
+        assert!(std::time::Instant::now() < deadline, "it does not listen");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    !program.has_ended()
+}
+
+#[test]
+fn a_filter_that_is_none_is_an_error() {
+    for filter in ["a=b=c", "orchestrator_service=loud", "[{"] {
+        let output = command(&["standalone"]).env("RUST_LOG", filter).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{filter}: {text}");
+        assert!(text.contains("RUST_LOG") && text.contains(filter), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+}

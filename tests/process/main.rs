@@ -1,0 +1,13 @@
+//! The program as an operator runs it: its processes, signals, logs, options and pages, with a real nats-server.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is the report")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod logs;
+mod options;
+mod program;
+mod session;
+mod signals;
+mod viewer;

@@ -1,0 +1,138 @@
+//! Options and environment variables, good and bad.
+
+use std::{net::TcpListener, process::Output};
+
+use crate::program::{Program, command};
+
+/// The option's text in the help: from one option to the next.
+fn documented(subcommand: &[&str]) -> Vec<(String, String)> {
+    let output = command(&[subcommand, &["--help"]].concat()).output().unwrap();
+    assert!(output.status.success());
+    let mut options: Vec<(String, String)> = Vec::new();
+    for line in String::from_utf8(output.stdout).unwrap().lines() {
+        let name = line.split_whitespace().find(|word| word.starts_with("--"));
+        match (line.trim_start().starts_with('-'), name) {
+            (true, Some(name)) if !line.trim_start().starts_with("- ") => {
+                options.push((name.to_owned(), line.to_owned()));
+            }
+            _ => {
+                if let Some((_, text)) = options.last_mut() {
+                    *text += line;
+                }
+            }
+        }
+    }
+    options
+}
+
+#[test]
+fn every_option_has_an_environment_variable() {
+    let mut seen = Vec::new();
+    for subcommand in [&[][..], &["serve"], &["gateway"], &["standalone"]] {
+        for (name, text) in documented(subcommand) {
+            if ["--help", "--version"].contains(&&*name) {
+                continue;
+            }
+            let variable = name.trim_start_matches("--").to_uppercase().replace('-', "_");
+            let variable = if variable.starts_with("NATS_") { variable } else { format!("ORCH_{variable}") };
+            assert!(text.contains(&format!("[env: {variable}")), "{subcommand:?} {name}: {text}");
+            seen.push(name);
+        }
+    }
+    for name in
+        ["--nats-url", "--http-addr", "--admin-addr", "--shards", "--stale-timeout", "--idle-timeout", "--max-streams"]
+    {
+        assert!(seen.iter().any(|seen| seen == name), "{name} is documented");
+    }
+}
+
+/// It was refused with this in its words.
+fn assert_refused(output: &Output, words: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && output.status.code().is_some(), "{}: {text}", output.status);
+    for word in words {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    assert!(!text.contains("panicked"), "{text}");
+}
+
+#[test]
+fn a_value_out_of_its_limits_is_refused_with_the_option_and_what_it_takes() {
+    for (option, value, words) in [
+        ("--shards", "0", "1..=256"),
+        ("--shards", "257", "1..=256"),
+        ("--shards", "many", "invalid digit"),
+        ("--max-streams", "0", "1..="),
+        ("--max-streams", "18446744073709551615", "1..="),
+        ("--max-subscribers", "0", "1..="),
+        ("--max-message-bytes", "4294967295", "1024..=67108864"),
+        ("--stale-timeout", "0s", "1ms to 365days"),
+        ("--stale-timeout", "soon", "try 90s"),
+        ("--idle-timeout", "366days", "1ms to 365days"),
+        ("--admin-addr", "nowhere", "invalid socket address"),
+        ("--http-addr", "localhost", "invalid socket address"),
+        ("--publish", "nowhere", "subjects, feed, both"),
+        ("--colour", "blue", "unexpected argument"),
+    ] {
+        let output = command(&["standalone", option, value]).output().unwrap();
+        assert_refused(&output, &[option, words]);
+        assert_eq!(output.status.code(), Some(2), "as of wrong usage");
+    }
+}
+
+#[test]
+fn a_bad_value_in_the_environment_is_refused_too() {
+    let output = command(&[]).env("ORCH_SHARDS", "0").output().unwrap();
+    assert_refused(&output, &["--shards", "1..=256"]);
+    let output = command(&["gateway"]).env("ORCH_HTTP_ADDR", "nowhere").output().unwrap();
+    assert_refused(&output, &["--http-addr", "nowhere"]);
+}
+
+#[test]
+fn options_that_contradict_each_other_are_refused() {
+    let output = command(&["serve", "--min-tick-interval", "2s", "--max-tick-interval", "1s"]).output().unwrap();
+    assert_refused(&output, &["--min-tick-interval", "--max-tick-interval"]);
+}
+
+#[test]
+fn a_nats_url_that_is_none_and_credentials_that_are_not_there_are_refused() {
+    for program in ["serve", "gateway"] {
+        let addresses = ["--admin-addr", "127.0.0.1:0"];
+        let output = command(&[&[program, "--nats-url", "not a url"], &addresses[..]].concat()).output().unwrap();
+        assert_refused(&output, &["NATS URL"]);
+        let creds = [program, "--nats-url", "nats://127.0.0.1:1", "--nats-creds", "/no/such/file"];
+        let output = command(&[&creds, &addresses[..]].concat()).output().unwrap();
+        assert_refused(&output, &["/no/such/file"]);
+    }
+}
+
+#[test]
+fn a_port_in_use_is_refused_with_the_option_and_the_address() {
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (taken, any) = (held.local_addr().unwrap().to_string(), "127.0.0.1:0");
+    for arguments in [
+        ["standalone", "--http-addr", &taken, "--admin-addr", any],
+        ["gateway", "--http-addr", &taken, "--admin-addr", any],
+    ] {
+        assert_refused(&command(&arguments).output().unwrap(), &["--http-addr", &taken, "in use"]);
+    }
+    for arguments in [
+        &["standalone", "--http-addr", any, "--admin-addr", &taken][..],
+        &["gateway", "--http-addr", any, "--admin-addr", &taken],
+        &["serve", "--admin-addr", &taken],
+    ] {
+        assert_refused(&command(arguments).output().unwrap(), &["--admin-addr", &taken, "in use"]);
+    }
+    drop(held);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_in_the_nats_url_is_not_logged() {
+    let service = Program::serve("nats://user:pass-word@127.0.0.1:1", &[]);
+
+    service.logged("NATS is away").await;
+
+    assert!(!service.log().contains("pass-word"), "{}", service.log());
+    let output = command(&["serve", "--help"]).env("NATS_URL", "nats://user:pass-word@127.0.0.1:1").output().unwrap();
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("pass-word"));
+}

@@ -1,0 +1,156 @@
+//! The calls of the README, word for word, and what a viewer sees of them.
+
+use serde_json::{Value, json};
+
+use crate::{program::Program, support::nats_server::NatsServer, viewer::Viewer};
+
+const CREATE: &str = r#"{"scenes":
+      [{"name": "Intro", "duration_ms": 3000}, {"name": "Main", "duration_ms": 10000}, {"name": "Outro", "duration_ms": 2000}], "tick_interval_ms": 100}"#;
+
+/// Creates a stream as the README does; gives its id.
+pub(crate) async fn create(gateway: &Program) -> String {
+    let (status, created) = gateway.call("POST", "/streams", Some(CREATE)).await;
+    assert_eq!(status, 201, "{created}");
+    let stream_id = created["stream_id"].as_str().expect("an id").to_owned();
+    assert_eq!(created, json!({"stream_id": stream_id, "message": "Stream created successfully"}));
+    stream_id
+}
+
+/// The whole session, against a gateway that has a service.
+async fn go_through(gateway: &Program) {
+    let stream_id = create(gateway).await;
+    let path = |call: &str| format!("/streams/{stream_id}{call}");
+    let post = async |call: &str| {
+        let (status, answer) = gateway.call("POST", &path(call), None).await;
+        assert_eq!(status, 200, "{call}: {answer}");
+    };
+    let is = |mode: &'static str| move |update: &Value| update["mode"] == mode;
+
+    let mut viewer = Viewer::of(gateway, &stream_id, "").await;
+    let snapshot = viewer.next().await.expect("the snapshot");
+    assert_eq!((&snapshot["mode"], &snapshot["current_scene"]), (&json!("RUNNING"), &json!("Intro")));
+    assert_eq!((&snapshot["total_duration"], &snapshot["is_running"]), (&json!(15_000), &json!(true)));
+    let tick = viewer.until(|update| update["cause"] == "TICK").await;
+    assert!(tick["current_time"].as_u64() >= snapshot["current_time"].as_u64(), "{snapshot} {tick}");
+
+    post("/pause").await;
+    assert_eq!(viewer.until(is("PAUSED")).await["is_paused"], true);
+    post("/resume").await;
+    viewer.until(is("RUNNING")).await;
+    post("/skip").await;
+    viewer.until(|update| update["current_scene"] == "Main").await;
+    post("/skip").await;
+    viewer.until(|update| update["current_scene"] == "Outro").await;
+    post("/scene/Main").await;
+    let main = viewer.until(|update| update["current_scene"] == "Main").await;
+    assert_eq!((&main["cause"], &main["scene_index"]), (&json!("COMMAND"), &json!(1)));
+    post("/stop").await;
+    assert_eq!(viewer.until(is("STOPPED")).await["is_running"], false);
+
+    let (status, list) = gateway.call("GET", "/streams", None).await;
+    let listed: Vec<&Value> = list["streams"].as_array().expect("a list").iter().map(|s| &s["stream_id"]).collect();
+    assert_eq!((status, listed), (200, vec![&json!(stream_id)]));
+    let (status, state) = gateway.call("GET", &path(""), None).await;
+    assert_eq!((status, &state["mode"]), (200, &json!("STOPPED")));
+    let (status, refused) = gateway.call("POST", &path("/pause"), None).await;
+    assert_eq!((status, &refused["code"]), (409, &json!("INVALID_STATE")), "{refused}");
+    let (status, _) = gateway.call("DELETE", &path(""), None).await;
+    assert_eq!(status, 200);
+    viewer.until(is("UNKNOWN")).await;
+    assert_eq!(gateway.call("GET", &path(""), None).await.0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn service_and_gateway_over_nats_do_what_the_readme_says() {
+    let server = NatsServer::start();
+    let (service, gateway) = (Program::serve(&server.url(), &[]), Program::gateway(&server.url()));
+    service.readiness(200).await;
+    gateway.readiness(200).await;
+
+    go_through(&gateway).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn standalone_does_what_the_readme_says_and_has_a_page() {
+    let program = Program::standalone();
+    program.readiness(200).await;
+
+    go_through(&program).await;
+
+    let page = reqwest::get(format!("http://{}/", program.web().await)).await.unwrap();
+    assert_eq!(page.status(), 200);
+    assert!(page.headers()["content-type"].to_str().unwrap().starts_with("text/html"));
+    let text = page.text().await.unwrap();
+    assert!(text.contains("<title>") && text.contains("WebSocket"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_subcommand_the_service_runs_and_takes_its_options_from_the_environment() {
+    let server = NatsServer::start();
+    let mut service = crate::program::command(&[]);
+    service.envs([("NATS_URL", &*server.url()), ("ORCH_ADMIN_ADDR", "127.0.0.1:0"), ("ORCH_SHARDS", "2")]);
+    service.envs([("ORCH_STALE_TIMEOUT", "45s"), ("ORCH_PUBLISH", "both")]);
+    let service = Program::start(service);
+
+    service.readiness(200).await;
+
+    let line = service.logged("service started").await;
+    assert!(line.contains("shards=2") && line.contains("45000") && line.contains("Both"), "{line}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_admin_pages_tell_life_and_readiness_through_an_outage() {
+    let mut server = NatsServer::absent();
+    let (service, gateway) = (Program::serve(&server.url(), &[]), Program::gateway(&server.url()));
+    for program in [&service, &gateway] {
+        assert_eq!(program.page("/livez").await.0, 200);
+        assert!(program.readiness(503).await.contains("broker"));
+        program.logged("NATS is away").await;
+    }
+
+    server.restart();
+    for program in [&service, &gateway] {
+        program.readiness(200).await;
+    }
+    let stream_id = create(&gateway).await;
+    let mut viewer = Viewer::of(&gateway, &stream_id, "").await;
+    viewer.until(|update| update["cause"] == "TICK").await;
+
+    server.kill();
+    for program in [&service, &gateway] {
+        assert!(program.readiness(503).await.contains("broker"));
+        assert_eq!(program.page("/livez").await.0, 200);
+    }
+    let metrics = service.page("/metrics").await.1;
+    assert!(metrics.contains("\norchestrator_ready 0\n"), "{metrics}");
+
+    server.restart();
+    for program in [&service, &gateway] {
+        program.readiness(200).await;
+    }
+    viewer.until(|update| update["current_scene"] == "Main").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_count_and_name_no_stream_and_no_client() {
+    let program = Program::standalone();
+    program.readiness(200).await;
+    let body =
+        r#"{"stream_id": "stream-of-somebody", "scenes": [{"name": "scene-of-somebody", "duration_ms": 60000}]}"#;
+    assert_eq!(program.call("POST", "/streams", Some(body)).await.0, 201);
+    let mut viewer = Viewer::of(&program, "stream-of-somebody", "?client_id=client-of-somebody&session=7").await;
+    viewer.until(|update| update["cause"] == "TICK").await;
+    assert_eq!(program.call("POST", "/streams/nothing-of-anybody/pause", None).await.0, 404);
+
+    let (status, metrics) = program.page("/metrics").await;
+
+    assert_eq!(status, 200);
+    for line in ["orchestrator_streams 1", "orchestrator_streams_running 1", "orchestrator_subscribers 1"] {
+        assert!(metrics.contains(&format!("\n{line}\n")), "{line}:\n{metrics}");
+    }
+    for counted in ["orchestrator_received_total", "orchestrator_published_total", "code=\"STREAM_NOT_FOUND\""] {
+        assert!(metrics.contains(counted), "{counted}:\n{metrics}");
+    }
+    assert!(!metrics.contains("body"), "{metrics}");
+    assert_eq!(program.page("/nothing").await.0, 404);
+}
