@@ -25,7 +25,9 @@ use tracing_subscriber::EnvFilter;
 /// When `RUST_LOG` is no filter, or logging was set up before.
 pub fn init_logging() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let filter = match std::env::var("RUST_LOG") {
-        Ok(directives) if !directives.is_empty() => EnvFilter::try_new(directives)?,
+        Ok(directives) if !directives.is_empty() => {
+            EnvFilter::try_new(&directives).map_err(|error| format!("RUST_LOG={directives:?} is no filter: {error}"))?
+        }
         _ => EnvFilter::new("warn,orchestrator_service=info"),
     };
     let colours = io::stderr().is_terminal();
@@ -100,7 +102,7 @@ pub async fn serve_admin(
         .route("/readyz", get(readyz))
         .route("/metrics", get(render))
         .with_state(Arc::new(Admin { metrics, checkup: Box::new(checkup) }));
-    info!(%address, "admin: /livez, /readyz, /metrics");
+    info!("http://{} serves /livez, /readyz and /metrics", listener.local_addr()?);
     Ok(tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, router).await {
             tracing::error!(%error, "admin address failed");
