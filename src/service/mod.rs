@@ -32,6 +32,7 @@ use crate::{
     wire::{WireLimits, subject},
 };
 
+pub mod delivery;
 mod publisher;
 mod receiver;
 

@@ -2,100 +2,83 @@
 //!
 //! Changes are kept until a barrier, a round trip behind them, says that the broker has them. When the connection is
 //! lost before, they are published again once it is back; a reader that had them sees their sequence repeated.
+//! What comes when is decided in [`Delivery`]; here it is done.
 
-use std::{collections::VecDeque, rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc};
 
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use metrics::counter;
 use tracing::{debug, warn};
 
+use super::delivery::{Delivery, Step};
 use crate::{
     shard::thread::Outlet,
-    transport::{Connection, Outgoing, Transport, TransportError},
+    transport::{Connection, Transport, TransportError},
 };
 
-/// How many messages are taken over at once: few enough that ticks do not grow old behind them.
-const MESSAGES_AT_ONCE: usize = 512;
-
-/// A round trip under way, and how many changes were handed over before it.
-struct Barrier {
-    until: u64,
-    done: BoxFuture<'static, Result<(), TransportError>>,
-}
+/// A round trip under way.
+type Barrier = BoxFuture<'static, Result<(), TransportError>>;
 
 /// Publishes until the outlet is finished and settled.
 pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>) {
     let mut connection = transport.connection();
-    let mut seen = *connection.borrow_and_update();
-    let mut taken: VecDeque<Outgoing> = VecDeque::new();
+    let mut delivery = Delivery::new(*connection.borrow_and_update());
     let mut barrier: Option<Barrier> = None;
     loop {
-        let now = *connection.borrow_and_update();
-        if now != seen {
-            seen = now;
+        let seen = *connection.borrow_and_update();
+        if delivery.connection_is(seen, &mut outlet.owed.borrow_mut()) {
             barrier = None;
-            lost(&outlet, &mut taken);
         }
-        if outlet.is_finished() && taken.is_empty() && outlet.owed.borrow().is_settled() {
+        if let Some(passed) = until_done(&mut barrier).now_or_never() {
+            barrier = None;
+            confirm(&outlet, &mut delivery, passed, *connection.borrow());
+        }
+        if outlet.is_finished() && delivery.is_settled(&outlet.owed.borrow()) {
             return;
         }
-        if !seen.connected {
-            if connection.changed().await.is_err() {
-                return;
-            }
-            continue;
-        }
-        if taken.is_empty() {
-            take_over(&outlet, &mut taken);
-        }
-        if !taken.is_empty() {
-            match transport.publish(&mut taken).await {
-                Ok(()) => {}
-                Err(TransportError::TooLarge { bytes, limit }) => {
-                    warn!(bytes, limit, "a message is larger than the broker takes");
-                    counter!("orchestrator_dropped_total", "reason" => "too_large").increment(1);
-                }
-                // An answer to a subject that only its asker knows the sense of.
-                Err(TransportError::Refused(reason)) => {
-                    debug!(reason, "a message cannot be published");
-                    counter!("orchestrator_dropped_total", "reason" => "refused_by_broker").increment(1);
-                }
-                Err(error) => {
-                    debug!(%error, "publishing stopped");
-                    lost(&outlet, &mut taken);
-                    wait_for_connection(&mut connection, seen).await;
+        let step = delivery.next(&mut outlet.owed.borrow_mut());
+        match step {
+            Step::Publish => {
+                counter!("orchestrator_published_total").increment(outlet.owed.borrow_mut().take_published());
+                outlet.drained.notify_one();
+                match transport.publish(delivery.taken()).await {
+                    Ok(()) => {}
+                    Err(TransportError::TooLarge { bytes, limit }) => {
+                        warn!(bytes, limit, "a message is larger than the broker takes");
+                        counter!("orchestrator_dropped_total", "reason" => "too_large").increment(1);
+                    }
+                    // An answer to a subject that only its asker knows the sense of.
+                    Err(TransportError::Refused(reason)) => {
+                        debug!(reason, "a message cannot be published");
+                        counter!("orchestrator_dropped_total", "reason" => "refused_by_broker").increment(1);
+                    }
+                    Err(error) => {
+                        debug!(%error, "publishing stopped");
+                        barrier = None;
+                        lost(&outlet, &mut delivery);
+                        wait_for_connection(&mut connection, seen).await;
+                    }
                 }
             }
-        }
-        if barrier.is_none() && outlet.owed.borrow().has_unconfirmed() && taken.is_empty() {
-            let (until, transport) = (outlet.owed.borrow().handed_over(), Arc::clone(&transport));
-            barrier = Some(Barrier { until, done: Box::pin(async move { transport.barrier().await }) });
-        }
-        if outlet.owed.borrow().is_empty() && taken.is_empty() {
-            tokio::select! {
+            Step::Barrier => {
+                let transport = Arc::clone(&transport);
+                barrier = Some(Box::pin(async move { transport.barrier().await }));
+            }
+            Step::Wait => tokio::select! {
                 () = outlet.filled.notified() => {}
-                _ = connection.changed() => {}
-                confirmed = until_done(&mut barrier) => confirm(&outlet, &mut barrier, confirmed, *connection.borrow() == seen),
-            }
-        } else if let Some(confirmed) = futures_util::FutureExt::now_or_never(until_done(&mut barrier)) {
-            confirm(&outlet, &mut barrier, confirmed, *connection.borrow() == seen);
+                changed = connection.changed() => if changed.is_err() { return },
+                passed = until_done(&mut barrier) => {
+                    barrier = None;
+                    confirm(&outlet, &mut delivery, passed, *connection.borrow());
+                }
+            },
         }
     }
 }
 
-fn take_over(outlet: &Outlet, taken: &mut VecDeque<Outgoing>) {
-    let mut owed = outlet.owed.borrow_mut();
-    owed.hand_over(MESSAGES_AT_ONCE, |subject, payload| taken.push_back(Outgoing { subject, payload }));
-    counter!("orchestrator_published_total").increment(owed.take_published());
-    drop(owed);
-    outlet.drained.notify_one();
-}
-
-/// What was taken over is owed again if it is a change; the rest has been outrun by time.
-fn lost(outlet: &Outlet, taken: &mut VecDeque<Outgoing>) {
-    counter!("orchestrator_dropped_total", "reason" => "disconnected").increment(taken.len() as u64);
-    taken.clear();
-    outlet.owed.borrow_mut().owe_again();
+fn lost(outlet: &Outlet, delivery: &mut Delivery) {
+    let dropped = delivery.lost(&mut outlet.owed.borrow_mut());
+    counter!("orchestrator_dropped_total", "reason" => "disconnected").increment(dropped as u64);
 }
 
 async fn wait_for_connection(connection: &mut tokio::sync::watch::Receiver<Connection>, seen: Connection) {
@@ -106,24 +89,18 @@ async fn wait_for_connection(connection: &mut tokio::sync::watch::Receiver<Conne
 
 async fn until_done(barrier: &mut Option<Barrier>) -> Result<(), TransportError> {
     match barrier {
-        Some(barrier) => barrier.done.as_mut().await,
+        Some(barrier) => barrier.as_mut().await,
         None => std::future::pending().await,
     }
 }
 
-/// A barrier speaks for its own connection: if that is not the `same` as the one published on, it says nothing of what
-/// was published, and the loop will find out.
-fn confirm(outlet: &Outlet, barrier: &mut Option<Barrier>, confirmed: Result<(), TransportError>, same: bool) {
-    let Some(Barrier { until, .. }) = barrier.take() else { return };
-    let mut owed = outlet.owed.borrow_mut();
-    match confirmed {
-        Ok(()) if same => owed.confirm(until),
-        Ok(()) => {}
+fn confirm(outlet: &Outlet, delivery: &mut Delivery, passed: Result<(), TransportError>, now: Connection) {
+    match passed {
+        Ok(()) => delivery.barrier_passed(now, &mut outlet.owed.borrow_mut()),
         Err(error) => {
             debug!(%error, "not known whether the broker has the last changes; publishing them again");
-            owed.owe_again();
+            lost(outlet, delivery);
         }
     }
-    drop(owed);
     outlet.drained.notify_one();
 }
