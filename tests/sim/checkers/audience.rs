@@ -1,0 +1,62 @@
+//! Who watches, and what for.
+
+use std::collections::BTreeSet;
+
+use orchestrator_service::wire::proto::{Cause, Code};
+
+use super::{Checker, Fact};
+use crate::{reading::in_short, truth::Truth};
+
+/// Ticks, scenes and snapshots are for somebody who watches.
+pub struct NothingPlaysUnwatched;
+
+impl Checker for NothingPlaysUnwatched {
+    fn see(&mut self, now: u64, fact: &Fact<'_>, truth: &Truth) {
+        let Fact::Said { shard, update, first_time: true } = fact else { return };
+        let tick = truth.tick_of(update);
+        // What had to wait is from a time that is not known any more.
+        if tick != now || !matches!(update.cause(), Cause::Tick | Cause::Scene | Cause::Snapshot) {
+            return;
+        }
+        let late = truth.lateness(*shard, tick);
+        let watched = truth.may_be_watched(update.stream, tick) || truth.may_be_watched(update.stream, tick - late);
+        assert!(watched, "unwatched: {}", in_short(update));
+    }
+}
+
+/// Nobody who lives is removed, nobody who is dead stays.
+pub struct CountsAreWithinBounds;
+
+impl Checker for CountsAreWithinBounds {
+    fn see(&mut self, now: u64, fact: &Fact<'_>, truth: &Truth) {
+        let Fact::Sampled { shard, counts, all_known } = fact else { return };
+        let most = truth.may_count(*shard, now);
+        assert!(counts.total <= most, "dead: shard {shard} counts {counts:?}, at most {most} can be there");
+        if *all_known {
+            let least = truth.sure_count(*shard, now);
+            assert!(counts.active >= least, "live: shard {shard} counts {counts:?}, at least {least} must be active");
+        }
+    }
+}
+
+/// Once quiet, a stream's counts are the world's.
+pub struct CountsAreExactWhenQuiet;
+
+impl Checker for CountsAreExactWhenQuiet {
+    fn see(&mut self, _now: u64, fact: &Fact<'_>, _truth: &Truth) {
+        let Fact::QuietCounts { stream, answer, viewers } = fact else { return };
+        if answer.code() == Code::Unavailable {
+            return;
+        }
+        let stats = answer.stats.unwrap_or_default();
+        let subscribers: BTreeSet<_> = viewers.iter().collect();
+        let clients: BTreeSet<_> = viewers.iter().map(|(client, _)| client).collect();
+        let (subscribers, clients) = (subscribers.len() as u64, clients.len() as u64);
+        assert_eq!(
+            (stats.total, stats.active, stats.stale, stats.unique_clients),
+            (subscribers, subscribers, 0, clients),
+            "counts: stream {stream}, {:?}: total, active, stale, unique",
+            answer.code()
+        );
+    }
+}

@@ -1,0 +1,113 @@
+//! What must hold, each said once.
+//!
+//! The world tells every [`Fact`] to every checker; a checker asserts. A new one is a type with [`Checker`] and a line
+//! in [`Checkers::new`].
+
+mod answers;
+mod audience;
+mod convergence;
+mod viewing;
+
+use std::rc::Rc;
+
+use orchestrator_service::{
+    engine::Counts,
+    wire::proto::{self, Cause, Mode},
+};
+
+use crate::{
+    net::{Answer, Update},
+    truth::{Handled, Truth},
+};
+
+/// Something that happened.
+pub enum Fact<'a> {
+    /// A shard handed an update over to be published, for the first time or again. `truth` is as it was before it.
+    Said { shard: usize, update: &'a Rc<Update>, first_time: bool },
+    /// A gateway shows an update. `covered` says that its connection held since `before`, which it showed last.
+    Seen { before: Option<&'a Update>, covered: bool, update: &'a Update },
+    /// An answer was handed over; by a shard, unless it was refused at the door.
+    Answered { answer: &'a Answer, handled: Option<Handled> },
+    /// A shard that has nothing to do just now counts this.
+    Sampled { shard: usize, counts: Counts, all_known: bool },
+    /// All is quiet, and the service counts this on a stream, if it is there, that is watched by those.
+    QuietCounts { stream: usize, answer: &'a proto::QueryReply, viewers: &'a [(String, u64)] },
+    /// All is quiet, a stream is in this state, and a gateway sees it like that.
+    QuietView {
+        gateway: usize,
+        stream: usize,
+        answer: &'a proto::QueryReply,
+        view: Option<&'a Update>,
+        connected_since: u64,
+        watched: bool,
+    },
+    /// Everybody has left, and everything is gone.
+    Ended,
+}
+
+pub trait Checker {
+    /// Asserts what can be asserted of a fact.
+    fn see(&mut self, now: u64, fact: &Fact<'_>, truth: &Truth);
+}
+
+pub struct Checkers(Vec<Box<dyn Checker>>);
+
+impl Checkers {
+    pub fn new() -> Self {
+        Self(vec![
+            Box::new(viewing::RepeatsAreIdentical::default()),
+            Box::new(viewing::NothingGoesBack),
+            Box::new(viewing::PositionFollowsTheClock),
+            Box::new(viewing::ScenesBeginAtTheirBoundary),
+            Box::new(viewing::NoChangeIsMissing),
+            Box::new(audience::NothingPlaysUnwatched),
+            Box::new(audience::CountsAreWithinBounds),
+            Box::new(audience::CountsAreExactWhenQuiet),
+            Box::new(answers::OneAnswerADelivery),
+            Box::new(answers::RequestIdsAreExecutedOnce::default()),
+            Box::new(answers::AnswersAgreeWithUpdates),
+            Box::new(convergence::ViewsConverge),
+        ])
+    }
+
+    pub fn see(&mut self, now: u64, fact: &Fact<'_>, truth: &Truth) {
+        for checker in &mut self.0 {
+            checker.see(now, fact, truth);
+        }
+    }
+}
+
+/// Whether an update of that cause may never be lost.
+pub fn is_change(cause: Cause) -> bool {
+    matches!(cause, Cause::Scene | Cause::Command | Cause::Lifecycle)
+}
+
+/// Whether it grows the revision.
+fn grows_revision(cause: Cause) -> bool {
+    matches!(cause, Cause::Command | Cause::Lifecycle)
+}
+
+/// Where a state that runs is some time later: pass and position. `base_ms` is the length of later passes.
+fn played_on(state: &proto::StateUpdate, ms: u64, base_ms: u64) -> (u64, u64) {
+    let reached = state.current_time + ms;
+    match reached.checked_sub(state.total_duration) {
+        None => (state.loop_count, reached),
+        Some(overshoot) if base_ms > 0 => (state.loop_count + 1 + overshoot / base_ms, overshoot % base_ms),
+        Some(_) => (state.loop_count, reached),
+    }
+}
+
+/// Asserts that two states of the same revision are one timeline seen at two times: where it runs it moves as time
+/// does, to the millisecond, and elsewhere not at all.
+fn assert_same_course(earlier: &proto::StateUpdate, later: &proto::StateUpdate) {
+    assert_eq!(earlier.mode, later.mode, "position: the mode changed without a revision: {earlier:?}, then {later:?}");
+    let expected = match later.mode() {
+        Mode::Running => {
+            let ms = later.server_time_ms - earlier.server_time_ms;
+            let base_ms = if later.loop_count == earlier.loop_count { 0 } else { later.total_duration };
+            played_on(earlier, ms, base_ms)
+        }
+        _ => (earlier.loop_count, earlier.current_time),
+    };
+    assert_eq!((later.loop_count, later.current_time), expected, "position: {earlier:?}, then {later:?}");
+}

@@ -1,0 +1,327 @@
+//! Directors, who command streams; chance, which decides what happens; and the audit at the end.
+
+use std::rc::Rc;
+
+use orchestrator_service::wire::{
+    proto::{self, orchestrator_command::Command, query},
+    subject,
+};
+
+use crate::{
+    checkers::Fact,
+    gateway::encoded,
+    net::{Answer, AnswerBody, Party, Sent, What},
+    reading::stream_id,
+    service::goes_round,
+    world::{Event, Phase, World},
+};
+
+#[derive(Debug, Default)]
+pub struct Director {
+    /// A command with a request id, to be sent again.
+    last: Option<(Rc<Sent>, bool)>,
+    /// Numbers of the questions of the audit.
+    questions: Vec<usize>,
+    answers: Vec<(usize, proto::QueryReply)>,
+}
+
+/// How many request ids all directors of a world share out: one after the other.
+fn next_request_id(world: &mut World) -> usize {
+    world.truth.request_ids += 1;
+    world.truth.request_ids
+}
+
+impl World {
+    /// Something happens, and something else later.
+    pub fn act(&mut self) {
+        if self.phase != Phase::Safety {
+            return;
+        }
+        let next = self.rng.within(0, 2 * self.plan.act_every_ms);
+        self.at(self.now + next, Event::Act);
+        if self.rng.chance(self.plan.faults) {
+            return self.something_breaks();
+        }
+        let gateway = self.rng.below(self.gateways.len());
+        let here = self.gateways[gateway].viewers.len();
+        let all: usize = self.gateways.iter().map(|gateway| gateway.viewers.len()).sum();
+        let choice = self.rng.weighted(&[30, 12, 6, 8, 30, 4, 3]);
+        match choice {
+            0 if self.gateways[gateway].alive => {
+                let many = if self.plan.is_crowd() { self.rng.within(1, 400) } else { 1 };
+                for _ in 0..many.min((self.plan.viewers - self.plan.viewers.min(all)) as u64) {
+                    self.viewer_comes(gateway);
+                }
+            }
+            1 | 2 if here > 0 => {
+                let place = self.rng.below(here);
+                self.viewer_goes(gateway, place, choice == 2);
+            }
+            3 if here > 0 => {
+                let place = self.rng.below(here);
+                self.viewer_reloads(gateway, place);
+            }
+            4 => self.command_something(),
+            5 => self.ask_something(),
+            6 => self.send_again(),
+            _ => {}
+        }
+    }
+
+    fn something_breaks(&mut self) {
+        let shard = self.rng.below(self.plan.shards);
+        let gateway = self.rng.below(self.gateways.len());
+        match self.rng.weighted(&[40, 8, 30, 6, 6, 4]) {
+            0 => {
+                let parties = self.parties();
+                let party = self.rng.pick(&parties);
+                let for_ms = self.rng.pick(&[50, 500, 3_000, 12_000]);
+                let for_ms = self.rng.within(1, for_ms);
+                self.break_link(party, for_ms);
+            }
+            1 => {
+                // The broker is gone, and everybody with it.
+                let for_ms = self.rng.within(10, 8_000);
+                for party in self.parties() {
+                    let later = self.rng.within(0, 1_000);
+                    self.break_link(party, for_ms + later);
+                }
+            }
+            2 => {
+                let for_ms = self.rng.pick(&[20, 200, 1_500, 5_000]);
+                let for_ms = self.rng.within(1, for_ms);
+                self.stall(shard, for_ms);
+            }
+            3 => {
+                let for_ms = self.rng.within(self.plan.stale_after_ms / 2, self.plan.stale_after_ms * 2);
+                self.stall(shard, for_ms.min(20_000));
+            }
+            4 => self.panic_next(shard),
+            _ => {
+                if self.gateways[gateway].alive {
+                    self.gateway_dies(gateway);
+                }
+            }
+        }
+    }
+
+    // --- commands ------------------------------------------------------------------------------------------------
+
+    fn command_something(&mut self) {
+        let stream = self.rng.below(self.plan.streams);
+        let stream_id = stream_id(stream);
+        let command = match self.rng.weighted(&[30, 5, 10, 12, 10, 10, 8, 8, 8, 5, 3, 8, 8]) {
+            0 => {
+                let config = (!self.rng.chance(100)).then(|| self.config());
+                Command::Start(proto::Start { stream_id, config })
+            }
+            1 => Command::Stop(proto::Stop { stream_id }),
+            2 => Command::Pause(proto::Pause { stream_id }),
+            3 => Command::Resume(proto::Resume { stream_id }),
+            4 => {
+                let scene_name = format!("scene {}", self.rng.below(4));
+                Command::ForceScene(proto::ForceScene { stream_id, scene_name })
+            }
+            5 => Command::SkipScene(proto::SkipScene { stream_id }),
+            6 => Command::PreviousScene(proto::PreviousScene { stream_id }),
+            7 => Command::Seek(proto::Seek { stream_id, position_ms: self.rng.within(0, 20_000) }),
+            8 => Command::AdjustScene(proto::AdjustScene {
+                stream_id,
+                delta_ms: self.rng.within(0, 6_000) as i64 - 3_000,
+            }),
+            9 => Command::Reset(proto::Reset { stream_id }),
+            10 => Command::Remove(proto::Remove { stream_id }),
+            11 => Command::Reconfigure(proto::Reconfigure { stream_id, config: Some(self.config()) }),
+            _ => Command::UpdateStreamStatus(proto::UpdateStreamStatus {
+                stream_id,
+                is_streaming: self.rng.chance(500),
+                stream_time: self.rng.within(0, 1_000_000),
+                timecode: format!("tc {}", self.truth.requests.len()),
+            }),
+        };
+        let request_id = self.rng.chance(300).then(|| next_request_id(self));
+        let said = self.truth.streams[stream].said.as_ref().map_or(0, |said| said.revision);
+        let expected_revision = self.rng.chance(100).then(|| said + u64::from(self.rng.chance(200)));
+        let director = self.rng.below(self.directors.len());
+        let answered = !self.rng.chance(self.plan.unanswered);
+        self.command(director, stream, command, request_id, expected_revision, answered);
+    }
+
+    fn command(
+        &mut self,
+        director: usize,
+        stream: usize,
+        command: Command,
+        request_id: Option<usize>,
+        expected_revision: Option<u64>,
+        answered: bool,
+    ) {
+        let message = proto::OrchestratorCommand {
+            command: Some(command),
+            request_id: request_id.map(|id| format!("request {id}")).unwrap_or_default(),
+            expected_revision,
+        };
+        let sent = || Sent {
+            from: Party::Director(director),
+            subject: subject::COMMAND,
+            payload: encoded(&message),
+            request: None,
+            what: What::Command { stream, request_id },
+            round: false,
+        };
+        if request_id.is_some() {
+            self.directors[director].last = Some((Rc::new(sent()), answered));
+        }
+        self.ask(sent(), answered);
+    }
+
+    /// A director has waited for an answer in vain, or is impatient: the same request, under the same id.
+    fn send_again(&mut self) {
+        let director = self.rng.below(self.directors.len());
+        let Some((last, answered)) = self.directors[director].last.clone() else { return };
+        let What::Command { stream, request_id } = last.what else { return };
+        let what = What::Command { stream, request_id };
+        let Sent { from, subject, ref payload, round, .. } = *last;
+        self.ask(Sent { from, subject, payload: payload.clone(), request: None, what, round }, answered);
+    }
+
+    fn config(&mut self) -> proto::OrchestratorConfig {
+        let rng = &mut self.rng;
+        let scenes = (0..rng.within(1, 5))
+            .map(|place| {
+                let most = rng.pick(&[2_000, 2_000, 10_000, 30_000]);
+                let least = if rng.chance(60) { 1 } else { 200 };
+                let short = least == 1;
+                let duration_ms = if short { rng.within(1, 40) } else { rng.within(least, most) };
+                proto::SceneConfig { name: format!("scene {place}"), duration_ms }
+            })
+            // None so short that a pass would be over at once.
+            .chain([proto::SceneConfig { name: "last".to_owned(), duration_ms: 700 }])
+            .collect();
+        proto::OrchestratorConfig {
+            scenes,
+            tick_interval_ms: rng.pick(&[None, Some(60), Some(250), Some(500), Some(1_000), Some(1_000), Some(5_000)]),
+            loop_scenes: rng.chance(500),
+            when_empty: rng.within(0, 2) as i32,
+            empty_grace_ms: rng.pick(&[None, Some(0), Some(300), Some(4_000)]),
+            idle_timeout_ms: rng.pick(&[None, Some(1_000), Some(6_000), Some(20_000)]),
+        }
+    }
+
+    /// In the liveness phase a stream that somebody wants to watch is there.
+    pub fn start_for_good(&mut self, stream: usize) {
+        let scenes = vec![
+            proto::SceneConfig { name: "scene 0".to_owned(), duration_ms: 4_000 },
+            proto::SceneConfig { name: "scene 1".to_owned(), duration_ms: 9_000 },
+        ];
+        let config = Some(proto::OrchestratorConfig {
+            scenes,
+            tick_interval_ms: Some(1_000),
+            loop_scenes: true,
+            ..Default::default()
+        });
+        let start = Command::Start(proto::Start { stream_id: stream_id(stream), config });
+        self.command(0, stream, start, None, None, true);
+    }
+
+    // --- questions -----------------------------------------------------------------------------------------------
+
+    fn question(&mut self, director: usize, query: query::Query, what: What) -> Option<usize> {
+        let round = goes_round(&self.service, "", &[], &what);
+        let payload = encoded(&proto::Query { query: Some(query) });
+        let (from, subject) = (Party::Director(director), subject::QUERY);
+        self.ask(Sent { from, subject, payload, request: None, what, round }, true)
+    }
+
+    fn ask_something(&mut self) {
+        let director = self.rng.below(self.directors.len());
+        let stream = self.rng.below(self.plan.streams);
+        let stream_id = stream_id(stream);
+        match self.rng.below(4) {
+            0 => self.question(director, query::Query::GetState(proto::GetState { stream_id }), What::State { stream }),
+            1 => {
+                let what = What::Stats { stream: Some(stream) };
+                self.question(director, query::Query::GetStats(proto::GetStats { stream_id }), what)
+            }
+            2 => self.question(
+                director,
+                query::Query::GetStats(proto::GetStats::default()),
+                What::Stats { stream: None },
+            ),
+            _ => self.question(director, query::Query::ListStreams(proto::ListStreams::default()), What::List),
+        };
+    }
+
+    pub fn director_answered(&mut self, director: usize, answer: &Answer) {
+        self.log.note(self.clock(), "director answered", &[director as u64, answer.request as u64], &[]);
+        if let AnswerBody::Query(reply) = &answer.body
+            && self.directors[director].questions.contains(&answer.request)
+        {
+            self.directors[director].answers.push((answer.request, reply.clone()));
+        }
+    }
+
+    // --- the audit -----------------------------------------------------------------------------------------------
+
+    /// All is quiet: somebody asks about everything.
+    pub fn audit(&mut self) {
+        self.log.note(self.clock(), "audit", &[], &[]);
+        for stream in 0..self.plan.streams {
+            let state = query::Query::GetState(proto::GetState { stream_id: stream_id(stream) });
+            let stats = query::Query::GetStats(proto::GetStats { stream_id: stream_id(stream) });
+            let questions = [
+                self.question(0, state, What::State { stream }),
+                self.question(0, stats, What::Stats { stream: Some(stream) }),
+            ];
+            self.directors[0].questions.extend(questions.into_iter().flatten());
+        }
+    }
+
+    /// Tells the checkers what came of it.
+    pub fn check_quiet(&mut self) {
+        for shard in 0..self.plan.shards {
+            let seat = &self.service.seats[shard];
+            seat.shard.engine().check();
+            seat.owed.check();
+        }
+        for gateway in 0..self.gateways.len() {
+            for viewer in &self.gateways[gateway].viewers {
+                let sub = &self.truth.subs[viewer.sub];
+                assert!(
+                    viewer.registered,
+                    "convergence: {} on stream {} is not registered by gateway {gateway}",
+                    sub.client, sub.stream
+                );
+            }
+        }
+        let answers = std::mem::take(&mut self.directors[0].answers);
+        assert_eq!(answers.len(), 2 * self.plan.streams, "convergence: every question of the audit is answered");
+        for (request, reply) in answers {
+            let sent = Rc::clone(&self.truth.requests[request].sent);
+            match sent.what {
+                What::Stats { stream: Some(stream) } => {
+                    let viewers: Vec<_> = (self.gateways.iter())
+                        .flat_map(|gateway| &gateway.viewers)
+                        .map(|viewer| &self.truth.subs[viewer.sub])
+                        .filter(|sub| sub.stream == stream)
+                        .map(|sub| (sub.client.to_string(), sub.session))
+                        .collect();
+                    self.fact(&Fact::QuietCounts { stream, answer: &reply, viewers: &viewers });
+                }
+                What::State { stream } => {
+                    let watched = (self.gateways.iter())
+                        .flat_map(|gateway| &gateway.viewers)
+                        .any(|viewer| self.truth.subs[viewer.sub].stream == stream);
+                    for gateway in 0..self.gateways.len() {
+                        let view = self.gateways[gateway].views[stream].clone();
+                        let view = view.as_ref().map(|(_, view)| &**view);
+                        let connected_since = self.gateways[gateway].connected_since;
+                        let answer = &reply;
+                        self.fact(&Fact::QuietView { gateway, stream, answer, view, connected_since, watched });
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! What the service publishes, as somebody reads it.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use orchestrator_service::wire::proto;
+use prost::Message as _;
+
+use crate::{
+    log::hash_of,
+    net::{Answer, AnswerBody, Update, Updates, What},
+    truth::Request,
+};
+
+/// A published message.
+#[derive(Debug)]
+pub enum Read {
+    Updates(Updates),
+    Answer(Rc<Answer>),
+}
+
+/// The name of a stream. Its number can be read from it.
+pub fn stream_id(stream: usize) -> String {
+    format!("show-{stream}")
+}
+
+fn stream_number(id: &str) -> usize {
+    id.strip_prefix("show-").and_then(|number| number.parse().ok()).expect("an update of a stream of this world")
+}
+
+pub fn read(subject: &str, payload: Bytes, requests: &[Request]) -> Read {
+    if let Some(request) = subject.strip_prefix("answer.") {
+        let request: usize = request.parse().expect("an answer's subject ends in a number");
+        let body = match requests[request].sent.what {
+            What::State { .. } | What::Stats { .. } | What::List => {
+                AnswerBody::Query(proto::QueryReply::decode(payload).expect("an answer decodes"))
+            }
+            _ => AnswerBody::Reply(proto::Reply::decode(payload).expect("an answer decodes")),
+        };
+        return Read::Answer(Rc::new(Answer { request, body }));
+    }
+    if subject.starts_with("orchestrator.feed.") {
+        let batch = proto::UpdateBatch::decode(payload).expect("a feed decodes");
+        let updates = batch.update.into_iter().map(|state| update(hash_of(&state.encode_to_vec()), state)).collect();
+        return Read::Updates(Updates { feed: true, updates });
+    }
+    let state = proto::StateUpdate::decode(payload.clone()).expect("an update decodes");
+    assert!(
+        subject.strip_prefix("stream.").and_then(|rest| rest.strip_suffix(".updates")) == Some(&state.stream_id),
+        "an update of {} on {subject}",
+        state.stream_id
+    );
+    Read::Updates(Updates { feed: false, updates: vec![update(hash_of(&payload), state)] })
+}
+
+fn update(bytes_hash: u64, state: proto::StateUpdate) -> Rc<Update> {
+    Rc::new(Update { stream: stream_number(&state.stream_id), bytes_hash, state })
+}
+
+/// An update for a reader of the log.
+pub fn in_short(update: &Update) -> String {
+    let proto::StateUpdate { stream_id, epoch, revision, sequence, current_time, loop_count, scene_elapsed, .. } =
+        &update.state;
+    let (mode, cause, scene) = (update.mode(), update.cause(), update.scene_index);
+    format!(
+        "{stream_id} {mode:?} {cause:?} at {current_time} pass {loop_count} scene {scene:?}+{scene_elapsed} \
+         revision {revision} sequence {sequence} epoch {epoch} time {}",
+        update.server_time_ms
+    )
+}

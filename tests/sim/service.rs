@@ -1,0 +1,468 @@
+//! The service under test: shards with all that is around them, called as `shard/thread.rs` and `service/publisher.rs`
+//! call them, only that time is the world's.
+
+use std::{collections::VecDeque, rc::Rc, sync::Arc};
+
+use bytes::Bytes;
+use orchestrator_service::{
+    engine::{Handle, Limits, Settings, Tick, partition},
+    service::delivery::{Delivery, Step},
+    shard::{
+        Totals,
+        ingress::Ingress,
+        mailbox::{MAILBOX_BYTES, Mailbox},
+        owed::Owed,
+        router::Router,
+        turn::{Next, Now, Shard, ShardSettings},
+    },
+    transport::{BARRIER_TIMEOUT, Connection, Subject},
+    wire::WireLimits,
+};
+
+use crate::{
+    checkers::Fact,
+    net::{Message, Party, Sent, Updates, What},
+    plan::Plan,
+    reading::{self, Read},
+    world::{Event, Phase, World},
+};
+
+/// As `service/publisher.rs` waits after an error.
+const PAUSE_MS: u64 = 100;
+/// So many turns at one moment are one too many: somebody says `Again` for ever.
+const MOST_TURNS_AT_ONCE: u32 = 20_000;
+
+/// A shard and what its thread has.
+pub struct Seat {
+    pub shard: Shard,
+    pub owed: Owed,
+    delivery: Delivery,
+    /// What was taken over and is not published, as it reads.
+    read: VecDeque<Read>,
+    /// What is in the mailbox, in the same order.
+    mail: VecDeque<Rc<Sent>>,
+    /// Of the wake-up that counts.
+    token: u64,
+    wakes_at: Option<u64>,
+    /// When the next turn is due.
+    due: Option<Tick>,
+    blocked: bool,
+    stalled_until: u64,
+    panics_next: bool,
+    barrier: Option<u64>,
+    barriers: u64,
+    /// Publishing waits until then.
+    publishes_at: u64,
+    turns: u64,
+    turns_at_once: u32,
+    last_turn: u64,
+}
+
+pub struct Service {
+    pub router: Arc<Router>,
+    ingress: Ingress,
+    totals: Arc<Totals>,
+    settings: Vec<ShardSettings>,
+    pub seats: Vec<Seat>,
+}
+
+impl Service {
+    pub fn new(plan: &Plan, seed: u64) -> Self {
+        let mailboxes = (0..plan.shards).map(|_| Mailbox::new(plan.mailbox_capacity, MAILBOX_BYTES)).collect();
+        let router = Arc::new(Router::new(mailboxes));
+        let wire = Arc::new(WireLimits::default());
+        let totals = Arc::new(Totals::new(plan.shards));
+        let settings: Vec<ShardSettings> = (0..plan.shards)
+            .map(|number| ShardSettings {
+                engine: Settings {
+                    limits: Limits::default(),
+                    stale_after_ms: plan.stale_after_ms,
+                    seed: seed ^ number as u64,
+                },
+                wire: Arc::clone(&wire),
+                tape: None,
+            })
+            .collect();
+        let seats = (settings.iter().enumerate())
+            .map(|(number, settings)| Seat {
+                shard: Shard::new(number, settings.clone(), Arc::clone(&router), Arc::clone(&totals)),
+                owed: Owed::new(plan.publish_to),
+                delivery: Delivery::new(Connection { connected: true, generation: 1 }),
+                read: VecDeque::new(),
+                mail: VecDeque::new(),
+                token: 0,
+                wakes_at: None,
+                due: None,
+                blocked: false,
+                stalled_until: 0,
+                panics_next: false,
+                barrier: None,
+                barriers: 0,
+                publishes_at: 0,
+                turns: 0,
+                turns_at_once: 0,
+                last_turn: 0,
+            })
+            .collect();
+        let ingress = Ingress::new(Arc::clone(&router), wire);
+        Self { router, ingress, totals, settings, seats }
+    }
+
+    pub fn shard_of(&self, stream_id: &str) -> usize {
+        self.router.owner(partition(stream_id))
+    }
+
+    pub fn owner_of_handle(&self, handle: u64) -> usize {
+        self.router.owner(Handle(handle).partition())
+    }
+}
+
+impl World {
+    // --- requests ------------------------------------------------------------------------------------------------
+
+    /// A request reaches the service, as `service/receiver.rs` takes it in.
+    pub fn take_in(&mut self, sent: &Rc<Sent>) {
+        self.log.note(self.clock(), "received", &[sent.request.map_or(u64::MAX, |n| n as u64)], &sent.payload);
+        if let Some(request) = sent.request {
+            self.truth.requests[request].delivered += 1;
+        }
+        let reply = sent.request.map(|request| Subject::from(format!("answer.{request}")));
+        let refused = self.service.ingress.accept(sent.subject, sent.payload.clone(), reply);
+        let mut taken = 0;
+        for shard in 0..self.plan.shards {
+            let seat = &mut self.service.seats[shard];
+            if self.service.router.mailbox(shard).len() > seat.mail.len() {
+                seat.mail.push_back(Rc::clone(sent));
+                taken += 1;
+                self.wake(shard, self.now);
+            }
+        }
+        assert!(taken <= 1, "ingress: one message went to {taken} shards");
+        assert!(
+            taken + usize::from(refused.is_some()) == 1 || sent.request.is_none(),
+            "ingress: a message with a reply subject is either taken or refused, this one was taken {taken} times"
+        );
+        if let Some((subject, payload)) = refused {
+            let read = self.read(&subject, payload);
+            let Read::Answer(answer) = read else { panic!("ingress published something else than an answer") };
+            self.truth.requests[answer.request].refused_at_the_door(&answer);
+            self.fact(&Fact::Answered { answer: &answer, handled: None });
+            self.send(Party::Ingress, Message::Answer(answer));
+        }
+    }
+
+    fn read(&self, subject: &str, payload: Bytes) -> Read {
+        reading::read(subject, payload, &self.truth.requests)
+    }
+
+    // --- turns ---------------------------------------------------------------------------------------------------
+
+    /// A shard is to wake at `at`, or earlier.
+    pub fn wake(&mut self, shard: usize, at: u64) {
+        let seat = &mut self.service.seats[shard];
+        if seat.blocked {
+            return;
+        }
+        let at = at.max(self.now).max(seat.stalled_until);
+        if seat.wakes_at.is_none_or(|wakes_at| at < wakes_at) {
+            seat.token += 1;
+            seat.wakes_at = Some(at);
+            let token = seat.token;
+            self.at(at, Event::Turn(shard, token));
+        }
+    }
+
+    pub fn turn_if_current(&mut self, shard: usize, token: u64) {
+        let seat = &mut self.service.seats[shard];
+        if seat.token != token {
+            return;
+        }
+        seat.wakes_at = None;
+        if self.now < seat.stalled_until {
+            let until = seat.stalled_until;
+            self.wake(shard, until);
+            return;
+        }
+        self.turn(shard);
+    }
+
+    fn turn(&mut self, shard: usize) {
+        let now = self.now;
+        let seat = &mut self.service.seats[shard];
+        seat.turns += 1;
+        seat.turns_at_once = if seat.last_turn == now { seat.turns_at_once + 1 } else { 0 };
+        seat.last_turn = now;
+        assert!(seat.turns_at_once < MOST_TURNS_AT_ONCE, "shard {shard} does not come to rest");
+        if std::mem::take(&mut seat.panics_next) {
+            self.panic(shard);
+            self.wake(shard, now);
+            return;
+        }
+        let full = seat.owed.is_full();
+        if let Some(due) = seat.due.filter(|_| !full) {
+            self.truth.note_turn(shard, now, now.saturating_sub(due.0));
+        } else if !full {
+            self.truth.note_turn(shard, now, 0);
+        }
+        let next = seat.shard.turn(Now { tick: Tick(now), wall_ms: now + self.plan.skew_ms }, &mut seat.owed);
+        assert_eq!(full, next == Next::Blocked, "shard {shard} stops exactly when too much is owed");
+        if !full {
+            seat.due = seat.shard.engine().next_deadline();
+        }
+        let turns = seat.turns;
+        self.note_handled(shard);
+        self.log.note(self.clock(), "turn", &[shard as u64, next_number(next)], &[]);
+        match next {
+            Next::Again => self.wake(shard, now),
+            Next::Sleep(due) => {
+                if let Some(due) = due {
+                    let late = if self.phase == Phase::Safety { self.plan.jitter_ms } else { 0 };
+                    let late = if late > 0 { self.rng.within(0, late) } else { 0 };
+                    self.wake(shard, due.0.max(now) + late);
+                }
+            }
+            Next::Blocked => self.service.seats[shard].blocked = true,
+        }
+        self.pump(shard);
+        let rare = if self.plan.is_crowd() { 2_000 } else { 32 };
+        if turns % rare == 0 && matches!(next, Next::Sleep(_)) {
+            self.sample(shard);
+        }
+    }
+
+    /// What was taken from the mailbox was handled, and what goes round is in the next one.
+    fn note_handled(&mut self, shard: usize) {
+        let router = Arc::clone(&self.service.router);
+        let seat = &mut self.service.seats[shard];
+        let handled: Vec<Rc<Sent>> = seat.mail.drain(..seat.mail.len() - router.mailbox(shard).len()).collect();
+        let last = shard + 1 == self.plan.shards;
+        for sent in handled {
+            self.truth.handled(shard, self.now, &sent);
+            if sent.round && !last {
+                let next = &mut self.service.seats[shard + 1];
+                if router.mailbox(shard + 1).len() > next.mail.len() {
+                    next.mail.push_back(sent);
+                    self.wake(shard + 1, self.now);
+                }
+            }
+        }
+    }
+
+    /// The engine panics at the next message: that is lost, and the shard begins again, as its thread would have it.
+    fn panic(&mut self, shard: usize) {
+        self.log.note(self.clock(), "panic", &[shard as u64], &[]);
+        for _ in 0..self.rng.within(0, 2) {
+            drop(self.service.router.mailbox(shard).take());
+            if let Some(sent) = self.service.seats[shard].mail.pop_front()
+                && let Some(request) = sent.request
+            {
+                self.truth.requests[request].lost += 1;
+            }
+        }
+        let Service { settings, router, totals, seats, .. } = &mut self.service;
+        seats[shard].shard = Shard::new(shard, settings[shard].clone(), Arc::clone(router), Arc::clone(totals));
+        seats[shard].due = None;
+        self.truth.panicked(shard, self.now);
+    }
+
+    pub fn stall(&mut self, shard: usize, for_ms: u64) {
+        self.log.note(self.clock(), "stall", &[shard as u64, for_ms], &[]);
+        let seat = &mut self.service.seats[shard];
+        seat.stalled_until = seat.stalled_until.max(self.now + for_ms);
+    }
+
+    pub fn panic_next(&mut self, shard: usize) {
+        self.service.seats[shard].panics_next = true;
+        self.wake(shard, self.now);
+    }
+
+    /// The faults are over.
+    pub fn end_stalls(&mut self) {
+        for shard in 0..self.plan.shards {
+            let seat = &mut self.service.seats[shard];
+            seat.stalled_until = 0;
+            seat.panics_next = false;
+            seat.publishes_at = 0;
+            self.wake(shard, self.now);
+            self.pump(shard);
+        }
+    }
+
+    /// A look at a shard that has nothing to do just now.
+    pub fn sample(&mut self, shard: usize) {
+        let seat = &self.service.seats[shard];
+        seat.shard.engine().check();
+        seat.owed.check();
+        let counts = seat.shard.engine().counts();
+        // What is known of the world comes from what was handed over: only then is it all there.
+        let all_known = seat.owed.is_empty();
+        self.fact(&Fact::Sampled { shard, counts, all_known });
+    }
+
+    // --- publishing ----------------------------------------------------------------------------------------------
+
+    /// Publishes what a shard owes, as far as it goes now.
+    pub fn pump(&mut self, shard: usize) {
+        while self.now >= self.service.seats[shard].publishes_at {
+            let seat = &mut self.service.seats[shard];
+            let fresh = seat.delivery.taken().is_empty();
+            match seat.delivery.next(&mut seat.owed) {
+                Step::Wait => break,
+                Step::Barrier => {
+                    seat.barriers += 1;
+                    let barrier = seat.barriers;
+                    seat.barrier = Some(barrier);
+                    self.send(Party::Publisher(shard), Message::Barrier(barrier));
+                    let timeout = self.now + BARRIER_TIMEOUT.as_millis() as u64;
+                    self.at(timeout, Event::BarrierTimeout(shard, barrier));
+                }
+                Step::Publish => {
+                    if fresh {
+                        self.note_taken_over(shard);
+                    }
+                    self.publish(shard);
+                }
+            }
+        }
+        let seat = &mut self.service.seats[shard];
+        if seat.blocked && !seat.owed.is_full() {
+            seat.blocked = false;
+            self.wake(shard, self.now);
+        }
+    }
+
+    fn note_taken_over(&mut self, shard: usize) {
+        let taken: Vec<(Subject, Bytes)> = (self.service.seats[shard].delivery.taken().iter())
+            .map(|outgoing| (outgoing.subject.clone(), outgoing.payload.clone()))
+            .collect();
+        for (subject, payload) in taken {
+            self.log.note(self.clock(), "owed", &[shard as u64], &payload);
+            let read = self.read(&subject, payload);
+            self.learn(shard, &read);
+            self.service.seats[shard].read.push_back(read);
+        }
+    }
+
+    /// What is handed over is said by the service, wherever it gets.
+    fn learn(&mut self, shard: usize, read: &Read) {
+        match read {
+            Read::Updates(Updates { updates, .. }) => {
+                for update in updates {
+                    self.log.tell(|| reading::in_short(update));
+                    let first_time = self.truth.said(shard, update);
+                    self.fact(&Fact::Said { shard, update, first_time });
+                    self.truth.remember(self.now, update);
+                }
+            }
+            Read::Answer(answer) => {
+                self.log.tell(|| format!("answer to {}: {:?}", answer.request, answer.body));
+                let handled = self.truth.answered(answer);
+                self.fact(&Fact::Answered { answer, handled });
+            }
+        }
+    }
+
+    /// Publishes what was taken over: all, or some of it if the connection is slow or fails.
+    fn publish(&mut self, shard: usize) {
+        let mut most = self.service.seats[shard].read.len();
+        let trouble = self.phase == Phase::Safety && self.plan.faults > 0 && self.rng.chance(self.plan.faults / 10);
+        if trouble {
+            most = self.rng.below(most + 1);
+        }
+        for _ in 0..most {
+            let seat = &mut self.service.seats[shard];
+            seat.delivery.taken().pop_front();
+            let message = match seat.read.pop_front() {
+                Some(Read::Updates(updates)) => Message::Updates(Rc::new(updates)),
+                Some(Read::Answer(answer)) => Message::Answer(answer),
+                None => break,
+            };
+            self.send(Party::Publisher(shard), message);
+        }
+        if trouble {
+            let fails = self.rng.chance(500);
+            let pause = if fails { PAUSE_MS } else { self.rng.within(1, 2_000) };
+            let seat = &mut self.service.seats[shard];
+            if fails {
+                seat.delivery.lost(&mut seat.owed);
+                seat.read.clear();
+                seat.barrier = None;
+            }
+            seat.publishes_at = self.now + pause;
+            self.at(self.now + pause, Event::Pump(shard));
+        }
+    }
+
+    pub fn publisher_connection_changed(&mut self, shard: usize) {
+        let believed = self.link(Party::Publisher(shard)).believed;
+        let seat = &mut self.service.seats[shard];
+        if seat.delivery.connection_is(believed, &mut seat.owed) {
+            seat.read.clear();
+            seat.barrier = None;
+            seat.publishes_at = 0;
+        }
+        self.pump(shard);
+    }
+
+    pub fn barrier_passed(&mut self, shard: usize, barrier: u64) {
+        let believed = self.link(Party::Publisher(shard)).believed;
+        let seat = &mut self.service.seats[shard];
+        if seat.barrier == Some(barrier) {
+            seat.barrier = None;
+            seat.delivery.barrier_passed(believed, &mut seat.owed);
+            self.pump(shard);
+        }
+    }
+
+    pub fn barrier_timed_out(&mut self, shard: usize, barrier: u64) {
+        let seat = &mut self.service.seats[shard];
+        if seat.barrier == Some(barrier) {
+            self.log.note(self.now, "barrier timed out", &[shard as u64], &[]);
+            let seat = &mut self.service.seats[shard];
+            seat.barrier = None;
+            seat.read.clear();
+            seat.delivery.lost(&mut seat.owed);
+            self.pump(shard);
+        }
+    }
+
+    /// Asserts that nothing is left of anybody.
+    pub fn check_empty(&mut self) {
+        self.log.note(self.clock(), "the end", &[], &[]);
+        for (shard, seat) in self.service.seats.iter().enumerate() {
+            seat.shard.engine().check();
+            seat.owed.check();
+            assert!(seat.shard.engine().is_empty(), "leak: shard {shard} keeps {:?}", seat.shard.engine().counts());
+            assert_eq!(seat.shard.engine().next_deadline(), None, "leak: shard {shard} waits for something");
+            assert!(seat.delivery.is_settled(&seat.owed), "leak: shard {shard} still owes something");
+            assert!(
+                self.service.router.mailbox(shard).is_empty() && seat.mail.is_empty(),
+                "leak: shard {shard} has mail"
+            );
+        }
+        assert_eq!(self.service.totals.sum(), Default::default(), "leak: counts");
+        self.fact(&Fact::Ended);
+    }
+}
+
+fn next_number(next: Next) -> u64 {
+    match next {
+        Next::Again => 1,
+        Next::Blocked => 2,
+        Next::Sleep(due) => due.map_or(3, |due| due.0),
+    }
+}
+
+/// Whether a request goes round the shards: what `Ingress` decides, said once more.
+pub fn goes_round(service: &Service, stream_id: &str, handles: &[u64], what: &What) -> bool {
+    match what {
+        What::Beat(_) | What::Leave(_) => {
+            let named = (!stream_id.is_empty()).then(|| service.shard_of(stream_id));
+            let mut owners = named.into_iter().chain(handles.iter().map(|handle| service.owner_of_handle(*handle)));
+            let first = owners.next();
+            owners.any(|owner| Some(owner) != first)
+        }
+        What::Stats { stream: None } | What::List => true,
+        What::Command { .. } | What::Join(_) | What::State { .. } | What::Stats { .. } => false,
+    }
+}

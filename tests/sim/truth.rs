@@ -1,0 +1,356 @@
+//! What is true in this world, as far as an observer of all messages and all turns can know.
+//!
+//! Who watches is known between two bounds: who may, because a register was handled and nothing since has ended it, and
+//! who surely does, because that register was answered OK. What the service says must lie between them.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use orchestrator_service::wire::proto::{Code, Mode};
+
+use crate::{
+    gateway::SubId,
+    net::{Answer, AnswerBody, Sent, Update, What},
+    plan::Plan,
+    reading,
+    service::Service,
+};
+
+/// From the wire: a silent subscriber is removed so soon after its stale timeout, ms.
+const REMOVED_WITHIN_MS: u64 = 1_000;
+/// A turn so late is not the silent ones' fault, ms.
+const OVERSLEPT_MS: u64 = 1_000;
+
+/// A request whose answer is waited for.
+#[derive(Debug)]
+pub struct Request {
+    pub sent: Rc<Sent>,
+    /// How often it reached the service,
+    pub delivered: u32,
+    /// … was lost there in a panic,
+    pub lost: u32,
+    /// … was refused at the door,
+    pub refused: u32,
+    /// … and was answered by a shard.
+    pub answered: u32,
+    handled: Vec<Handled>,
+}
+
+impl Request {
+    pub fn refused_at_the_door(&mut self, answer: &Answer) {
+        self.refused += 1;
+        assert_ne!(answer.body.code(), Code::Ok, "refused, with {:?}", answer.body);
+    }
+}
+
+/// When a shard handled something: in order, and at what time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handled {
+    pub serial: u64,
+    pub tick: u64,
+}
+
+/// A subscriber: a stream, a client and a session, of which no two share all three.
+#[derive(Debug)]
+pub struct Sub {
+    pub stream: usize,
+    pub client: Rc<str>,
+    pub session: u64,
+    may: Option<May>,
+    /// Until when it may last have been there, if it may not be any more.
+    may_until: Option<(u64, u64)>,
+    sure: Option<Sure>,
+    left: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct May {
+    since: u64,
+    joined: u64,
+    heard: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sure {
+    epoch: u64,
+    handle: u64,
+    since: u64,
+    heard: u64,
+}
+
+#[derive(Debug, Default)]
+pub struct StreamTruth {
+    pub shard: usize,
+    /// The newest update that was said.
+    pub said: Option<Rc<Update>>,
+    /// When a change of it was last handed over, first or again.
+    pub change_said_at: u64,
+    pub subs: Vec<SubId>,
+}
+
+#[derive(Debug, Default)]
+struct ShardTruth {
+    /// Turns that came later than they were due, and by how much.
+    late: BTreeMap<u64, u64>,
+    pardoned_until: u64,
+    panicked: Option<Handled>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Truth {
+    pub requests: Vec<Request>,
+    pub streams: Vec<StreamTruth>,
+    pub subs: Vec<Sub>,
+    pub stale_after_ms: u64,
+    pub skew_ms: u64,
+    /// How many request ids were given out.
+    pub request_ids: usize,
+    shards: Vec<ShardTruth>,
+    serial: u64,
+}
+
+impl Truth {
+    pub fn new(plan: &Plan, service: &Service) -> Self {
+        let streams = (0..plan.streams)
+            .map(|stream| StreamTruth { shard: service.shard_of(&reading::stream_id(stream)), ..Default::default() });
+        Self {
+            requests: Vec::new(),
+            streams: streams.collect(),
+            subs: Vec::new(),
+            stale_after_ms: plan.stale_after_ms,
+            skew_ms: plan.skew_ms,
+            request_ids: 0,
+            shards: (0..plan.shards).map(|_| ShardTruth::default()).collect(),
+            serial: 0,
+        }
+    }
+
+    pub fn new_sub(&mut self, stream: usize, client: Rc<str>, session: u64) -> SubId {
+        let sub = self.subs.len();
+        self.subs.push(Sub { stream, client, session, may: None, may_until: None, sure: None, left: 0 });
+        self.streams[stream].subs.push(sub);
+        sub
+    }
+
+    pub fn note_request(&mut self, sent: Rc<Sent>) {
+        let handled = Vec::new();
+        self.requests.push(Request { sent, delivered: 0, lost: 0, refused: 0, answered: 0, handled });
+    }
+
+    // --- turns ---------------------------------------------------------------------------------------------------
+
+    pub fn note_turn(&mut self, shard: usize, now: u64, late_ms: u64) {
+        let own = &mut self.shards[shard];
+        if late_ms > 0 {
+            let late = own.late.entry(now).or_default();
+            *late = late_ms.max(*late);
+        }
+        if late_ms >= OVERSLEPT_MS {
+            own.pardoned_until = own.pardoned_until.max(now + late_ms.min(self.stale_after_ms));
+        }
+    }
+
+    /// How late a shard's turn at that time was.
+    pub fn lateness(&self, shard: usize, tick: u64) -> u64 {
+        self.shards[shard].late.get(&tick).copied().unwrap_or(0)
+    }
+
+    pub fn panicked(&mut self, shard: usize, now: u64) {
+        self.serial += 1;
+        self.shards[shard].panicked = Some(Handled { serial: self.serial, tick: now });
+        for sub in 0..self.subs.len() {
+            if self.shard_of(sub) == shard {
+                self.subs[sub].sure = None;
+                self.subs[sub].end_may(now);
+            }
+        }
+    }
+
+    /// When a shard last lost everything.
+    pub fn panicked_at(&self, shard: usize) -> Option<u64> {
+        self.shards[shard].panicked.map(|panicked| panicked.tick)
+    }
+
+    fn shard_of(&self, sub: SubId) -> usize {
+        self.streams[self.subs[sub].stream].shard
+    }
+
+    /// A shard handled a request, or its part of one.
+    pub fn handled(&mut self, shard: usize, now: u64, sent: &Sent) {
+        self.serial += 1;
+        if let Some(request) = sent.request.filter(|_| !sent.round) {
+            self.requests[request].handled.push(Handled { serial: self.serial, tick: now });
+        }
+        let present_until = |heard: u64, pardoned: u64, stale: u64| (heard + stale).max(pardoned) + REMOVED_WITHIN_MS;
+        let (pardoned, stale) = (self.shards[shard].pardoned_until, self.stale_after_ms);
+        match &sent.what {
+            What::Join(subs) => {
+                for sub in subs {
+                    let sub = &mut self.subs[*sub];
+                    let since = sub.may.filter(|may| now <= present_until(may.heard, pardoned, stale));
+                    let since = since.map_or(now, |may| may.since);
+                    sub.may = Some(May { since, joined: now, heard: now });
+                    sub.keep_sure(now, stale, None);
+                }
+            }
+            What::Beat(subs) => {
+                for (sub, handle) in subs {
+                    if self.shard_of(*sub) == shard {
+                        let sub = &mut self.subs[*sub];
+                        if let Some(may) = &mut sub.may
+                            && now <= present_until(may.heard, pardoned, stale)
+                        {
+                            may.heard = now;
+                        }
+                        sub.keep_sure(now, stale, *handle);
+                    }
+                }
+            }
+            What::Leave(subs) => {
+                for (sub, handle) in subs {
+                    if self.shard_of(*sub) == shard {
+                        let sub = &mut self.subs[*sub];
+                        if handle.is_none() || handle.is_some() && handle == &sub.sure.map(|sure| sure.handle) {
+                            sub.end_may(now);
+                        }
+                        sub.sure = None;
+                        sub.left = self.serial;
+                    }
+                }
+            }
+            What::Command { .. } | What::State { .. } | What::Stats { .. } | What::List => {}
+        }
+    }
+
+    // --- what the service says -----------------------------------------------------------------------------------
+
+    /// The service says an update; true if it does for the first time.
+    pub fn said(&mut self, shard: usize, update: &Update) -> bool {
+        let stream = &self.streams[update.stream];
+        assert_eq!(stream.shard, shard, "an update of {} by a shard that does not own it", update.stream_id);
+        stream.said.as_ref().is_none_or(|said| (said.epoch, said.sequence) < (update.epoch, update.sequence))
+    }
+
+    /// Takes notice of an update that was said.
+    pub fn remember(&mut self, now: u64, update: &Rc<Update>) {
+        let tick = self.tick_of(update);
+        let stream = &mut self.streams[update.stream];
+        if crate::checkers::is_change(update.cause()) {
+            stream.change_said_at = now;
+        }
+        if stream.said.as_ref().is_none_or(|said| (said.epoch, said.sequence) < (update.epoch, update.sequence)) {
+            stream.said = Some(Rc::clone(update));
+        }
+        if update.mode() == Mode::Unknown {
+            for sub in self.streams[update.stream].subs.clone() {
+                let sub = &mut self.subs[sub];
+                if sub.sure.is_some_and(|sure| sure.epoch <= update.epoch) {
+                    sub.sure = None;
+                }
+                if sub.may.is_some_and(|may| may.joined < tick) {
+                    sub.end_may(now);
+                }
+            }
+        }
+    }
+
+    /// A shard's answer; returns when it handled what it answers.
+    pub fn answered(&mut self, answer: &Answer) -> Option<Handled> {
+        let request = &mut self.requests[answer.request];
+        let handled = request.handled.get(request.answered as usize).copied();
+        request.answered += 1;
+        let sent = Rc::clone(&request.sent);
+        if let (What::Join(subs), AnswerBody::Reply(reply), Some(handled)) = (&sent.what, &answer.body, handled) {
+            let Some(state) = &reply.state else { return Some(handled) };
+            let single = [reply.handle];
+            let handles = if reply.handles.is_empty() { &single[..] } else { &reply.handles };
+            assert_eq!(handles.len(), subs.len(), "a handle for each subscriber");
+            for (sub, handle) in subs.iter().zip(handles) {
+                if *handle != 0 {
+                    self.surely_joined(*sub, *handle, state.epoch, handled);
+                }
+            }
+        }
+        handled
+    }
+
+    fn surely_joined(&mut self, sub: SubId, handle: u64, epoch: u64, handled: Handled) {
+        let shard = self.shard_of(sub);
+        let said = &self.streams[self.subs[sub].stream].said;
+        let removed =
+            said.as_ref().is_some_and(|said| said.epoch > epoch || said.epoch == epoch && said.mode() == Mode::Unknown);
+        let panicked = self.shards[shard].panicked.is_some_and(|panicked| panicked.serial > handled.serial);
+        let known = &mut self.subs[sub];
+        if removed || panicked || known.left > handled.serial {
+            return;
+        }
+        match &mut known.sure {
+            Some(sure) if sure.epoch == epoch && sure.handle == handle => sure.heard = sure.heard.max(handled.tick),
+            sure => *sure = Some(Sure { epoch, handle, since: handled.tick, heard: handled.tick }),
+        }
+    }
+
+    // --- bounds --------------------------------------------------------------------------------------------------
+
+    /// The engine's time of an update.
+    pub fn tick_of(&self, update: &Update) -> u64 {
+        update.server_time_ms - self.skew_ms
+    }
+
+    /// Whether somebody may have watched a stream at that time.
+    pub fn may_be_watched(&self, stream: usize, tick: u64) -> bool {
+        let pardoned = self.shards[self.streams[stream].shard].pardoned_until;
+        self.streams[stream].subs.iter().any(|sub| self.subs[*sub].may_be_there(tick, self.stale_after_ms, pardoned))
+    }
+
+    /// Whether somebody surely watched it, the same one all the time from then to then.
+    pub fn surely_watched(&self, stream: usize, from: u64, to: u64) -> bool {
+        self.streams[stream].subs.iter().any(|sub| {
+            let sure = self.subs[*sub].sure;
+            sure.is_some_and(|sure| sure.since < from && to < sure.heard + self.stale_after_ms)
+        })
+    }
+
+    /// How many may be in the tables of a shard.
+    pub fn may_count(&self, shard: usize, now: u64) -> u64 {
+        let pardoned = self.shards[shard].pardoned_until;
+        let present = |sub: &&SubId| {
+            self.subs[**sub]
+                .may
+                .is_some_and(|may| now <= (may.heard + self.stale_after_ms).max(pardoned) + REMOVED_WITHIN_MS)
+        };
+        let own = self.streams.iter().filter(|stream| stream.shard == shard);
+        own.map(|stream| stream.subs.iter().filter(present).count() as u64).sum()
+    }
+
+    /// How many are surely active in a shard.
+    pub fn sure_count(&self, shard: usize, now: u64) -> u64 {
+        let active = |sub: &&SubId| self.subs[**sub].sure.is_some_and(|sure| now < sure.heard + self.stale_after_ms);
+        let own = self.streams.iter().filter(|stream| stream.shard == shard);
+        own.map(|stream| stream.subs.iter().filter(active).count() as u64).sum()
+    }
+}
+
+impl Sub {
+    fn end_may(&mut self, now: u64) {
+        if let Some(may) = self.may.take() {
+            self.may_until = Some((may.since, now));
+        }
+    }
+
+    /// It was heard of at `now`, by that handle or by name.
+    fn keep_sure(&mut self, now: u64, stale_after_ms: u64, handle: Option<u64>) {
+        let Some(sure) = &mut self.sure else { return };
+        if now >= sure.heard + stale_after_ms {
+            // It may have been removed before it was heard of.
+            self.sure = None;
+        } else if handle.is_none_or(|handle| handle == sure.handle) {
+            sure.heard = now;
+        }
+    }
+
+    fn may_be_there(&self, tick: u64, stale_after_ms: u64, pardoned: u64) -> bool {
+        self.may.is_some_and(|may| may.since <= tick && tick <= (may.heard + stale_after_ms).max(pardoned))
+            || self.may_until.is_some_and(|(since, until)| since <= tick && tick <= until)
+    }
+}
