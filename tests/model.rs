@@ -1,0 +1,165 @@
+//! A naive model beside the engine: random runs of everything that can happen, and after every step both must have said
+//! the same, answered the same, and count the same.
+//!
+//! A long run, and a failed one again (what it prints says so too):
+//!
+//! ```text
+//! PROPTEST_CASES=1000000 cargo test --release --test model -- --nocapture
+//! PROPTEST_RNG_SEED=… PROPTEST_CASES=… cargo test --release --test model
+//! ```
+//!
+//! A failure is reduced to the shortest run that fails. Its seed is added to `proptest-regressions/model.txt`, which is
+//! run first from then on. A seed is worth something only until a strategy in `steps.rs` changes, so copy the run that
+//! is printed into a test with a sentence for a name, at the end of this file: it is Rust, but for a few `vec!`.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `model/steps.rs` | what can happen |
+//! | `model/reference.rs`, `model/stream.rs` | the model: what the contract says of it |
+//! | `model/subject.rs` | the engine, in the model's words |
+//! | this one | what must hold after every step: add to [`invariants`] |
+
+use std::{
+    cell::Cell,
+    hash::{BuildHasher as _, RandomState},
+    panic,
+    time::Instant,
+};
+
+use orchestrator_service::engine::{Cause, Tick};
+use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestError, TestRunner};
+use proptest_state_machine::{ReferenceStateMachine as _, StateMachineTest};
+
+use reference::Model;
+use steps::{STREAMS, Setup, Step};
+use subject::Subject;
+
+#[path = "model/reference.rs"]
+mod reference;
+#[path = "model/steps.rs"]
+mod steps;
+#[path = "model/stream.rs"]
+mod stream;
+#[path = "model/subject.rs"]
+mod subject;
+
+/// What must hold after every step, besides that both said and answered the same. This is the place for another one.
+fn invariants(model: &Model, subject: &mut Subject) {
+    subject.engine.check();
+    assert_eq!(subject.engine.counts(), model.counts(), "the engine's counts are left, the model's right");
+    for stream in STREAMS {
+        let counts = model.streams.get(stream).map(stream::Stream::counts);
+        assert_eq!(subject.counts(stream), counts, "the engine's counts of {stream} are left, the model's right");
+    }
+    if !model.last.settled {
+        return;
+    }
+    let (deadline, due) = (subject.engine.next_deadline(), model.dues().into_iter().min().map(Tick));
+    assert!(
+        due.is_none_or(|due| deadline.is_some_and(|deadline| deadline <= due)),
+        "{deadline:?} is later than {due:?}"
+    );
+    assert_eq!(subject.engine.is_empty(), model.is_empty(), "whether nothing is left");
+    if model.setup.curious {
+        states(model, subject);
+    }
+}
+
+/// Every stream is where the model says. Asking brings streams to the present, so this is not done in every run.
+fn states(model: &Model, subject: &mut Subject) {
+    for stream in STREAMS {
+        let state = model.streams.get(stream).map(|stream| stream.fact(model.now, Cause::Snapshot));
+        assert_eq!(subject.state(stream), state, "the engine's state of {stream} is left, the model's right");
+    }
+    assert!(subject.is_silent(), "asking for the state of a stream that is up to date says nothing to others");
+}
+
+impl StateMachineTest for Subject {
+    type SystemUnderTest = Self;
+    type Reference = Model;
+
+    fn init_test(model: &Model) -> Self {
+        Self::new(model)
+    }
+
+    fn apply(mut subject: Self, model: &Model, step: Step) -> Self {
+        subject.step(model, &step);
+        invariants(model, &mut subject);
+        subject
+    }
+
+    fn teardown(mut subject: Self, model: Model) {
+        if model.last.settled {
+            states(&model, &mut subject);
+        }
+    }
+}
+
+/// Fewest and most steps of a run.
+const STEPS: std::ops::RangeInclusive<usize> = 1..=60;
+
+#[test]
+fn the_engine_says_what_the_model_says_in_any_run() {
+    let mut config = Config::default();
+    let seed = match config.rng_seed {
+        RngSeed::Fixed(seed) => seed,
+        RngSeed::Random => RandomState::new().hash_one(config.cases),
+    };
+    config.rng_seed = RngSeed::Fixed(seed);
+    config.source_file = Some(file!());
+    let found = concat!(env!("CARGO_MANIFEST_DIR"), "/proptest-regressions/model.txt");
+    config.failure_persistence = Some(Box::new(FileFailurePersistence::Direct(found)));
+    config.max_shrink_iters = 200_000;
+    let cases = config.cases;
+    let again = format!("PROPTEST_RNG_SEED={seed} PROPTEST_CASES={cases} cargo test --release --test model");
+    println!("{again}");
+
+    let begun = Instant::now();
+    let result = quietly(|| {
+        TestRunner::new(config.clone()).run(&Model::sequential_strategy(STEPS), |(model, steps, seen)| {
+            Subject::test_sequential(config.clone(), model, steps, seen);
+            Ok(())
+        })
+    });
+    match result {
+        Ok(()) => {}
+        Err(TestError::Fail(reason, (model, steps, _))) => {
+            panic!(
+                "{reason}\nThe shortest run that fails:\nreplay({model:?}, &{steps:?});\nTo find it again:\n{again}\n"
+            )
+        }
+        Err(error) => panic!("{error}\n{again}\n"),
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    println!("{cases} cases in {seconds:.1} s, {:.0} a second", f64::from(cases) / seconds);
+}
+
+/// Runs without the message of every panic: there are thousands on the way to the shortest run, and the last one's is in
+/// the error.
+fn quietly<T>(run: impl FnOnce() -> T) -> T {
+    thread_local! {
+        static QUIET: Cell<bool> = const { Cell::new(false) };
+    }
+    let loud = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if !QUIET.get() {
+            loud(info);
+        }
+    }));
+    QUIET.set(true);
+    let result = run();
+    QUIET.set(false);
+    result
+}
+
+/// One run, as a failure prints it.
+#[allow(dead_code, reason = "for the runs that a failure adds below")]
+fn replay(setup: Setup, steps: &[Step]) {
+    let mut model = Model::new(setup);
+    let mut subject = Subject::init_test(&model);
+    for step in steps {
+        model.step(step);
+        subject = Subject::apply(subject, &model, step.clone());
+    }
+    Subject::teardown(subject, model);
+}

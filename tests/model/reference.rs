@@ -1,0 +1,590 @@
+//! The reference: what the contract says of a whole engine, in plain maps and lists.
+//!
+//! It is slow and short on purpose. It computes each position from the stream's whole story, counts by counting, looks
+//! at everything whenever time goes by, and shares no code with the engine.
+
+use std::{collections::BTreeMap, fmt};
+
+use orchestrator_service::engine::{Cause, Counts, Mode, REMEMBER_MS, STALE_LINGER_MS};
+use proptest::prelude::*;
+use proptest_state_machine::ReferenceStateMachine;
+
+use crate::{
+    steps::{
+        CLIENTS, Expects, MAX_SESSIONS, MAX_STREAMS, MAX_SUBSCRIBERS, Many, Order, STREAMS, Say, Setup, Span, Status,
+        Step, Ticket, Who, setup, step,
+    },
+    stream::{Member, Stream},
+};
+
+/// The beginning of every run: some day in 2023, ms since 1970.
+pub(crate) const T0: u64 = 1_700_000_000_000;
+
+/// What somebody is told of a stream: an update, or the state in an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fact {
+    pub(crate) stream: &'static str,
+    pub(crate) incarnation: usize,
+    pub(crate) cause: Cause,
+    pub(crate) mode: Mode,
+    pub(crate) scene: Option<u32>,
+    pub(crate) position: u64,
+    pub(crate) loops: u64,
+    pub(crate) status: Option<Status>,
+    pub(crate) revision: u64,
+    pub(crate) sequence: u64,
+    pub(crate) scenes: Vec<(&'static str, u64)>,
+}
+
+/// What whoever runs the engine is told of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Happening {
+    Created,
+    Started,
+    Stopped(Mode),
+    Removed { idle: bool },
+    StaleRemoved { removed: u64, left: u64 },
+}
+
+/// All that was said in one step.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Told {
+    pub(crate) facts: Vec<Fact>,
+    pub(crate) happenings: Vec<(&'static str, Happening)>,
+}
+
+impl Told {
+    /// Notes an event. Removals of stale subscribers add up: who of several silent ones goes first means nothing.
+    pub(crate) fn happened(&mut self, stream: &'static str, happening: Happening) {
+        if let Happening::StaleRemoved { removed: more, left: now_left } = happening {
+            for (name, before) in &mut self.happenings {
+                if let (true, Happening::StaleRemoved { removed, left }) = (*name == stream, before) {
+                    (*removed, *left) = (*removed + more, now_left);
+                    return;
+                }
+            }
+        }
+        self.happenings.push((stream, happening));
+    }
+
+    /// Order between streams means nothing, order within one everything.
+    pub(crate) fn by_stream(&mut self) {
+        self.facts.sort_by_key(|fact| fact.stream);
+        let goes_last = |happening: &Happening| matches!(happening, Happening::StaleRemoved { .. });
+        self.happenings.sort_by_key(|(stream, happening)| (*stream, goes_last(happening)));
+    }
+}
+
+/// An answer, with handles replaced by whom they stand for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    State(Fact),
+    Registered {
+        ticket: usize,
+        new: bool,
+        total: u64,
+        state: Fact,
+    },
+    RegisteredBatch {
+        tickets: Vec<Result<usize, Refusal>>,
+        state: Fact,
+    },
+    /// From where is `None` inside if it never said.
+    Unregistered {
+        total: u64,
+        from: u8,
+    },
+    Heard,
+    Batch {
+        no_such_stream: bool,
+        handles: Vec<Holder>,
+        clients: Vec<u8>,
+    },
+    Stats(Counts),
+    /// By name.
+    Streams(Vec<Fact>),
+    Noted,
+}
+
+/// Whose a handle is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// That of this registration of the run, which may be over.
+    Registration(usize),
+    /// Nobody's: made up in this way.
+    Nobody(u8),
+}
+
+/// The kind of a refusal, and what its numbers are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    Invalid,
+    StreamNotFound,
+    AlreadyExists,
+    InvalidState(Mode),
+    SceneNotFound,
+    UnknownSubscriber,
+    Conflict { expected: u64, actual: u64 },
+    Exhausted { what: &'static str, limit: u64 },
+}
+
+type Outcome = Result<Answer, Refusal>;
+
+/// See the module.
+#[derive(Clone)]
+pub(crate) struct Model {
+    pub(crate) setup: Setup,
+    pub(crate) now: u64,
+    pub(crate) streams: BTreeMap<&'static str, Stream>,
+    max_streams: u64,
+    max_subscribers: u64,
+    pardoned_until: u64,
+    /// Every answer to a request with an id: when, to which one, and what.
+    answers: Vec<(u64, (u8, u8), Outcome)>,
+    /// How many streams there ever were.
+    incarnations: usize,
+    /// How many registrations there ever were.
+    pub(crate) tickets: usize,
+    /// What the last step came to.
+    pub(crate) last: Last,
+}
+
+/// What the last step came to: what it meant in this run, and what the engine has to make of it.
+#[derive(Clone, Default)]
+pub(crate) struct Last {
+    pub(crate) expected_revision: Option<u64>,
+    pub(crate) position: u64,
+    pub(crate) holders: Vec<Holder>,
+    /// None if nothing came in.
+    pub(crate) outcome: Option<Outcome>,
+    pub(crate) told: Told,
+    /// Whether everything due was done at the end of it.
+    pub(crate) settled: bool,
+}
+
+impl fmt::Debug for Model {
+    /// A run is given by its world and its steps.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.setup.fmt(formatter)
+    }
+}
+
+impl ReferenceStateMachine for Model {
+    type State = Self;
+    type Transition = Step;
+
+    fn init_state() -> BoxedStrategy<Self> {
+        setup().prop_map(Self::new).boxed()
+    }
+
+    fn transitions(_: &Self) -> BoxedStrategy<Step> {
+        thread_local! {
+            // Steps mean something in any state, so one strategy serves all, and is built once.
+            static STEP: BoxedStrategy<Step> = step().boxed();
+        }
+        STEP.with(Clone::clone)
+    }
+
+    fn apply(mut model: Self, step: &Step) -> Self {
+        model.step(step);
+        model
+    }
+}
+
+impl Model {
+    pub(crate) fn new(setup: Setup) -> Self {
+        Self {
+            setup,
+            now: T0,
+            streams: BTreeMap::new(),
+            max_streams: MAX_STREAMS,
+            max_subscribers: MAX_SUBSCRIBERS,
+            pardoned_until: 0,
+            answers: Vec::new(),
+            incarnations: 0,
+            tickets: 0,
+            last: Last::default(),
+        }
+    }
+
+    pub(crate) fn step(&mut self, step: &Step) {
+        self.last = Last::default();
+        let mut told = Told::default();
+        match step {
+            Step::Say(say) => {
+                self.last.outcome = Some(self.say(say, &mut told));
+                self.settle(&mut told);
+            }
+            Step::Rush(say) => self.last.outcome = Some(self.say(say, &mut told)),
+            Step::Wait(span) => {
+                self.now = self.until(*span);
+                self.settle(&mut told);
+            }
+            Step::Sleep(span) => self.now = self.until(*span),
+            Step::Follow(dues) => {
+                self.settle(&mut told);
+                for _ in 0..*dues {
+                    let Some(due) = self.dues().into_iter().min() else { break };
+                    self.now = due;
+                    self.settle(&mut told);
+                }
+            }
+        }
+        self.last.settled = !matches!(step, Step::Rush(_) | Step::Sleep(_));
+        told.by_stream();
+        self.last.told = told;
+    }
+
+    // --- counting -------------------------------------------------------------------------------------------------------
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.streams.values().map(Stream::counts).fold(Counts::default(), |sum, one| Counts {
+            total: sum.total + one.total,
+            active: sum.active + one.active,
+            stale: sum.stale + one.stale,
+            unique: sum.unique + one.unique,
+            streams: sum.streams + one.streams,
+            running: sum.running + one.running,
+        })
+    }
+
+    /// Answers that a repeat would get now.
+    fn remembered(&self) -> impl Iterator<Item = &(u64, (u8, u8), Outcome)> {
+        let newest = self.answers.iter().rev().take(self.setup.max_remembered);
+        newest.filter(|(given, ..)| given + REMEMBER_MS > self.now)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.streams.is_empty() && self.remembered().next().is_none()
+    }
+
+    // --- time -----------------------------------------------------------------------------------------------------------
+
+    /// When something will be due, unless something happens before.
+    pub(crate) fn dues(&self) -> Vec<u64> {
+        let members = self.streams.values().flat_map(|stream| &stream.audience);
+        let mut dues: Vec<u64> = members.map(|member| self.silent_at(member)).collect();
+        dues.extend(self.streams.values().flat_map(Stream::dues));
+        dues.extend(self.remembered().map(|(given, ..)| given + REMEMBER_MS));
+        dues
+    }
+
+    fn until(&self, span: Span) -> u64 {
+        match span {
+            Span::Ms(ms) => self.now + ms,
+            Span::Due(which, more) => {
+                let mut dues = self.dues();
+                dues.sort_unstable();
+                dues.dedup();
+                let due = dues.get(usize::from(which)).or(dues.last()).copied().unwrap_or(self.now);
+                due.saturating_add_signed(i64::from(more)).max(self.now)
+            }
+        }
+    }
+
+    /// When a subscriber turns stale, or if it has, when it goes.
+    fn silent_at(&self, member: &Member) -> u64 {
+        let stale_at = (member.heard + self.setup.stale_after).max(self.pardoned_until);
+        if member.stale { stale_at + STALE_LINGER_MS } else { stale_at }
+    }
+
+    /// Does everything that is due now.
+    fn settle(&mut self, told: &mut Told) {
+        loop {
+            for stream in STREAMS {
+                self.bring(stream, told);
+                self.silence(stream, told);
+            }
+            if self.dues().into_iter().all(|due| due > self.now) {
+                return;
+            }
+        }
+    }
+
+    /// Brings a stream to the present. None if there is no such stream, or not any more.
+    fn bring(&mut self, stream: &'static str, told: &mut Told) -> Option<&mut Stream> {
+        if !self.streams.get_mut(stream)?.bring(self.now, told) {
+            self.streams.remove(stream)?.removed(self.now, true, told);
+            return None;
+        }
+        self.streams.get_mut(stream)
+    }
+
+    /// Those of a stream who were silent for too long.
+    fn silence(&mut self, name: &'static str, told: &mut Told) {
+        loop {
+            let Some(stream) = self.streams.get(name) else { return };
+            let Some(place) = stream.audience.iter().position(|member| self.silent_at(member) <= self.now) else {
+                return;
+            };
+            let Some(stream) = self.bring(name, told) else { return };
+            if stream.audience[place].stale {
+                stream.audience.remove(place);
+                let left = stream.audience.len() as u64;
+                told.happened(name, Happening::StaleRemoved { removed: 1, left });
+            } else {
+                stream.audience[place].stale = true;
+            }
+            let now = self.now;
+            self.streams.get_mut(name).expect("it was just there").audience_changed(now, told);
+        }
+    }
+
+    // --- inputs ---------------------------------------------------------------------------------------------------------
+
+    fn say(&mut self, say: &Say, told: &mut Told) -> Outcome {
+        match say {
+            Say::Command { stream, request: None, expects, command } => self.command(*stream, *expects, *command, told),
+            Say::Command { stream, request: Some(request), expects, command } => {
+                let key = (*stream, *request);
+                if let Some((.., answer)) = self.remembered().find(|(_, known, _)| *known == key) {
+                    return answer.clone();
+                }
+                let answer = self.command(*stream, *expects, *command, told);
+                self.answers.push((self.now, key, answer.clone()));
+                answer
+            }
+            Say::Register { stream, who, answered } => self.register(STREAMS[*stream as usize], *who, *answered, told),
+            Say::RegisterBatch { stream, who, answered } => {
+                self.register_batch(STREAMS[*stream as usize], who, *answered, told)
+            }
+            Say::Unregister { stream, who } => {
+                let (name, place) = self.find(*stream, *who)?;
+                let from = self.streams[name].audience[place].from;
+                if !self.leave(name, place, told) {
+                    return Err(Refusal::StreamNotFound);
+                }
+                Ok(Answer::Unregistered { total: self.streams[name].audience.len() as u64, from })
+            }
+            Say::Heartbeat { stream, who } => {
+                let (name, place) = self.find(*stream, *who)?;
+                if self.hear(name, place, told) { Ok(Answer::Heard) } else { Err(Refusal::StreamNotFound) }
+            }
+            Say::HeartbeatBatch(many) => Ok(self.batch(many, Self::hear, told)),
+            Say::UnregisterBatch(many) => Ok(self.batch(many, Self::leave, told)),
+            Say::GetState { stream } => {
+                let now = self.now;
+                let stream = self.bring(STREAMS[*stream as usize], told).ok_or(Refusal::StreamNotFound)?;
+                Ok(Answer::State(stream.fact(now, Cause::Snapshot)))
+            }
+            Say::GetStats { stream: None } => Ok(Answer::Stats(self.counts())),
+            // Like a heartbeat, this does not bring the stream to the present.
+            Say::GetStats { stream: Some(stream) } => {
+                let stream = self.streams.get(STREAMS[*stream as usize]).ok_or(Refusal::StreamNotFound)?;
+                Ok(Answer::Stats(stream.counts()))
+            }
+            Say::ListStreams { .. } => {
+                let now = self.now;
+                let mut names = STREAMS;
+                names.sort_unstable();
+                let states =
+                    names.into_iter().filter_map(|name| Some(self.bring(name, told)?.fact(now, Cause::Snapshot)));
+                Ok(Answer::Streams(states.collect()))
+            }
+            Say::SetRoom { streams, subscribers } => {
+                (self.max_streams, self.max_subscribers) = (*streams, *subscribers);
+                Ok(Answer::Noted)
+            }
+            Say::Overslept { ms } => {
+                self.pardoned_until = self.pardoned_until.max(self.now + (*ms).min(self.setup.stale_after));
+                Ok(Answer::Noted)
+            }
+        }
+    }
+
+    fn command(&mut self, stream: u8, expects: Option<Expects>, command: Order, told: &mut Told) -> Outcome {
+        let name = STREAMS[stream as usize];
+        let now = self.now;
+        let plans = self.setup.plans.clone();
+        let present = self.streams.get(name).map_or(0, |stream| stream.revision);
+        self.last.expected_revision = expects.map(|expects| match expects {
+            Expects::Present(more) => present.saturating_add_signed(i64::from(more)),
+            Expects::Exactly(revision) => revision,
+        });
+        let expected = self.last.expected_revision;
+        let conflict = |actual| match expected {
+            Some(expected) if expected != actual => Err(Refusal::Conflict { expected, actual }),
+            _ => Ok(()),
+        };
+        if self.bring(name, told).is_none() {
+            let Order::Start(plan) = command else { return Err(Refusal::StreamNotFound) };
+            conflict(0)?;
+            let plan = plans[usize::from(plan.ok_or(Refusal::Invalid)?)].clone();
+            if self.streams.len() as u64 >= self.max_streams.min(MAX_STREAMS) {
+                return Err(Refusal::Exhausted { what: "streams", limit: MAX_STREAMS });
+            }
+            let stream = Stream::created(name, self.incarnations, plan, now, told);
+            self.incarnations += 1;
+            let state = stream.fact(now, Cause::Command);
+            self.streams.insert(name, stream);
+            return Ok(Answer::State(state));
+        }
+        let stream = self.streams.get_mut(name).expect("it was just there");
+        self.last.position = stream.sought(command, now);
+        conflict(stream.revision)?;
+        if matches!(command, Order::Remove) {
+            let last = stream.removed(now, false, told);
+            self.streams.remove(name);
+            return Ok(Answer::State(last));
+        }
+        stream.obey(now, command, &plans, told)?;
+        Ok(Answer::State(stream.fact(now, Cause::Command)))
+    }
+
+    fn register(&mut self, name: &'static str, who: Who, answered: bool, told: &mut Told) -> Outcome {
+        let now = self.now;
+        self.bring(name, told).ok_or(Refusal::StreamNotFound)?;
+        let (before, said) = (self.tickets, told.facts.len());
+        let ticket = self.join(name, who, told)?;
+        let stream = self.streams.get_mut(name).expect("it was just joined");
+        if !answered && told.facts.len() == said {
+            stream.owes_snapshot(now, told);
+        }
+        let (total, state) = (stream.audience.len() as u64, stream.fact(now, Cause::Snapshot));
+        Ok(Answer::Registered { ticket, new: self.tickets > before, total, state })
+    }
+
+    fn register_batch(&mut self, name: &'static str, who: &[Option<Who>], answered: bool, told: &mut Told) -> Outcome {
+        let now = self.now;
+        self.bring(name, told).ok_or(Refusal::StreamNotFound)?;
+        let said = told.facts.len();
+        let mut tickets = Vec::new();
+        for who in who {
+            tickets.push(match who {
+                Some(who) => self.join(name, *who, told),
+                None => Err(Refusal::Invalid),
+            });
+        }
+        let stream = self.streams.get_mut(name).expect("it was just joined");
+        if !answered && told.facts.len() == said && tickets.iter().any(Result::is_ok) {
+            stream.owes_snapshot(now, told);
+        }
+        Ok(Answer::RegisteredBatch { tickets, state: stream.fact(now, Cause::Snapshot) })
+    }
+
+    /// Adds a subscriber to a stream that is there, or refreshes it. Returns its ticket.
+    fn join(&mut self, name: &'static str, who: Who, told: &mut Told) -> Result<usize, Refusal> {
+        let total = self.counts().total;
+        let stream = self.streams.get_mut(name).expect("the caller has looked");
+        if let Some(place) = stream.place(who) {
+            stream.audience[place].from = who.from;
+            let ticket = stream.audience[place].ticket;
+            self.hear(name, place, told);
+            return Ok(ticket);
+        }
+        if total >= self.max_subscribers.min(MAX_SUBSCRIBERS) {
+            return Err(Refusal::Exhausted { what: "subscribers", limit: MAX_SUBSCRIBERS });
+        }
+        let sessions = stream.audience.iter().filter(|member| member.client == who.client).count();
+        if sessions >= MAX_SESSIONS as usize {
+            let limit = u64::from(MAX_SESSIONS);
+            return Err(Refusal::Exhausted { what: "sessions of one client on a stream", limit });
+        }
+        let Who { client, session, from } = who;
+        let ticket = self.tickets;
+        self.tickets += 1;
+        stream.audience.push(Member { client, session, from, heard: self.now, stale: false, ticket });
+        stream.audience_changed(self.now, told);
+        Ok(ticket)
+    }
+
+    /// Finds a subscriber by name. The stream is not brought to the present for it: whether somebody is unknown does
+    /// not depend on the time.
+    fn find(&self, stream: u8, who: Who) -> Result<(&'static str, usize), Refusal> {
+        let name = STREAMS[stream as usize];
+        let stream = self.streams.get(name).ok_or(Refusal::StreamNotFound)?;
+        Ok((name, stream.place(who).ok_or(Refusal::UnknownSubscriber)?))
+    }
+
+    /// A subscriber was heard of. False if it was stale and its stream's time was over.
+    fn hear(&mut self, name: &'static str, place: usize, told: &mut Told) -> bool {
+        let now = self.now;
+        let member = &mut self.streams.get_mut(name).expect("the caller has looked").audience[place];
+        member.heard = now;
+        if !member.stale {
+            return true;
+        }
+        let Some(stream) = self.bring(name, told) else { return false };
+        stream.audience[place].stale = false;
+        stream.audience_changed(now, told);
+        true
+    }
+
+    /// A subscriber leaves. False if its stream's time was over.
+    fn leave(&mut self, name: &'static str, place: usize, told: &mut Told) -> bool {
+        let now = self.now;
+        let Some(stream) = self.bring(name, told) else { return false };
+        stream.audience.remove(place);
+        stream.audience_changed(now, told);
+        true
+    }
+
+    fn batch(
+        &mut self,
+        many: &Many,
+        act: impl Fn(&mut Self, &'static str, usize, &mut Told) -> bool,
+        told: &mut Told,
+    ) -> Answer {
+        let mut unplaced = Vec::new();
+        for ticket in &many.handles {
+            let holder = self.holder(*ticket);
+            self.last.holders.push(holder);
+            let found = self.streams.values().find_map(|stream| {
+                let is_it = |member: &Member| holder == Holder::Registration(member.ticket);
+                Some((stream.name, stream.audience.iter().position(is_it)?))
+            });
+            if !found.is_some_and(|(name, place)| act(self, name, place, told)) {
+                unplaced.push(holder);
+            }
+        }
+        let name = many.stream.map(|stream| STREAMS[stream as usize]);
+        let there = name.filter(|name| self.bring(name, told).is_some());
+        let mut unknown = Vec::new();
+        for client in &many.clients {
+            let mut found = false;
+            // Leaving takes the place away, so the youngest goes first and the places of the others stay.
+            let last = there.map_or(0, |name| self.streams[name].audience.len());
+            for place in (0..last).rev() {
+                let name = there.unwrap_or_default();
+                if self.streams[name].audience[place].client == *client {
+                    found = true;
+                    act(self, name, place, told);
+                }
+            }
+            if !found {
+                unknown.push(*client);
+            }
+        }
+        Answer::Batch { no_such_stream: there.is_none() && name.is_some(), handles: unplaced, clients: unknown }
+    }
+
+    fn holder(&self, ticket: Ticket) -> Holder {
+        match ticket {
+            Ticket::Youngest(back) if self.tickets > 0 => {
+                Holder::Registration(self.tickets - 1 - usize::from(back) % self.tickets)
+            }
+            Ticket::Youngest(_) => Holder::Nobody(0),
+            Ticket::Forged(how) => Holder::Nobody(how),
+        }
+    }
+}
+
+impl Stream {
+    /// The place in its audience of a subscriber.
+    fn place(&self, who: Who) -> Option<usize> {
+        self.audience.iter().position(|member| (member.client, member.session) == (who.client, who.session))
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        let (total, active) = (self.audience.len() as u64, self.active() as u64);
+        let is_there = |client: &usize| self.audience.iter().any(|member| usize::from(member.client) == *client);
+        Counts {
+            total,
+            active,
+            stale: total - active,
+            unique: (0..CLIENTS.len()).filter(is_there).count() as u64,
+            streams: 1,
+            running: u64::from(self.mode == Mode::Running),
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! What can happen in a run, and how often: the world a run is set in, its steps, and their strategies.
+//!
+//! A step is written without reference to anything that only a run knows: "the second youngest handle", "1 ms before
+//! what is due next". The reference resolves that when it gets there, so a step means something in any run, and a run
+//! stays one while steps are taken out of it. Printed with `{:?}` it is Rust again, for [`crate::replay`].
+
+use std::net::SocketAddr;
+
+use orchestrator_service::engine::{
+    Config, Draft, Limits, MAX_DURATION_MS, REMEMBER_MS, SNAPSHOT_INTERVAL_MS, STALE_LINGER_MS, Scene, Settings,
+    WhenEmpty,
+};
+use proptest::{collection::vec, prelude::*, sample::select};
+
+/// Streams: one more than there is room for.
+pub(crate) const STREAMS: [&str; 4] = ["show", "6f9619ff-8b86-d011-b42d-00cf4fc964ff", "B_2", "last"];
+
+/// Clients: texts, UUIDs, and a UUID in capitals, which is another client than the same in small letters.
+pub(crate) const CLIENTS: [&str; 6] = [
+    "viewer",
+    "b6d4e1c2-0f57-4c6c-9d4e-0f3a4c1b2d3e",
+    "B6D4E1C2-0F57-4C6C-9D4E-0F3A4C1B2D3E",
+    "Zoë",
+    "b6d4e1c2-0f57-4c6c-9d4e-0f3a4c1b2d3f",
+    "a.b*>",
+];
+
+/// Names of scenes; no plan uses the last one.
+pub(crate) const SCENES: [&str; 5] = ["Intro", "Main", "Outro", "Credits", "Nowhere"];
+
+/// Request ids.
+pub(crate) const REQUESTS: [&str; 4] = ["r0", "r1", "r2", "r3"];
+
+/// What may be told of the encoder.
+pub(crate) const TIMECODES: [&str; 2] = ["00:00:07:00", ""];
+
+/// Where a subscriber may come from.
+pub(crate) fn source(from: u8) -> Option<SocketAddr> {
+    match from {
+        0 => None,
+        1 => Some(SocketAddr::from(([192, 0, 2, 7], 51_000))),
+        _ => Some(SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(from)], 443))),
+    }
+}
+
+/// The world that a run is set in.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    /// The configurations that commands choose from.
+    pub(crate) plans: Vec<Plan>,
+    pub(crate) stale_after: u64,
+    pub(crate) max_remembered: usize,
+    /// How much the engine is allowed to look at in one call.
+    pub(crate) budget: usize,
+    /// Whether every stream is asked for its state after every step. Asking brings a stream to the present, so a run
+    /// without it is not the same run.
+    pub(crate) curious: bool,
+}
+
+/// A configuration of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Plan {
+    pub(crate) scenes: Vec<(&'static str, u64)>,
+    pub(crate) tick: u64,
+    pub(crate) looping: bool,
+    pub(crate) when_empty: WhenEmpty,
+    pub(crate) grace: u64,
+    pub(crate) idle: u64,
+}
+
+impl Plan {
+    /// The same for the engine.
+    pub(crate) fn config(&self) -> Config {
+        let draft = Draft {
+            scenes: self.scenes.iter().map(|(name, duration_ms)| Scene { name, duration_ms: *duration_ms }).collect(),
+            tick_interval_ms: Some(self.tick),
+            loop_scenes: self.looping,
+            when_empty: self.when_empty,
+            empty_grace_ms: Some(self.grace),
+            idle_timeout_ms: Some(self.idle),
+        };
+        Config::new(&draft, &Limits::default()).expect("plans are valid")
+    }
+}
+
+/// Most streams at a time, at first.
+pub(crate) const MAX_STREAMS: u64 = 3;
+/// Most subscribers at a time, at first.
+pub(crate) const MAX_SUBSCRIBERS: u64 = 8;
+/// Most sessions of one client on one stream.
+pub(crate) const MAX_SESSIONS: u32 = 3;
+
+impl Setup {
+    /// The same for the engine.
+    pub(crate) fn settings(&self) -> Settings {
+        let limits = Limits {
+            max_streams: MAX_STREAMS,
+            max_subscribers: MAX_SUBSCRIBERS,
+            max_sessions_per_client: MAX_SESSIONS,
+            max_remembered_requests: self.max_remembered,
+            ..Limits::default()
+        };
+        Settings { limits, stale_after_ms: self.stale_after, seed: 7 }
+    }
+}
+
+/// One step of a run.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// Something comes in, and then the engine does what is due.
+    Say(Say),
+    /// Something comes in, and the engine is not called for what is due: the next input is in the same batch.
+    Rush(Say),
+    /// Time goes by; the engine is called at the end, however late that is.
+    Wait(Span),
+    /// Time goes by without a call, so that the next input meets streams whose time has passed.
+    Sleep(Span),
+    /// The engine is called exactly when it wants to be, until that many things were due.
+    Follow(u8),
+}
+
+/// How long.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Span {
+    Ms(u64),
+    /// Until this one of the things to come, counted from the next, and so many ms more.
+    Due(u8, i8),
+}
+
+/// An input. Streams, clients, scenes, plans and request ids are places in the lists above.
+#[derive(Clone, Debug)]
+pub(crate) enum Say {
+    Command {
+        stream: u8,
+        request: Option<u8>,
+        expects: Option<Expects>,
+        command: Order,
+    },
+    Register {
+        stream: u8,
+        who: Who,
+        answered: bool,
+    },
+    /// A malformed member is none.
+    RegisterBatch {
+        stream: u8,
+        who: Vec<Option<Who>>,
+        answered: bool,
+    },
+    Unregister {
+        stream: u8,
+        who: Who,
+    },
+    Heartbeat {
+        stream: u8,
+        who: Who,
+    },
+    HeartbeatBatch(Many),
+    UnregisterBatch(Many),
+    GetState {
+        stream: u8,
+    },
+    GetStats {
+        stream: Option<u8>,
+    },
+    /// All pages of so many.
+    ListStreams {
+        limit: usize,
+    },
+    SetRoom {
+        streams: u64,
+        subscribers: u64,
+    },
+    Overslept {
+        ms: u64,
+    },
+}
+
+/// A connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Who {
+    pub(crate) client: u8,
+    pub(crate) session: u64,
+    pub(crate) from: u8,
+}
+
+/// A batch.
+#[derive(Clone, Debug)]
+pub(crate) struct Many {
+    pub(crate) stream: Option<u8>,
+    pub(crate) clients: Vec<u8>,
+    pub(crate) handles: Vec<Ticket>,
+}
+
+/// A handle.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ticket {
+    /// Given for this one of all registrations, counted from the youngest.
+    Youngest(u8),
+    /// Never given to anybody; there are several ways of making one up.
+    Forged(u8),
+}
+
+/// A revision that a command expects.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Expects {
+    /// What the stream is at, and so much more.
+    Present(i8),
+    Exactly(u64),
+}
+
+/// A command.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Order {
+    Start(Option<u8>),
+    Stop,
+    Pause,
+    Resume,
+    ForceScene(u8),
+    SkipScene,
+    PreviousScene,
+    /// A position.
+    Seek(u64),
+    /// So many ms before the end of the present pass.
+    SeekFromEnd(u64),
+    AdjustScene(i64),
+    Status(Status),
+    Reconfigure(u8),
+    Reset,
+    Remove,
+}
+
+/// What is told of the encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Status {
+    pub(crate) is_streaming: bool,
+    pub(crate) ms: u64,
+    pub(crate) timecode: u8,
+}
+
+// --- strategies ---------------------------------------------------------------------------------------------------------
+
+/// Any world.
+pub(crate) fn setup() -> impl Strategy<Value = Setup> {
+    (
+        vec(plan(), 3),
+        prop_oneof![4 => Just(90_000), 1 => Just(1), 1 => Just(20), 2 => Just(700), 2 => Just(5_000)],
+        prop_oneof![1 => Just(0), 1 => Just(1), 3 => Just(3)],
+        prop_oneof![3 => Just(1 << 20), 1 => Just(1), 1 => Just(2), 1 => Just(5)],
+        any::<bool>(),
+    )
+        .prop_map(|(plans, stale_after, max_remembered, budget, curious)| Setup {
+            plans,
+            stale_after,
+            max_remembered,
+            budget,
+            curious,
+        })
+}
+
+fn plan() -> impl Strategy<Value = Plan> {
+    let length = prop_oneof![
+        2 => Just(1),
+        3 => 2_u64..20,
+        4 => 50_u64..3_000,
+        3 => select(&[100, 1_000, 3_000, 10_000, 60_000][..]),
+        1 => Just(MAX_DURATION_MS),
+    ];
+    (
+        // The first names from some place on, so that plans share some and not others, in different places.
+        (0..4_usize, vec(length, 1..=4)),
+        prop_oneof![3 => Just(100), 1 => Just(10), 1 => Just(11), 2 => Just(1_000), 2 => Just(60_000)],
+        any::<bool>(),
+        select(&[WhenEmpty::Restart, WhenEmpty::Freeze, WhenEmpty::RunOn][..]),
+        select(&[0, 1, 50, 2_000, 100_000, MAX_DURATION_MS][..]),
+        select(&[1, 10, 300, 2_000, 60_000, 60_000, 60_000, MAX_DURATION_MS][..]),
+    )
+        .prop_map(|((first, lengths), tick, looping, when_empty, grace, idle)| Plan {
+            scenes: lengths.into_iter().enumerate().map(|(n, ms)| (SCENES[(first + n) % 4], ms)).collect(),
+            tick,
+            looping,
+            when_empty,
+            grace,
+            idle,
+        })
+}
+
+/// Any step.
+pub(crate) fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        10 => say().prop_map(Step::Say),
+        4 => say().prop_map(Step::Rush),
+        5 => span().prop_map(Step::Wait),
+        2 => span().prop_map(Step::Sleep),
+        2 => (1..8_u8).prop_map(Step::Follow),
+    ]
+}
+
+fn span() -> impl Strategy<Value = Span> {
+    let known = [
+        0,
+        1,
+        SNAPSHOT_INTERVAL_MS - 1,
+        SNAPSHOT_INTERVAL_MS,
+        STALE_LINGER_MS,
+        1_000,
+        60_000,
+        REMEMBER_MS - 1,
+        REMEMBER_MS,
+        86_400_000,
+        40 * 86_400_000,
+        2 * MAX_DURATION_MS,
+    ];
+    prop_oneof![
+        4 => (0..20_u64).prop_map(Span::Ms),
+        3 => (0..2_000_u64).prop_map(Span::Ms),
+        2 => select(known.to_vec()).prop_map(Span::Ms),
+        8 => ((0..4_u8), (-1..=1_i8)).prop_map(|(which, more)| Span::Due(which, more)),
+    ]
+}
+
+fn stream() -> impl Strategy<Value = u8> {
+    prop_oneof![6 => Just(0), 3 => Just(1), 1 => Just(2), 1 => Just(3)]
+}
+
+fn client() -> impl Strategy<Value = u8> {
+    prop_oneof![3 => Just(0), 2 => Just(1), 1 => 2..6_u8]
+}
+
+fn who() -> impl Strategy<Value = Who> {
+    let session = prop_oneof![3 => Just(0), 1 => 1..=3_u64, 1 => Just(u64::MAX)];
+    (client(), session, 0..4_u8).prop_map(|(client, session, from)| Who { client, session, from })
+}
+
+fn many() -> impl Strategy<Value = Many> {
+    let ticket = prop_oneof![4 => (0..6_u8).prop_map(Ticket::Youngest), 1 => (0..6_u8).prop_map(Ticket::Forged)];
+    let stream = prop_oneof![3 => stream().prop_map(Some), 1 => Just(None)];
+    (stream, vec(client(), 0..3), vec(ticket, 0..5)).prop_map(|(stream, clients, handles)| Many {
+        stream,
+        clients,
+        handles,
+    })
+}
+
+fn say() -> impl Strategy<Value = Say> {
+    let request = prop_oneof![3 => Just(None), 1 => (0..4_u8).prop_map(Some)];
+    let expects = prop_oneof![
+        8 => Just(None),
+        2 => Just(Some(Expects::Present(0))),
+        1 => (-1..=1_i8).prop_map(|more| Some(Expects::Present(more))),
+        1 => prop_oneof![Just(0), Just(1), Just(u64::MAX)].prop_map(|revision| Some(Expects::Exactly(revision))),
+    ];
+    let room = (prop_oneof![0..4_u64, Just(u64::MAX)], prop_oneof![0..9_u64, Just(u64::MAX)]);
+    prop_oneof![
+        20 => (stream(), request, expects, order())
+            .prop_map(|(stream, request, expects, command)| Say::Command { stream, request, expects, command }),
+        9 => (stream(), who(), any::<bool>()).prop_map(|(stream, who, answered)| Say::Register { stream, who, answered }),
+        2 => (stream(), vec(proptest::option::weighted(0.8, who()), 0..5), any::<bool>())
+            .prop_map(|(stream, who, answered)| Say::RegisterBatch { stream, who, answered }),
+        5 => (stream(), who()).prop_map(|(stream, who)| Say::Unregister { stream, who }),
+        3 => (stream(), who()).prop_map(|(stream, who)| Say::Heartbeat { stream, who }),
+        3 => many().prop_map(Say::HeartbeatBatch),
+        3 => many().prop_map(Say::UnregisterBatch),
+        2 => stream().prop_map(|stream| Say::GetState { stream }),
+        1 => proptest::option::of(stream()).prop_map(|stream| Say::GetStats { stream }),
+        1 => (1..4_usize).prop_map(|limit| Say::ListStreams { limit }),
+        1 => room.prop_map(|(streams, subscribers)| Say::SetRoom { streams, subscribers }),
+        1 => select(&[0, 1, 700, 60_000, u64::MAX][..]).prop_map(|ms| Say::Overslept { ms }),
+    ]
+}
+
+fn order() -> impl Strategy<Value = Order> {
+    let delta = prop_oneof![
+        2 => -20..20_i64,
+        2 => -3_000..3_000_i64,
+        1 => select(&[i64::MIN, i64::MIN + 1, i64::MAX, MAX_DURATION_MS as i64, -(MAX_DURATION_MS as i64)][..]),
+    ];
+    prop_oneof![
+        12 => proptest::option::weighted(0.8, 0..3_u8).prop_map(Order::Start),
+        2 => Just(Order::Stop),
+        3 => Just(Order::Pause),
+        3 => Just(Order::Resume),
+        2 => (0..5_u8).prop_map(Order::ForceScene),
+        3 => Just(Order::SkipScene),
+        2 => Just(Order::PreviousScene),
+        1 => prop_oneof![0..20_u64, 0..3_000_u64, Just(u64::MAX)].prop_map(Order::Seek),
+        2 => (0..3_u64).prop_map(Order::SeekFromEnd),
+        4 => delta.prop_map(Order::AdjustScene),
+        2 => (any::<bool>(), select(&[0, 7, u64::MAX][..]), 0..2_u8)
+            .prop_map(|(is_streaming, ms, timecode)| Order::Status(Status { is_streaming, ms, timecode })),
+        3 => (0..3_u8).prop_map(Order::Reconfigure),
+        2 => Just(Order::Reset),
+        1 => Just(Order::Remove),
+    ]
+}

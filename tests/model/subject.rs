@@ -1,0 +1,368 @@
+//! The engine under test: steps become inputs, and what it says becomes the reference's words.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use orchestrator_service::engine::{
+    Accepted, Batch, ClientId, Command, Config, Engine, Event, Handle, Input, Invalid, Newcomer, Outbox, Rejection,
+    Request, StateUpdate, StreamId, Subscriber, Tick,
+};
+
+use crate::{
+    reference::{Answer, Fact, Happening, Holder, Model, Refusal, T0, Told},
+    steps::{CLIENTS, Many, Order, REQUESTS, SCENES, STREAMS, Say, Status, Step, TIMECODES, Who, source},
+};
+
+/// Turns without an end to what is due: far more than any step can need.
+const MOST_CALLS: usize = 100_000;
+
+/// The engine, and what its numbers stand for.
+pub(crate) struct Subject {
+    pub(crate) engine: Engine,
+    now: Tick,
+    outbox: Outbox,
+    configs: Vec<Config>,
+    budget: usize,
+    /// The handle of each registration.
+    handles: Vec<Handle>,
+    /// The epoch of each stream there ever was.
+    epochs: Vec<u64>,
+    /// The last sequence and revision seen of each stream there ever was.
+    progress: BTreeMap<u64, (u64, u64)>,
+}
+
+impl Subject {
+    pub(crate) fn new(model: &Model) -> Self {
+        Self {
+            engine: Engine::new(model.setup.settings()),
+            now: Tick(T0),
+            outbox: Outbox::default(),
+            configs: model.setup.plans.iter().map(crate::steps::Plan::config).collect(),
+            budget: model.setup.budget,
+            handles: Vec::new(),
+            epochs: Vec::new(),
+            progress: BTreeMap::new(),
+        }
+    }
+
+    /// Takes the step that `model` has just taken, and compares.
+    pub(crate) fn step(&mut self, model: &Model, step: &Step) {
+        let until = Tick(model.now);
+        if !matches!(step, Step::Follow(_)) {
+            self.now = until;
+        }
+        let outcome = match step {
+            Step::Say(say) | Step::Rush(say) => Some(self.say(model, say)),
+            Step::Wait(_) | Step::Sleep(_) | Step::Follow(_) => None,
+        };
+        if model.last.settled {
+            self.settle(until);
+        }
+        let mut told = self.told();
+        told.by_stream();
+        assert_eq!(outcome, model.last.outcome, "the engine's answer is left, the model's right");
+        assert_eq!(told, model.last.told, "what the engine said is left, the model's right");
+    }
+
+    /// Calls the engine whenever it wants to be called, until `until`.
+    fn settle(&mut self, until: Tick) {
+        // At once, and then as it says.
+        for _ in 0..MOST_CALLS {
+            self.engine.expire(self.now, self.budget, &mut self.outbox);
+            let due = self.engine.next_deadline().unwrap_or(Tick::NEVER);
+            if due > until {
+                self.now = until;
+                return;
+            }
+            self.now = self.now.max(due);
+        }
+        panic!(
+            "the engine wants to be called without an end: it is {:?}, due {:?}",
+            self.now,
+            self.engine.next_deadline()
+        );
+    }
+
+    /// Asks for the state of a stream.
+    pub(crate) fn state(&mut self, stream: &'static str) -> Option<Fact> {
+        let input = Input::GetState(StreamId::parse(stream).expect("valid"));
+        match self.engine.handle(self.now, input, &mut self.outbox) {
+            Ok(Accepted::State(state)) => Some(self.fact(&state)),
+            Err(Rejection::StreamNotFound(_)) => None,
+            other => panic!("asked for a state, it said {other:?}"),
+        }
+    }
+
+    /// Asks how many there are on a stream.
+    pub(crate) fn counts(&mut self, stream: &'static str) -> Option<orchestrator_service::engine::Counts> {
+        let input = Input::GetStats(Some(StreamId::parse(stream).expect("valid")));
+        match self.engine.handle(self.now, input, &mut self.outbox) {
+            Ok(Accepted::Stats(counts)) => Some(counts),
+            Err(Rejection::StreamNotFound(_)) => None,
+            other => panic!("asked for counts, it said {other:?}"),
+        }
+    }
+
+    /// Whether it has said something that nobody has looked at.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.outbox.updates.is_empty() && self.outbox.events.is_empty()
+    }
+
+    // --- steps become inputs --------------------------------------------------------------------------------------------
+
+    fn say(&mut self, model: &Model, say: &Say) -> Result<Answer, Refusal> {
+        let input = match say {
+            Say::Command { stream, request, expects: _, command } => Input::Command(Request {
+                stream_id: stream_id(*stream),
+                request_id: request.map(|request| REQUESTS[request as usize]),
+                expected_revision: model.last.expected_revision,
+                command: self.command(model, *command),
+            }),
+            Say::Register { stream, who, answered } => {
+                Input::Register { stream_id: stream_id(*stream), subscriber: newcomer(*who), answered: *answered }
+            }
+            Say::RegisterBatch { stream, who, answered } => {
+                let malformed = || Invalid("client_id: malformed".to_owned());
+                let subscribers = who.iter().map(|who| who.map(newcomer).ok_or_else(malformed)).collect();
+                Input::RegisterBatch { stream_id: stream_id(*stream), subscribers, answered: *answered }
+            }
+            Say::Unregister { stream, who } => Input::Unregister(subscriber(*stream, *who)),
+            Say::Heartbeat { stream, who } => Input::Heartbeat(subscriber(*stream, *who)),
+            Say::HeartbeatBatch(many) => Input::HeartbeatBatch(self.batch(model, many)),
+            Say::UnregisterBatch(many) => Input::UnregisterBatch(self.batch(model, many)),
+            Say::GetState { stream } => Input::GetState(stream_id(*stream)),
+            Say::GetStats { stream } => Input::GetStats(stream.map(stream_id)),
+            Say::ListStreams { limit } => return self.list(*limit),
+            Say::SetRoom { streams, subscribers } => {
+                Input::SetRoom { max_streams: *streams, max_subscribers: *subscribers }
+            }
+            Say::Overslept { ms } => Input::Overslept { ms: *ms },
+        };
+        let forged: Vec<(Handle, Holder)> = match &input {
+            Input::HeartbeatBatch(batch) | Input::UnregisterBatch(batch) => {
+                batch.handles.iter().copied().zip(model.last.holders.iter().copied()).collect()
+            }
+            _ => Vec::new(),
+        };
+        match self.engine.handle(self.now, input, &mut self.outbox) {
+            Ok(accepted) => Ok(self.answer(accepted, &forged)),
+            Err(rejection) => Err(refusal(rejection)),
+        }
+    }
+
+    fn command(&self, model: &Model, order: Order) -> Command<'static> {
+        match order {
+            Order::Start(plan) => Command::Start(plan.map(|plan| self.configs[plan as usize].clone())),
+            Order::Stop => Command::Stop,
+            Order::Pause => Command::Pause,
+            Order::Resume => Command::Resume,
+            Order::ForceScene(scene) => Command::ForceScene(SCENES[scene as usize]),
+            Order::SkipScene => Command::SkipScene,
+            Order::PreviousScene => Command::PreviousScene,
+            Order::Seek(_) | Order::SeekFromEnd(_) => Command::Seek(model.last.position),
+            Order::AdjustScene(delta) => Command::AdjustScene(delta),
+            Order::Status(Status { is_streaming, ms, timecode }) => {
+                Command::UpdateStreamStatus { is_streaming, stream_time_ms: ms, timecode: TIMECODES[timecode as usize] }
+            }
+            Order::Reconfigure(plan) => Command::Reconfigure(self.configs[plan as usize].clone()),
+            Order::Reset => Command::Reset,
+            Order::Remove => Command::Remove,
+        }
+    }
+
+    fn batch(&self, model: &Model, many: &Many) -> Batch<'static> {
+        Batch {
+            stream_id: many.stream.map(stream_id),
+            clients: many.clients.iter().map(|client| client_id(*client)).collect(),
+            handles: model.last.holders.iter().map(|holder| self.handle(*holder)).collect(),
+        }
+    }
+
+    fn handle(&self, holder: Holder) -> Handle {
+        let youngest = self.handles.last().copied().unwrap_or(Handle(1 << 28));
+        let made_up = match holder {
+            Holder::Registration(ticket) => return self.handles[ticket],
+            Holder::Nobody(0) => Handle(0),
+            Holder::Nobody(1) => Handle(u64::MAX),
+            // The slot's next registration, and its last.
+            Holder::Nobody(2) => Handle(youngest.0 + (1 << 28)),
+            Holder::Nobody(3) => Handle(youngest.0 - (1 << 28)),
+            // Slots that were never used: the next one, and one in a chunk that is not there.
+            Holder::Nobody(4) => Handle(youngest.0 + 1),
+            Holder::Nobody(_) => Handle(youngest.0 ^ 1 << 27),
+        };
+        // What it names besides its partition.
+        let names = |handle: Handle| handle.0 << 8;
+        if self.handles.iter().any(|given| names(*given) == names(made_up)) { Handle(0) } else { made_up }
+    }
+
+    /// All pages, `limit` streams each.
+    fn list(&mut self, limit: usize) -> Result<Answer, Refusal> {
+        let (mut from_slot, mut facts, mut slots) = (0, Vec::new(), Vec::new());
+        loop {
+            let input = Input::ListStreams { from_slot, limit };
+            match self.engine.handle(self.now, input, &mut self.outbox).map_err(refusal)? {
+                Accepted::Streams { states, next_slot } => {
+                    assert!(states.len() <= limit, "{} streams on a page of {limit}", states.len());
+                    slots.extend(states.iter().map(|state| state.slot));
+                    facts.extend(states.iter().map(|state| self.fact(state)).collect::<Vec<_>>());
+                    let Some(next) = next_slot else { break };
+                    assert!(next > from_slot, "page {from_slot} is followed by {next}");
+                    from_slot = next;
+                }
+                other => panic!("asked for a list, it said {other:?}"),
+            }
+        }
+        assert!(slots.is_sorted_by(|a, b| a < b), "in the order of their slots: {slots:?}");
+        facts.sort_by_key(|fact| fact.stream);
+        Ok(Answer::Streams(facts))
+    }
+
+    // --- what it says becomes the reference's words ---------------------------------------------------------------------
+
+    fn answer(&mut self, accepted: Accepted, sent: &[(Handle, Holder)]) -> Answer {
+        match accepted {
+            Accepted::State(state) => Answer::State(self.fact(&state)),
+            Accepted::Registered { handle, new, total, state } => {
+                Answer::Registered { ticket: self.ticket(handle, &state), new, total, state: self.fact(&state) }
+            }
+            Accepted::RegisteredBatch { handles, state } => {
+                let mut tickets = Vec::new();
+                for handle in handles {
+                    tickets.push(handle.map(|handle| self.ticket(handle, &state)).map_err(refusal));
+                }
+                Answer::RegisteredBatch { tickets, state: self.fact(&state) }
+            }
+            Accepted::Unregistered { total, source: found } => {
+                let from = (0..=3).find(|from| source(*from) == found);
+                Answer::Unregistered { total, from: from.expect("a source that somebody gave") }
+            }
+            Accepted::Heard => Answer::Heard,
+            Accepted::Batch(unplaced) => {
+                // In the order in which they were sent, so that each is the next of those that look like it.
+                let mut sent = sent.iter();
+                let mut holder = |handle| sent.find(|(other, _)| *other == handle).map(|(_, holder)| *holder);
+                let holders = unplaced.handles.into_iter().map(|handle| holder(handle).expect("in the order sent"));
+                Answer::Batch {
+                    no_such_stream: unplaced.no_such_stream,
+                    handles: holders.collect(),
+                    clients: unplaced.clients.iter().map(|client| place(&CLIENTS, client)).collect(),
+                }
+            }
+            Accepted::Stats(counts) => Answer::Stats(counts),
+            Accepted::Streams { .. } => unreachable!("pages are put together elsewhere"),
+            Accepted::Noted => Answer::Noted,
+        }
+    }
+
+    /// Which registration a handle was given for: an old one if it was given before.
+    fn ticket(&mut self, handle: Handle, state: &StateUpdate) -> usize {
+        assert_ne!(handle.0, 0, "a handle is never 0");
+        assert_eq!(handle.partition(), state.partition, "a handle names its partition");
+        self.handles.iter().position(|given| *given == handle).unwrap_or_else(|| {
+            self.handles.push(handle);
+            self.handles.len() - 1
+        })
+    }
+
+    fn told(&mut self) -> Told {
+        let mut told = Told::default();
+        let updates = std::mem::take(&mut self.outbox.updates);
+        for update in &updates {
+            told.facts.push(self.fact(update));
+            let (sequence, revision) = self.progress.entry(update.epoch).or_default();
+            assert_eq!(update.sequence, *sequence + 1, "sequence grows by one with every update: {update:?}");
+            assert!(
+                (*revision..=*revision + 1).contains(&update.revision),
+                "revision grew from {revision}: {update:?}"
+            );
+            (*sequence, *revision) = (update.sequence, update.revision);
+        }
+        for event in self.outbox.events.drain(..) {
+            let (stream_id, happening) = match event {
+                Event::Created { stream_id } => (stream_id, Happening::Created),
+                Event::Started { stream_id } => (stream_id, Happening::Started),
+                Event::Stopped { stream_id, mode } => (stream_id, Happening::Stopped(mode)),
+                Event::Removed { stream_id, idle } => (stream_id, Happening::Removed { idle }),
+                Event::StaleRemoved { stream_id, removed, left } => {
+                    (stream_id, Happening::StaleRemoved { removed, left })
+                }
+            };
+            told.happened(name(&stream_id), happening);
+        }
+        // The room is kept, so that a step does not allocate it anew.
+        self.outbox.updates = updates;
+        self.outbox.clear();
+        told
+    }
+
+    fn fact(&mut self, state: &StateUpdate) -> Fact {
+        let incarnation = self.epochs.iter().position(|epoch| *epoch == state.epoch).unwrap_or_else(|| {
+            assert!(self.epochs.iter().all(|epoch| *epoch < state.epoch), "epochs grow: {:?}, {state:?}", self.epochs);
+            self.epochs.push(state.epoch);
+            self.epochs.len() - 1
+        });
+        let stream = name(&state.stream_id);
+        assert_eq!(Some(state.partition), StreamId::parse(stream).ok().map(StreamId::partition));
+        let scenes = 0..state.timeline.scene_count();
+        Fact {
+            stream,
+            incarnation,
+            cause: state.cause,
+            mode: state.mode,
+            scene: state.scene,
+            position: state.position_ms,
+            loops: state.loop_count,
+            status: state.status.as_deref().map(|status| Status {
+                is_streaming: status.is_streaming,
+                ms: status.stream_time_ms,
+                timecode: place(&TIMECODES, &status.timecode),
+            }),
+            revision: state.revision,
+            sequence: state.sequence,
+            scenes: scenes
+                .map(|scene| {
+                    let name = SCENES[usize::from(place(&SCENES, state.timeline.name(scene)))];
+                    (name, state.timeline.duration_ms(scene))
+                })
+                .collect(),
+        }
+    }
+}
+
+fn refusal(rejection: Rejection) -> Refusal {
+    match rejection {
+        Rejection::InvalidArgument(_) => Refusal::Invalid,
+        Rejection::StreamNotFound(_) => Refusal::StreamNotFound,
+        Rejection::AlreadyExists(_) => Refusal::AlreadyExists,
+        Rejection::InvalidState { command: _, mode } => Refusal::InvalidState(mode),
+        Rejection::SceneNotFound(_) => Refusal::SceneNotFound,
+        Rejection::UnknownSubscriber { .. } => Refusal::UnknownSubscriber,
+        Rejection::Conflict { expected, actual } => Refusal::Conflict { expected, actual },
+        Rejection::Exhausted { what, limit } => Refusal::Exhausted { what, limit },
+    }
+}
+
+fn place(list: &[&str], text: &str) -> u8 {
+    let place = list.iter().position(|known| *known == text);
+    place.and_then(|place| u8::try_from(place).ok()).unwrap_or_else(|| panic!("{text:?} is none of {list:?}"))
+}
+
+fn name(stream: &Arc<str>) -> &'static str {
+    STREAMS[usize::from(place(&STREAMS, stream))]
+}
+
+fn stream_id(stream: u8) -> StreamId<'static> {
+    StreamId::parse(STREAMS[stream as usize]).expect("a valid id")
+}
+
+fn client_id(client: u8) -> ClientId<'static> {
+    ClientId::parse(CLIENTS[client as usize]).expect("a valid id")
+}
+
+fn newcomer(who: Who) -> Newcomer<'static> {
+    Newcomer { client_id: client_id(who.client), session: who.session, source: source(who.from) }
+}
+
+fn subscriber(stream: u8, who: Who) -> Subscriber<'static> {
+    Subscriber { stream_id: stream_id(stream), client_id: client_id(who.client), session: who.session }
+}
