@@ -181,16 +181,18 @@ pub fn spawn<F: Future<Output = ()> + 'static>(
 
 /// The loop.
 async fn run(seat: Seat, outlet: &Outlet) {
-    let Seat { number, settings, router, totals, health, mut orders, mut before, behind: _until_the_end, clock } = seat;
-    let new_shard = || Shard::new(number, settings.clone(), Arc::clone(&router), Arc::clone(&totals));
-    let mut shard = new_shard();
+    let Seat { number, mut settings, router, totals, health, mut orders, mut before, behind: _until_the_end, clock } =
+        seat;
+    let new_shard = |settings| Shard::new(number, settings, Arc::clone(&router), Arc::clone(&totals));
+    let mut shard = new_shard(settings.clone());
     loop {
         let turn = catch_unwind(AssertUnwindSafe(|| shard.turn(clock.now(), &mut outlet.owed.borrow_mut())));
         let next = turn.unwrap_or_else(|panic| {
             error!(shard = number, reason = panic_message(&*panic), "shard panicked; it starts again, empty");
             counter!("orchestrator_shard_panics_total").increment(1);
             health.note_panic(number);
-            shard = new_shard();
+            settings = settings.clone().for_successor();
+            shard = new_shard(settings.clone());
             Next::Again
         });
         if !outlet.owed.borrow().is_empty() {

@@ -56,6 +56,17 @@ pub struct ShardSettings {
     pub tape: Option<Arc<Tape>>,
 }
 
+impl ShardSettings {
+    /// For a shard that takes the place of one that panicked: with another seed, so that a handle that the old engine
+    /// gave out stands for nobody in the new one, rather than for somebody else.
+    #[must_use]
+    pub fn for_successor(mut self) -> Self {
+        // The golden ratio of 2³², so that the generations of any two successors lie far apart.
+        self.engine.seed = self.engine.seed.wrapping_add(0x9e37_79b9);
+        self
+    }
+}
+
 /// An engine with its number, and the way to the other shards.
 #[derive(Debug)]
 pub struct Shard {
@@ -339,5 +350,78 @@ impl Shard {
             log::event(event);
         }
         self.outbox.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+    use crate::{
+        shard::{
+            mailbox::{MAILBOX_BYTES, Mailbox},
+            owed::PublishTo,
+        },
+        wire::proto::{Code, HeartbeatBatch, orchestrator_command, subscription_command},
+    };
+
+    const NOW: Now = Now { tick: Tick(1_000), wall_ms: 1_000 };
+
+    /// One shard, asked one thing at a time.
+    struct Desk {
+        shard: Shard,
+        router: Arc<Router>,
+        owed: Owed,
+    }
+
+    impl Desk {
+        fn new(settings: ShardSettings) -> Self {
+            let router = Arc::new(Router::new(vec![Mailbox::new(8, MAILBOX_BYTES)]));
+            let shard = Shard::new(0, settings, Arc::clone(&router), Arc::new(Totals::new(1)));
+            Self { shard, router, owed: Owed::new(PublishTo::Subjects) }
+        }
+
+        fn ask(&mut self, body: Body) -> proto::Reply {
+            let reply = Some(Subject::from_static("answer"));
+            self.router.send(0, Mail { body, reply }).unwrap();
+            self.shard.turn(NOW, &mut self.owed);
+            let mut answer = None;
+            self.owed.hand_over(usize::MAX, |to, payload| {
+                if &*to == "answer" {
+                    answer = Some(proto::Reply::decode(payload).unwrap());
+                }
+            });
+            answer.unwrap()
+        }
+
+        fn subscribe(&mut self, command: subscription_command::Command) -> proto::Reply {
+            let message = proto::SubscriptionCommand { command: Some(command) };
+            self.ask(Body::Subscription(message.encode_to_vec().into()))
+        }
+
+        /// Starts a stream and registers a client; returns its handle.
+        fn welcome(&mut self, client_id: &str) -> u64 {
+            let scene = proto::SceneConfig { name: "Main".into(), duration_ms: 1_000 };
+            let config = proto::OrchestratorConfig { scenes: vec![scene], ..Default::default() };
+            let start = proto::Start { stream_id: "show".into(), config: Some(config) };
+            let command = Some(orchestrator_command::Command::Start(start));
+            let message = proto::OrchestratorCommand { command, ..Default::default() };
+            assert_eq!(self.ask(Body::Command(message.encode_to_vec().into())).code(), Code::Ok);
+            let register =
+                proto::Register { stream_id: "show".into(), client_id: client_id.into(), ..Default::default() };
+            self.subscribe(subscription_command::Command::Register(register)).handle
+        }
+    }
+
+    #[test]
+    fn a_handle_from_before_a_panic_stands_for_nobody_rather_than_for_somebody_else() {
+        let settings = ShardSettings { engine: Settings::default(), wire: Arc::default(), tape: None };
+        let old = Desk::new(settings.clone()).welcome("a");
+        let mut successor = Desk::new(settings.for_successor());
+        successor.welcome("b");
+        let batch = HeartbeatBatch { handle: vec![old], ..Default::default() };
+        let reply = successor.subscribe(subscription_command::Command::HeartbeatBatch(batch));
+        assert_eq!((reply.code(), reply.unknown_handle), (Code::UnknownSubscriber, vec![old]));
     }
 }
