@@ -260,6 +260,7 @@ impl World {
             }
         }
         let Service { settings, router, totals, seats, .. } = &mut self.service;
+        settings[shard] = settings[shard].clone().for_successor();
         seats[shard].shard = Shard::new(shard, settings[shard].clone(), Arc::clone(router), Arc::clone(totals));
         seats[shard].due = None;
         self.truth.panicked(shard, self.now);

@@ -323,11 +323,12 @@ impl Truth {
         own.map(|stream| stream.subs.iter().filter(present).count() as u64).sum()
     }
 
-    /// How many are surely active in a shard.
-    pub fn sure_count(&self, shard: usize, now: u64) -> u64 {
-        let active = |sub: &&SubId| self.subs[**sub].sure.is_some_and(|sure| now < sure.heard + self.stale_after_ms);
-        let own = self.streams.iter().filter(|stream| stream.shard == shard);
-        own.map(|stream| stream.subs.iter().filter(active).count() as u64).sum()
+    /// Who is surely active in a shard.
+    pub fn surely_active(&self, shard: usize, now: u64) -> impl Iterator<Item = (SubId, &Sub)> {
+        let own = self.streams.iter().filter(move |stream| stream.shard == shard);
+        own.flat_map(|stream| &stream.subs)
+            .map(|sub| (*sub, &self.subs[*sub]))
+            .filter(move |(_, sub)| sub.sure.is_some_and(|sure| now < sure.heard + self.stale_after_ms))
     }
 }
 

@@ -33,8 +33,13 @@ impl Checker for CountsAreWithinBounds {
         let most = truth.may_count(*shard, now);
         assert!(counts.total <= most, "dead: shard {shard} counts {counts:?}, at most {most} can be there");
         if *all_known {
-            let least = truth.sure_count(*shard, now);
-            assert!(counts.active >= least, "live: shard {shard} counts {counts:?}, at least {least} must be active");
+            let least = truth.surely_active(*shard, now).count() as u64;
+            let all = || truth.surely_active(*shard, now).collect::<Vec<_>>();
+            assert!(
+                counts.active >= least,
+                "live: shard {shard} counts {counts:?}, at least {least} must be active: {:#?}",
+                all()
+            );
         }
     }
 }
