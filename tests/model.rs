@@ -21,17 +21,21 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeSet,
     hash::{BuildHasher as _, RandomState},
     panic,
     time::Instant,
 };
 
-use orchestrator_service::engine::{Cause, Tick};
-use proptest::test_runner::{Config, FileFailurePersistence, RngSeed, TestError, TestRunner};
+use orchestrator_service::engine::{Cause, Mode, Tick, WhenEmpty};
+use proptest::{
+    strategy::{Strategy as _, ValueTree as _},
+    test_runner::{Config, FileFailurePersistence, RngSeed, TestError, TestRunner},
+};
 use proptest_state_machine::{ReferenceStateMachine as _, StateMachineTest};
 
-use reference::Model;
-use steps::{STREAMS, Setup, Step};
+use reference::{Answer, Fact, Model, Refusal};
+use steps::{Order, Plan, STREAMS, Say, Setup, Span, Step, Who};
 use subject::Subject;
 
 #[path = "model/reference.rs"]
@@ -115,20 +119,21 @@ fn the_engine_says_what_the_model_says_in_any_run() {
     println!("{again}");
 
     let begun = Instant::now();
-    let result = quietly(|| {
-        TestRunner::new(config.clone()).run(&Model::sequential_strategy(STEPS), |(model, steps, seen)| {
+    let failure = quietly(|| {
+        let mut runner = TestRunner::new(config.clone());
+        let result = runner.run(&Model::sequential_strategy(STEPS), |(model, steps, seen)| {
             Subject::test_sequential(config.clone(), model, steps, seen);
             Ok(())
+        });
+        result.err().map(|error| match error {
+            TestError::Fail(reason, (model, steps, _)) => {
+                format!("{reason}\nThe shortest run that fails:\nreplay({model:?}, &{steps:?});")
+            }
+            error @ TestError::Abort(_) => error.to_string(),
         })
     });
-    match result {
-        Ok(()) => {}
-        Err(TestError::Fail(reason, (model, steps, _))) => {
-            panic!(
-                "{reason}\nThe shortest run that fails:\nreplay({model:?}, &{steps:?});\nTo find it again:\n{again}\n"
-            )
-        }
-        Err(error) => panic!("{error}\n{again}\n"),
+    if let Some(failure) = failure {
+        panic!("{failure}\nTo find it again:\n{again}\n");
     }
     let seconds = begun.elapsed().as_secs_f64();
     println!("{cases} cases in {seconds:.1} s, {:.0} a second", f64::from(cases) / seconds);
@@ -152,14 +157,105 @@ fn quietly<T>(run: impl FnOnce() -> T) -> T {
     result
 }
 
-/// One run, as a failure prints it.
-#[allow(dead_code, reason = "for the runs that a failure adds below")]
-fn replay(setup: Setup, steps: &[Step]) {
+// --- that the search finds something to look at -----------------------------------------------------------------------
+
+#[test]
+fn random_runs_meet_every_update_every_answer_and_every_refusal() {
+    let wanted = "
+        Tick-Running Scene-Running Snapshot-Idle Snapshot-Running Snapshot-Paused Snapshot-Stopped Snapshot-Finished
+        Command-Idle Command-Running Command-Paused Command-Stopped Command-Finished
+        Lifecycle-Idle Lifecycle-Running Lifecycle-Finished Lifecycle-Unknown later-pass adjusted stale several-sessions
+        Created Started Stopped Removed StaleRemoved
+        State Registered RegisteredBatch Unregistered Heard Batch Stats Streams Noted
+        Invalid StreamNotFound AlreadyExists InvalidState SceneNotFound UnknownSubscriber Conflict
+        Exhausted-streams Exhausted-subscribers Exhausted-sessions";
+    let mut met = BTreeSet::new();
+    let config = Config { rng_seed: RngSeed::Fixed(0), failure_persistence: None, ..Config::default() };
+    let mut runner = TestRunner::new(config);
+    for _ in 0..1_000 {
+        let tree = Model::sequential_strategy(STEPS).new_tree(&mut runner).expect("no step is refused");
+        let (mut model, steps, _) = tree.current();
+        for step in steps {
+            model.step(&step);
+            met.extend(features(&model));
+        }
+    }
+    let missing: Vec<&str> = wanted.split_whitespace().filter(|wanted| !met.contains(*wanted)).collect();
+    assert!(missing.is_empty(), "never met: {missing:?}");
+}
+
+/// What a step came to, in words.
+fn features(model: &Model) -> Vec<String> {
+    let kind = |debug: String| debug.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_owned();
+    let mut met = Vec::new();
+    let mut facts: Vec<&Fact> = model.last.told.facts.iter().collect();
+    match &model.last.outcome {
+        Some(Ok(answer)) => {
+            met.push(kind(format!("{answer:?}")));
+            if let Answer::State(state) | Answer::Registered { state, .. } = answer {
+                facts.push(state);
+            }
+        }
+        Some(Err(Refusal::Exhausted { what, .. })) => met.push(format!("Exhausted-{}", kind((*what).to_owned()))),
+        Some(Err(refusal)) => met.push(kind(format!("{refusal:?}"))),
+        None => {}
+    }
+    for fact in facts {
+        met.push(format!("{:?}-{:?}", fact.cause, fact.mode));
+        if fact.loops > 1 {
+            met.push("later-pass".to_owned());
+        }
+        if model.streams.get(fact.stream).is_some_and(|stream| stream.plan.scenes != fact.scenes) {
+            met.push("adjusted".to_owned());
+        }
+    }
+    met.extend(model.last.told.happenings.iter().map(|(_, happening)| kind(format!("{happening:?}"))));
+    let counts = model.counts();
+    if counts.stale > 0 {
+        met.push("stale".to_owned());
+    }
+    if counts.total > counts.unique {
+        met.push("several-sessions".to_owned());
+    }
+    met
+}
+
+// --- runs worth keeping -----------------------------------------------------------------------------------------------
+
+/// One run, as a failure prints it. Returns the model at its end.
+fn replay(setup: Setup, steps: &[Step]) -> Model {
     let mut model = Model::new(setup);
     let mut subject = Subject::init_test(&model);
     for step in steps {
         model.step(step);
         subject = Subject::apply(subject, &model, step.clone());
     }
-    Subject::teardown(subject, model);
+    Subject::teardown(subject, model.clone());
+    model
+}
+
+#[test]
+fn a_stream_woken_after_both_its_end_and_its_idle_timeout_says_only_that_it_is_gone() {
+    let plan = Plan {
+        scenes: vec![("Intro", 1_000)],
+        tick: 100,
+        looping: false,
+        when_empty: WhenEmpty::RunOn,
+        grace: 0,
+        idle: 2_000,
+    };
+    let setup = Setup { plans: vec![plan], stale_after: 90_000, max_remembered: 0, budget: 1, curious: false };
+    let who = Who { client: 0, session: 0, from: 0 };
+    let start = Say::Command { stream: 0, request: None, expects: None, command: Order::Start(Some(0)) };
+    let model = replay(
+        setup,
+        &[
+            Step::Say(start),
+            Step::Say(Say::Register { stream: 0, who, answered: true }),
+            Step::Say(Say::Unregister { stream: 0, who }),
+            Step::Wait(Span::Ms(5_000)),
+        ],
+    );
+    let said: Vec<_> = model.last.told.facts.iter().map(|fact| (fact.cause, fact.mode, fact.position)).collect();
+    assert_eq!(said, [(Cause::Lifecycle, Mode::Unknown, 1_000)]);
 }

@@ -2,6 +2,27 @@
 //!
 //! It is slow and short on purpose. It computes each position from the stream's whole story, counts by counting, looks
 //! at everything whenever time goes by, and shares no code with the engine.
+//!
+//! Where the contract is silent it does what the engine does:
+//!
+//! | question | answer |
+//! |---|---|
+//! | a stream is woken when its idle timeout is over | it says that it is gone, and nothing of an end or a grace that came before; an end missed so is no completed pass |
+//! | Unregister, Heartbeat, GetStats meet such a stream | they look before it is woken: the subscriber is unknown, or counted, not the stream missing |
+//! | when ticks come | counted from when it began to play, or was reconfigured; commands do not move them, a scene on a tick takes its place |
+//! | a snapshot that has to wait for its 50 ms | any other update in between will do for it; if nobody is left, none is needed |
+//! | what is told with nobody watching | what a command or the lifecycle changed |
+//! | Start, Stop, Pause, Resume that change nothing | accepted, no update, same revision |
+//! | UpdateStreamStatus | in any mode; stays through Reset and Start |
+//! | what a command is checked for first | a known request id, the stream, the revision, the mode, then the rest; refusals are remembered as well |
+//! | Start of an unknown stream without a config | `INVALID_ARGUMENT` |
+//! | Seek to the end or beyond | `INVALID_ARGUMENT` |
+//! | AdjustScene | not in STOPPED and FINISHED; over 365 days `INVALID_ARGUMENT`; a scene of length 0 is passed over |
+//! | Reconfigure to something shorter than the position | at its end: a running stream finishes or loops, an idle or paused one does so when it plays |
+//! | Resume with nobody there, FREEZE | IDLE at the position |
+//! | the current scene in IDLE and STOPPED | none at position 0, also of a later pass |
+//! | when somebody is stale | when the engine notices; heard of before that, it never was. `Overslept` also delays removal |
+//! | a batch with handles and clients | handles first |
 
 use std::{collections::BTreeMap, fmt};
 
@@ -11,8 +32,8 @@ use proptest_state_machine::ReferenceStateMachine;
 
 use crate::{
     steps::{
-        CLIENTS, Expects, MAX_SESSIONS, MAX_STREAMS, MAX_SUBSCRIBERS, Many, Order, STREAMS, Say, Setup, Span, Status,
-        Step, Ticket, Who, setup, step,
+        CLIENTS, Expects, MAX_SESSIONS, MAX_STREAMS, MAX_SUBSCRIBERS, Many, Order, STREAMS, Say, Setup, Span, Stage,
+        Status, Step, Ticket, Who, setup, step,
     },
     stream::{Member, Stream},
 };
@@ -177,12 +198,13 @@ impl ReferenceStateMachine for Model {
         setup().prop_map(Self::new).boxed()
     }
 
-    fn transitions(_: &Self) -> BoxedStrategy<Step> {
+    fn transitions(model: &Self) -> BoxedStrategy<Step> {
         thread_local! {
-            // Steps mean something in any state, so one strategy serves all, and is built once.
-            static STEP: BoxedStrategy<Step> = step().boxed();
+            // Built once, because that takes longer than a whole run.
+            static STEPS: [BoxedStrategy<Step>; 3] =
+                [Stage::Empty, Stage::Unwatched, Stage::Watched].map(|stage| step(stage).boxed());
         }
-        STEP.with(Clone::clone)
+        STEPS.with(|steps| steps[model.stage() as usize].clone())
     }
 
     fn apply(mut model: Self, step: &Step) -> Self {
@@ -233,6 +255,16 @@ impl Model {
         self.last.settled = !matches!(step, Step::Rush(_) | Step::Sleep(_));
         told.by_stream();
         self.last.told = told;
+    }
+
+    fn stage(&self) -> Stage {
+        if self.streams.is_empty() {
+            Stage::Empty
+        } else if self.streams.values().all(|stream| stream.active() == 0) {
+            Stage::Unwatched
+        } else {
+            Stage::Watched
+        }
     }
 
     // --- counting -------------------------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use orchestrator_service::engine::{
-    Accepted, Batch, ClientId, Command, Config, Engine, Event, Handle, Input, Invalid, Newcomer, Outbox, Rejection,
-    Request, StateUpdate, StreamId, Subscriber, Tick,
+    Accepted, Batch, ClientId, Command, Config, Engine, Event, Handle, Input, Invalid, Mode, Newcomer, Outbox,
+    Rejection, Request, StateUpdate, StreamId, Subscriber, Tick,
 };
 
 use crate::{
@@ -67,7 +67,9 @@ impl Subject {
     fn settle(&mut self, until: Tick) {
         // At once, and then as it says.
         for _ in 0..MOST_CALLS {
+            let said = self.outbox.updates.len();
             self.engine.expire(self.now, self.budget, &mut self.outbox);
+            self.check_moments(said);
             let due = self.engine.next_deadline().unwrap_or(Tick::NEVER);
             if due > until {
                 self.now = until;
@@ -80,6 +82,14 @@ impl Subject {
             self.now,
             self.engine.next_deadline()
         );
+    }
+
+    /// An update is true for the moment it is made in, but for an end that was noticed late.
+    fn check_moments(&self, from: usize) {
+        for update in &self.outbox.updates[from..] {
+            let late = update.mode == Mode::Finished && update.at < self.now;
+            assert!(late || update.at == self.now, "made at {:?}: {update:?}", self.now);
+        }
     }
 
     /// Asks for the state of a stream.
@@ -143,7 +153,9 @@ impl Subject {
             }
             _ => Vec::new(),
         };
-        match self.engine.handle(self.now, input, &mut self.outbox) {
+        let result = self.engine.handle(self.now, input, &mut self.outbox);
+        self.check_moments(0);
+        match result {
             Ok(accepted) => Ok(self.answer(accepted, &forged)),
             Err(rejection) => Err(refusal(rejection)),
         }
