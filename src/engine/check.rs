@@ -7,8 +7,8 @@ use super::{Counts, Engine, Mode, StreamId, Tick};
 impl Engine {
     /// A hash of the whole state, the same for the same history in every process: what a replay is compared by.
     ///
-    /// It is made of the debugging texts of all streams and subscribers, so that no field can be forgotten; it takes
-    /// about a microsecond for each.
+    /// It is made of the debugging texts of all streams and subscribers, so that no field can be forgotten; so it looks
+    /// at everything, and is for the end of a recording and for tests.
     #[must_use]
     pub fn digest(&self) -> u64 {
         let mut digest = Digest(0xcbf2_9ce4_8422_2325);
