@@ -29,7 +29,7 @@ impl<'a> Choices<'a> {
             255 => u64::MAX,
             254 => i64::MAX as u64,
             small @ 0..128 => u64::from(small),
-            shift => (u64::from(self.byte()) << 8 | u64::from(self.byte())) << (shift - 128) / 3,
+            shift => u64::from(u16::from_be_bytes([self.byte(), self.byte()])) << ((shift - 128) / 3),
         }
     }
 }
