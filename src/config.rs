@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    client::ClientOptions,
     engine::{Limits, MAX_DURATION_MS, MAX_SLOTS},
     gateway::GatewayOptions,
     service::ServiceSettings,
@@ -93,6 +94,15 @@ pub struct NatsArgs {
     pub nats_creds: Option<PathBuf>,
 }
 
+impl StandaloneOptions {
+    /// What the gateway's client is made with: it heartbeats often enough for the service beside it.
+    #[must_use]
+    pub fn client(&self) -> ClientOptions {
+        let client = self.gateway.client();
+        ClientOptions { heartbeat_interval: client.heartbeat_interval.min(self.service.stale_timeout / 3), ..client }
+    }
+}
+
 /// The administrator's address.
 #[derive(Debug, Clone, Args)]
 pub struct AdminArgs {
@@ -107,6 +117,9 @@ pub struct GatewayArgs {
     /// Where REST, WebSockets and the page are served.
     #[arg(long, env = "ORCH_HTTP_ADDR", default_value = "127.0.0.1:3000", value_name = "ADDR")]
     pub http_addr: SocketAddr,
+    /// How often the gateway says that a viewer is still there: at most a third of the service's --stale-timeout.
+    #[arg(long, env = "ORCH_HEARTBEAT_INTERVAL", default_value = "30s", value_parser = timeout, value_name = "TIME")]
+    pub heartbeat_interval: Duration,
     /// Most connections at once, WebSockets included.
     #[arg(long, env = "ORCH_MAX_CONNECTIONS", default_value_t = GatewayOptions::default().max_connections,
           value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
@@ -118,6 +131,12 @@ impl GatewayArgs {
     #[must_use]
     pub fn options(&self) -> GatewayOptions {
         GatewayOptions { max_connections: self.max_connections, ..GatewayOptions::default() }
+    }
+
+    /// What the gateway's client is made with.
+    #[must_use]
+    pub fn client(&self) -> ClientOptions {
+        ClientOptions { heartbeat_interval: self.heartbeat_interval, ..ClientOptions::default() }
     }
 }
 
@@ -249,6 +268,16 @@ mod tests {
         assert_eq!(timeout("1m 30s"), Ok(Duration::from_secs(90)));
         for bad in ["90", "0s", "1us", "366days", "soon"] {
             assert!(timeout(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn standalone_heartbeats_often_enough_for_its_own_stale_timeout() {
+        for (args, expected_s) in [(&["--stale-timeout", "6s"][..], 2), (&["--heartbeat-interval", "5s"], 5), (&[], 30)]
+        {
+            let cli = Cli::try_parse_from([&["x", "standalone"], args].concat()).unwrap();
+            let Some(Command::Standalone(options)) = cli.command else { panic!() };
+            assert_eq!(options.client().heartbeat_interval, Duration::from_secs(expected_s));
         }
     }
 

@@ -12,7 +12,7 @@ use std::{
 
 use clap::Parser as _;
 use orchestrator_service::{
-    client::{Client, ClientOptions},
+    client::Client,
     config::{Cli, Command, GatewayArgs, GatewayCommand, NatsArgs, ServeOptions, StandaloneOptions},
     gateway::Gateway,
     service::{Service, ServiceSettings},
@@ -95,7 +95,7 @@ async fn gateway(options: GatewayCommand) -> Fallible<()> {
     let checkup = Connected(Arc::clone(&transport));
     let admin = telemetry::serve_admin(options.admin_addr, telemetry::init_metrics()?, checkup).await?;
     let gateway =
-        Gateway::new(Client::new(Arc::clone(&transport), ClientOptions::default()), options.gateway.options());
+        Gateway::new(Client::new(Arc::clone(&transport), options.gateway.client()), options.gateway.options());
     let listener = listen(&options.gateway).await?;
     gateway.serve(listener, stop).await?;
     transport.close().await;
@@ -112,7 +112,7 @@ async fn standalone(options: StandaloneOptions) -> Fallible<()> {
     let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, watched.clone()).await?;
     let listener = listen(&options.gateway).await?;
     watched.set(start_in_memory(settings, &bus).await?);
-    let gateway = Gateway::new(Client::new(bus.connect(), ClientOptions::default()), options.gateway.options());
+    let gateway = Gateway::new(Client::new(bus.connect(), options.client()), options.gateway.options());
     gateway.serve(listener, stop).await?;
     if let Some(service) = watched.take() {
         service.drain().await;
