@@ -143,7 +143,8 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
 
     /// How many messages subscriptions of this transport dropped because nobody read them in time.
     ///
-    /// Over NATS an upper or lower bound only: the client's own report of it can be lost.
+    /// Over NATS it is exact as soon as nothing waits to be read, for as long as no subscription has ended, and a lower
+    /// bound otherwise.
     fn dropped(&self) -> u64;
 
     /// Sends what was taken, ends all subscriptions and disconnects. Whatever is called afterwards says `Closed`.

@@ -8,8 +8,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use async_nats::{StatusCode, Subscriber};
-use futures_util::StreamExt as _;
+use async_nats::StatusCode;
+use futures_util::{Stream, StreamExt as _};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -68,7 +68,7 @@ impl Inbox {
 
     /// Hands each answer to whoever waits for it, until the subscription ends. One that nobody waits for is late: its
     /// request has timed out.
-    pub(super) async fn hand_out(self: Arc<Self>, mut answers: Subscriber) {
+    pub(super) async fn hand_out(self: Arc<Self>, mut answers: impl Stream<Item = async_nats::Message> + Unpin) {
         while let Some(answer) = answers.next().await {
             let Some(sender) = self.take(&answer.subject) else { continue };
             let status = match answer.status {

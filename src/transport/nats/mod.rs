@@ -6,6 +6,7 @@
 //! |---|---|
 //! | queues what is published while it is away, then waits without limit | the state is checked first, and a wait ends with the connection (`link`) |
 //! | reports losses as events that can be lost themselves | they only wake a reader of the client's own state and count of connections (`link`) |
+//! | so are most of its reports of dropped messages | what is taken is counted and compared with what arrived (`tally`) |
 //! | keeps an entry for each request that is never answered | requests go by an inbox of ours that forgets them (`inbox`) |
 //! | flushes as far as the local socket | a barrier is a round trip to that inbox |
 //! | goes on retrying in the background whatever happens | a closed transport stops trying |
@@ -38,6 +39,7 @@ use tokio::{
 use self::{
     inbox::{Inbox, Status},
     link::{Link, reconnect_delay},
+    tally::{Queue, Tally},
 };
 use super::{
     BARRIER_TIMEOUT, Connection, Message, Outgoing, SUBSCRIPTION_CAPACITY, Subject, Subscription, Transport,
@@ -47,6 +49,7 @@ use super::{
 
 mod inbox;
 mod link;
+mod tally;
 
 /// How often the client asks its server for a sign of life. It gives up after the third unanswered time, so a peer that
 /// died without a word is noticed within 8 s, against 4 minutes by default.
@@ -116,6 +119,7 @@ pub struct NatsTransport {
     client: Client,
     link: Arc<Link>,
     inbox: Arc<Inbox>,
+    tally: Arc<Tally>,
     tasks: [JoinHandle<()>; 2],
 }
 
@@ -135,11 +139,13 @@ impl NatsTransport {
         let inbox = Arc::new(Inbox::new(client.new_inbox()));
         // The client's queue is still empty, so this neither waits nor can anything be published before it.
         let answers = client.subscribe(inbox.pattern()).await.map_err(|error| NatsError::Client(error.into()))?;
+        let tally = Arc::new(Tally::default());
+        let answers = tally.queue(answers, client.statistics());
         let tasks = [
             tokio::spawn(Arc::clone(&link).keep_watching(client.clone())),
             tokio::spawn(Arc::clone(&inbox).hand_out(answers)),
         ];
-        Ok(Arc::new(Self { client, link, inbox, tasks }))
+        Ok(Arc::new(Self { client, link, inbox, tally, tasks }))
     }
 
     /// How many requests and barriers wait for their answers.
@@ -305,6 +311,7 @@ impl Transport for NatsTransport {
                 return Err(TransportError::Closed);
             }
             let subscriber = self.subscribe_at_client(subject, queue).await?;
+            let queue = self.tally.queue(subscriber, self.client.statistics());
             if let Ok(generation) = link {
                 match self.round_trip(generation).await {
                     // The connection went, and the client makes the subscription anew with the next one.
@@ -312,7 +319,7 @@ impl Transport for NatsTransport {
                     Err(error) => return Err(error),
                 }
             }
-            Ok(Subscription::new(NatsSubscription { subscriber, cut: self.link.cut().boxed() }))
+            Ok(Subscription::new(NatsSubscription { queue, cut: self.link.cut().boxed() }))
         })
     }
 
@@ -339,7 +346,7 @@ impl Transport for NatsTransport {
     }
 
     fn dropped(&self) -> u64 {
-        self.link.dropped.load(Ordering::Relaxed)
+        self.link.dropped.load(Ordering::Relaxed).max(self.tally.lost())
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
@@ -382,7 +389,7 @@ impl fmt::Debug for NatsTransport {
 /// A subscription of the client, which ends with the transport even when the client cannot end it.
 struct NatsSubscription {
     /// Unsubscribes when it is dropped.
-    subscriber: async_nats::Subscriber,
+    queue: Queue,
     cut: BoxFuture<'static, ()>,
 }
 
@@ -390,7 +397,7 @@ impl Stream for NatsSubscription {
     type Item = Message;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Message>> {
-        if let Poll::Ready(received) = Pin::new(&mut self.subscriber).poll_next(context) {
+        if let Poll::Ready(received) = Pin::new(&mut self.queue).poll_next(context) {
             return Poll::Ready(received.map(Message::from));
         }
         self.cut.poll_unpin(context).map(|()| None)
