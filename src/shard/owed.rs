@@ -6,16 +6,20 @@
 //! | a tick or snapshot | the newest of each stream, until any newer update of that stream |
 //! | a reply | in order, until it is handed over |
 //!
-//! Changes go first. A stream's tick is always newer than all its changes here, because a change takes the tick's
-//! place; so the order within a stream is kept. When [`Owed::is_full`], the shard stops working rather than dropping
-//! a change: playback is arithmetic, so it loses nothing by standing still.
+//! A stream's tick is always newer than all its changes here, because a change takes the tick's place; so it waits for
+//! them, and the order within a stream is kept. Other streams' changes it does not wait for: a flood of commands on one
+//! stream would silence all others for as long as 65,536 changes take. Half of each hand-over is for changes and
+//! replies, so that ticks hold them up no more than that.
+//!
+//! When [`Owed::is_full`], the shard stops working rather than dropping a change: playback is arithmetic, so it loses
+//! nothing by standing still.
 
 use std::collections::VecDeque;
 
 use async_nats::Subject;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use foldhash::fast::FixedState;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, hash_map::Entry};
 use metrics::counter;
 
 use crate::{
@@ -58,6 +62,8 @@ impl PublishTo {
 /// An encoded update.
 #[derive(Clone, Debug)]
 struct Encoded {
+    /// The engine's, of the stream.
+    slot: u32,
     /// None when only feeds are published.
     subject: Option<Subject>,
     partition: u8,
@@ -79,16 +85,27 @@ impl Firm {
     }
 }
 
+/// What of a stream waits.
+#[derive(Debug, Default)]
+struct Place {
+    /// The newest tick; none where a change has taken its place.
+    tick: Option<Encoded>,
+    /// Whether it is in [`Owed::order`].
+    has_turn: bool,
+    /// Its changes in [`Owed::firm`], which go before the tick.
+    changes: usize,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Owed {
     publish_to: PublishTo,
     firm: VecDeque<Firm>,
-    /// Newest tick of each stream, by the engine's slot; none where a change has taken its place.
-    ticks: HashMap<u32, Option<Encoded>, FixedState>,
-    /// The slots of `ticks`, each once, in the order in which they were added.
+    /// By the engine's slot. Invariant: those with a turn, changes, or both.
+    places: HashMap<u32, Place, FixedState>,
+    /// The slots that have a turn for their tick, each once, in the order in which they got it.
     order: VecDeque<u32>,
-    /// How many of `ticks` there are.
+    /// How many ticks there are.
     waiting: usize,
     /// Changes handed over, which the broker is not known to have.
     unconfirmed: VecDeque<Encoded>,
@@ -108,7 +125,7 @@ impl Owed {
         Self {
             publish_to,
             firm: VecDeque::new(),
-            ticks: HashMap::with_hasher(FixedState::default()),
+            places: HashMap::with_hasher(FixedState::default()),
             order: VecDeque::new(),
             waiting: 0,
             unconfirmed: VecDeque::new(),
@@ -140,21 +157,20 @@ impl Owed {
     /// Owes an update.
     pub fn update(&mut self, update: &StateUpdate, now: Now) {
         let encoded = self.encode(update, now);
-        let superseded = if update.cause.is_change() {
+        let place = self.places.entry(update.slot).or_default();
+        let superseded = place.tick.take().is_some();
+        self.waiting -= usize::from(superseded);
+        if update.cause.is_change() {
+            place.changes += 1;
             self.bytes += encoded.payload.len();
             self.firm.push_back(Firm::Change(encoded));
-            let before = self.ticks.get_mut(&update.slot).and_then(Option::take);
-            self.waiting -= usize::from(before.is_some());
-            before.is_some()
         } else {
-            let before = self.ticks.insert(update.slot, Some(encoded));
-            if before.is_none() {
+            place.tick = Some(encoded);
+            self.waiting += 1;
+            if place.changes == 0 && !std::mem::replace(&mut place.has_turn, true) {
                 self.order.push_back(update.slot);
             }
-            let superseded = before.flatten().is_some();
-            self.waiting += usize::from(!superseded);
-            superseded
-        };
+        }
         if superseded {
             counter!("orchestrator_dropped_total", "reason" => "tick_superseded").increment(1);
         }
@@ -171,21 +187,26 @@ impl Owed {
         let mut feeds: HashMap<u8, BytesMut, FixedState> = HashMap::default();
         let mut count = 0;
         while count < most {
-            let encoded = match self.firm.pop_front() {
-                Some(Firm::Reply(to, payload)) => {
-                    self.bytes -= payload.len();
-                    publish(to, payload);
-                    count += 1;
-                    continue;
-                }
-                Some(Firm::Change(encoded)) => {
-                    self.unconfirmed.push_back(encoded.clone());
-                    self.handed_over += 1;
-                    encoded
-                }
-                None => match self.next_tick() {
-                    Some(encoded) => encoded,
-                    None => break,
+            let tick = if count < most / 2 { self.next_tick() } else { None };
+            let encoded = match tick {
+                Some(encoded) => encoded,
+                None => match self.firm.pop_front() {
+                    Some(Firm::Reply(to, payload)) => {
+                        self.bytes -= payload.len();
+                        publish(to, payload);
+                        count += 1;
+                        continue;
+                    }
+                    Some(Firm::Change(encoded)) => {
+                        self.change_goes(encoded.slot);
+                        self.unconfirmed.push_back(encoded.clone());
+                        self.handed_over += 1;
+                        encoded
+                    }
+                    None => match self.next_tick() {
+                        Some(encoded) => encoded,
+                        None => break,
+                    },
                 },
             };
             count += 1;
@@ -208,13 +229,34 @@ impl Owed {
         }
     }
 
+    /// The next tick of a stream without changes here.
     fn next_tick(&mut self) -> Option<Encoded> {
         loop {
             let slot = self.order.pop_front()?;
-            if let Some(encoded) = self.ticks.remove(&slot).flatten() {
+            let Entry::Occupied(mut place) = self.places.entry(slot) else { continue };
+            if place.get().changes > 0 {
+                // It gets another turn behind the last of them.
+                place.get_mut().has_turn = false;
+            } else if let Some(encoded) = place.remove().tick {
                 self.waiting -= 1;
                 return Some(encoded);
             }
+        }
+    }
+
+    /// One of a stream's changes goes; with the last, its tick may.
+    fn change_goes(&mut self, slot: u32) {
+        let Entry::Occupied(mut entry) = self.places.entry(slot) else { return };
+        let place = entry.get_mut();
+        place.changes -= 1;
+        if place.changes > 0 || place.has_turn {
+            return;
+        }
+        if place.tick.is_some() {
+            place.has_turn = true;
+            self.order.push_back(slot);
+        } else {
+            entry.remove();
         }
     }
 
@@ -251,6 +293,7 @@ impl Owed {
         }
         while let Some(encoded) = self.unconfirmed.pop_back() {
             self.handed_over -= 1;
+            self.places.entry(encoded.slot).or_default().changes += 1;
             self.firm.push_front(Firm::Change(encoded));
         }
     }
@@ -263,9 +306,19 @@ impl Owed {
         let firm: usize = self.firm.iter().map(Firm::bytes).sum();
         let unconfirmed: usize = self.unconfirmed.iter().map(|encoded| encoded.payload.len()).sum();
         assert_eq!(self.bytes, firm + unconfirmed, "bytes owed");
-        assert_eq!(self.waiting, self.ticks.values().flatten().count(), "ticks waiting");
-        assert_eq!(self.ticks.len(), self.order.len(), "each slot has one turn");
-        assert!(self.order.iter().all(|slot| self.ticks.contains_key(slot)), "a turn is a slot's");
+        assert_eq!(self.waiting, self.places.values().filter(|place| place.tick.is_some()).count(), "ticks waiting");
+        let turns = self.places.values().filter(|place| place.has_turn).count();
+        assert_eq!(turns, self.order.len(), "each slot has one turn");
+        assert!(self.order.iter().all(|slot| self.places[slot].has_turn), "a turn is a slot's");
+        assert!(self.places.values().all(|place| place.has_turn || place.changes > 0), "a place waits for something");
+        let mut changes: HashMap<u32, usize, FixedState> = HashMap::default();
+        for firm in &self.firm {
+            if let Firm::Change(encoded) = firm {
+                *changes.entry(encoded.slot).or_default() += 1;
+            }
+        }
+        let counted = self.places.iter().filter(|(_, place)| place.changes > 0);
+        assert_eq!(changes, counted.map(|(slot, place)| (*slot, place.changes)).collect(), "changes of each stream");
     }
 
     fn encode(&mut self, update: &StateUpdate, now: Now) -> Encoded {
@@ -279,7 +332,7 @@ impl Owed {
         encode::write_state(&mut self.buffer, update, now);
         let payload = self.buffer.split().freeze();
         let subject = self.publish_to.subjects().then(|| self.subject(&update.stream_id));
-        Encoded { subject, partition: update.partition, payload }
+        Encoded { slot: update.slot, subject, partition: update.partition, payload }
     }
 
     fn subject(&mut self, stream_id: &str) -> Subject {
@@ -356,7 +409,7 @@ mod tests {
             owed.update(&update(slot, sequence, cause), NOW);
             owed.check();
         }
-        assert_eq!(sent(&mut owed, 100), [on(0, 3), on(0, 4), on(0, 6), on(1, 1)]);
+        assert_eq!(sent(&mut owed, 100), [on(1, 1), on(0, 3), on(0, 4), on(0, 6)]);
         assert!(owed.is_empty());
     }
 
@@ -375,6 +428,26 @@ mod tests {
         assert_eq!(sent(&mut owed, 100), [on(0, 3), on(0, 4)]);
         owed.confirm(owed.handed_over());
         assert!(owed.is_settled());
+    }
+
+    #[test]
+    fn a_tick_waits_for_its_own_streams_changes_and_not_for_a_flood_on_another() {
+        let mut owed = Owed::new(PublishTo::Subjects);
+        for sequence in 1..=6 {
+            owed.update(&update(0, sequence, Cause::Command), NOW);
+        }
+        owed.update(&update(0, 7, Cause::Tick), NOW);
+        owed.update(&update(1, 1, Cause::Tick), NOW);
+        owed.update(&update(2, 1, Cause::Tick), NOW);
+        owed.update(&update(3, 1, Cause::Tick), NOW);
+        assert_eq!(sent(&mut owed, 4), [on(1, 1), on(2, 1), on(0, 1), on(0, 2)], "half of it is for changes");
+        owed.update(&update(3, 2, Cause::Scene), NOW);
+        owed.update(&update(3, 3, Cause::Tick), NOW);
+        assert_eq!(sent(&mut owed, 3), [on(0, 3), on(0, 4), on(0, 5)]);
+        owed.owe_again();
+        let again: Vec<_> = (1..=6).map(|sequence| on(0, sequence)).chain([on(0, 7), on(3, 2), on(3, 3)]).collect();
+        assert_eq!(sent(&mut owed, 100), again);
+        assert!(owed.is_empty());
     }
 
     #[test]
