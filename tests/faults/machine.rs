@@ -1,0 +1,61 @@
+//! Who may use the machine at the same time, and how long a test may take.
+
+use std::{
+    future::Future,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::sync::RwLock;
+
+/// How long anything may take that is expected to happen; generous, for a busy machine.
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+
+/// The longest test, all rounds of a long run included.
+const TEST_LIMIT: Duration = Duration::from_secs(300);
+
+/// Held for writing by whoever measures or loads the machine. Fair, so that nobody waits for ever.
+static MACHINE: RwLock<()> = RwLock::const_new(());
+
+/// Runs a test that others may run beside.
+pub(crate) async fn shared(test: impl Future<Output = ()>) {
+    let _guard = MACHINE.read().await;
+    tokio::time::timeout(TEST_LIMIT, test).await.expect("the test ends in time");
+}
+
+/// Runs a test that needs the machine for itself.
+pub(crate) async fn alone(test: impl Future<Output = ()>) {
+    let _guard = MACHINE.write().await;
+    tokio::time::timeout(TEST_LIMIT, test).await.expect("the test ends in time");
+}
+
+/// Whether the larger numbers are asked for.
+pub(crate) fn long_run() -> bool {
+    std::env::var("ORCH_FAULTS").is_ok_and(|value| value == "long")
+}
+
+/// Says what was measured, for whoever reads the test's output.
+pub(crate) fn measured(what: &str, value: impl std::fmt::Display) {
+    println!("measured: {what}: {value}");
+}
+
+/// The wall clock, ms since 1970.
+pub(crate) fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as u64
+}
+
+/// Returns when the wall clock shows `time_ms`.
+pub(crate) async fn clock_at(time_ms: u64) {
+    while let Some(left_ms) = time_ms.checked_sub(wall_ms()).filter(|left_ms| *left_ms > 0) {
+        tokio::time::sleep(Duration::from_millis(left_ms)).await;
+    }
+}
+
+/// Asks again and again until the answer is yes.
+pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let asking = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(tokio::time::timeout(LIMIT, asking).await.is_ok(), "it never came true that {what}");
+}

@@ -1,0 +1,259 @@
+//! The process is told to end under load, or stands still for a while.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use orchestrator_service::{
+    client::Registration,
+    transport::TransportError,
+    wire::{
+        proto::{Cause, Code, Mode, OrchestratorConfig, Reply},
+        subject,
+    },
+};
+use prost::Message as _;
+
+use crate::{
+    bursts::beat,
+    caller::{Caller, say, say_subscription},
+    machine::{alone, clock_at, long_run, measured, wall_ms},
+    messages::{LONG_MS, config, heartbeat, long_config, register_from, start, status},
+    observer::Observer,
+    program::Program,
+    support::nats_server::NatsServer,
+};
+
+/// How long a stop may take.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn told_to_end_under_load_it_answers_what_it_carried_out_and_says_nothing_after_its_end() {
+    const STREAMS: usize = 50;
+    /// Requests under way at once.
+    const ASKING: usize = 64;
+    alone(async {
+        let nats = NatsServer::start();
+        let mut service = Program::serve(&nats.url(), &[]).await;
+        let caller = Caller::connect(&nats.url()).await;
+        let observer = Observer::of_all(&nats.url()).await;
+        for number in 0..STREAMS {
+            let config = OrchestratorConfig { tick_interval_ms: Some(20), ..config(&[("Main", LONG_MS)]) };
+            caller.play(&format!("show-{number}"), config).await;
+        }
+        let tally = Arc::new(Tally::default());
+        let mut asking = Vec::new();
+        for asker in 0..ASKING {
+            let (caller, tally) = (caller.clone(), Arc::clone(&tally));
+            asking.push(tokio::spawn(async move {
+                for number in 0.. {
+                    let id = format!("show-{}", (asker + number) % STREAMS);
+                    if !tally.ask(&caller, &id, number as u64).await {
+                        return;
+                    }
+                }
+            }));
+        }
+        while tally.answered.load(Ordering::Relaxed) < 5_000 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+
+        service.signal("TERM");
+        let (status, took) = service.ended(STOP_LIMIT).await;
+        let ended_ms = wall_ms();
+        tally.ended.store(true, Ordering::Relaxed);
+
+        assert!(status.success(), "{status}");
+        for task in asking {
+            task.await.expect("an asker");
+        }
+        // All that the service had published is at the observer behind this.
+        observer.caller.until_connected().await;
+        let (answers, unanswered) = (tally.answers.lock().expect("askers only push").clone(), tally.unanswered());
+        let answered: usize = answers.values().map(Vec::len).sum();
+        measured(
+            "SIGTERM under load",
+            format!("ended after {took:.2?}; {answered} answered, {unanswered} without an answer"),
+        );
+        for (id, revisions) in answers {
+            let history = observer.history(&id);
+            let commands = history.updates.iter().filter(|seen| seen.update.cause() == Cause::Command);
+            let mut told: Vec<u64> = commands.map(|seen| seen.update.revision).collect();
+            // The answer to the Start, which was not counted here.
+            told.retain(|revision| *revision > 1);
+            let mut answered = revisions;
+            answered.sort_unstable();
+            assert_eq!(told, answered, "{id}: what was carried out is told and answered");
+            let last = history.updates.last().expect("updates");
+            assert!(last.update.server_time_ms <= ended_ms, "{last:?}");
+        }
+        assert_eq!(unanswered, 0, "what had been sent in time is answered");
+    })
+    .await;
+}
+
+/// What became of many requests.
+#[derive(Debug, Default)]
+struct Tally {
+    answered: AtomicU64,
+    /// The revisions of each stream.
+    answers: Mutex<BTreeMap<String, Vec<u64>>>,
+    unanswered: AtomicU64,
+    ended: AtomicBool,
+}
+
+impl Tally {
+    /// False when nobody is there any more.
+    async fn ask(&self, caller: &Caller, id: &str, number: u64) -> bool {
+        let payload = say(status(id, number, "00:00:00:00")).payload;
+        match caller.transport.request(subject::COMMAND, payload, 2 * STOP_LIMIT).await {
+            Ok(answer) => {
+                let reply = Reply::decode(answer.payload).expect("an answer");
+                match reply.code() {
+                    Code::Ok => {
+                        let mut answers = self.answers.lock().expect("askers only push");
+                        answers.entry(id.to_owned()).or_default().push(reply.revision);
+                        self.answered.fetch_add(1, Ordering::Relaxed);
+                        true
+                    }
+                    // Refused: an answer, too.
+                    code => {
+                        assert_eq!(code, Code::Unavailable, "{}", reply.message);
+                        true
+                    }
+                }
+            }
+            Err(TransportError::NoResponders(_)) => false,
+            Err(TransportError::Timeout(_)) => {
+                self.unanswered.fetch_add(1, Ordering::Relaxed);
+                false
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn unanswered(&self) -> u64 {
+        self.unanswered.load(Ordering::Relaxed)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_that_stood_still_for_5_s_goes_on_by_the_clock_without_a_burst_of_ticks() {
+    const TICK_MS: u64 = 50;
+    alone(async {
+        let nats = NatsServer::start();
+        let service = Program::serve(&nats.url(), &[]).await;
+        let caller = Caller::connect(&nats.url()).await;
+        let ids: Vec<String> = (0..20).map(|number| format!("beat-{number}")).collect();
+        for id in &ids {
+            caller.play(id, beat()).await;
+        }
+        // One whose scene ends and one that ends while nothing moves.
+        caller
+            .play("scene", OrchestratorConfig { scenes: config(&[("One", 2_000), ("Two", LONG_MS)]).scenes, ..beat() })
+            .await;
+        let observer = Observer::of_all(&nats.url()).await;
+        for stop_ms in if long_run() { vec![5_000; 10] } else { vec![5_000, 1_500] } {
+            observer.until("it ticks", &ids[0], |seen| seen.update.cause() == Cause::Tick).await;
+            service.signal("STOP");
+            // What had been written before is behind this.
+            observer.caller.until_connected().await;
+            let stopped_ms = wall_ms();
+            observer.forget();
+            clock_at(stopped_ms + stop_ms).await;
+            assert!(!ids.iter().any(|id| observer.has_seen(id, |_| true)), "it stands still");
+
+            service.signal("CONT");
+            let woken_ms = wall_ms();
+
+            let mut first_after_ms = 0;
+            for id in &ids {
+                observer.until("it ticks on", id, |seen| seen.at_ms > woken_ms + 1_000).await;
+                let history = observer.history(id);
+                // What the process had made and not sent may be one old tick; of those slept through there is none.
+                let old = history.updates.iter().filter(|seen| seen.update.server_time_ms < woken_ms).count();
+                assert!(old <= 1, "{id}: {old} stale ticks: {:?}", history.updates);
+                let within = |ms: u64| {
+                    let fresh = history.updates.iter().filter(|seen| seen.update.server_time_ms >= woken_ms);
+                    fresh.filter(|seen| seen.update.server_time_ms < woken_ms + ms).count() as u64
+                };
+                assert!(within(1_000) <= 1_000 / TICK_MS + 2, "{id}: {} ticks in the first second", within(1_000));
+                // One that was overdue, and the next on the stream's own beat.
+                assert!(within(TICK_MS) <= 2, "{id}: {} ticks right after waking", within(TICK_MS));
+                let first = history.updates.iter().find(|seen| seen.update.server_time_ms >= woken_ms).expect("a tick");
+                first_after_ms = first_after_ms.max(first.at_ms - woken_ms);
+                let began_ms = |seen: &crate::observer::Seen| seen.update.server_time_ms - seen.update.current_time;
+                let (low, high) = history
+                    .updates
+                    .iter()
+                    .map(began_ms)
+                    .fold((u64::MAX, 0), |(low, high), began| (low.min(began), high.max(began)));
+                assert!(high - low <= 5, "{id}: the position is off the clock by {} ms", high - low);
+            }
+            measured(
+                &format!("SIGSTOP for {stop_ms} ms"),
+                format!("first tick of 20 streams after {first_after_ms} ms"),
+            );
+        }
+        assert_eq!(caller.state("scene").await.current_scene.as_deref(), Some("Two"));
+        assert!(!service.log().contains("lost the connection"), "{}", service.log());
+    })
+    .await;
+}
+
+/// The stops are longer than the stale timeout, by a lot and by little; the shards wake for a tick, or for nothing but
+/// the subscribers' silence.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_who_heartbeats_is_thrown_out_because_the_service_stood_still() {
+    const STALE_MS: u64 = 3_000;
+    alone(async {
+        let stops = [(5_000, 1), (3_700, 1), (3_200, 1), (3_900, 1)];
+        for (stop_ms, times) in stops {
+            for config in [beat(), long_config()] {
+                let nats = NatsServer::start();
+                let service = Program::serve(&nats.url(), &["--stale-timeout", "3s"]).await;
+                let caller = Caller::connect(&nats.url()).await;
+                caller.done(start("show", config)).await;
+                // Kept by a client, which goes on heartbeating in the dark.
+                let client = caller.client();
+                let mut kept: Vec<Registration> = Vec::new();
+                for number in 0..20 {
+                    kept.push(client.register("show", &format!("kept-{number}"), None, 0).await.expect("registered"));
+                }
+                for _ in 0..times * if long_run() { 5 } else { 1 } {
+                    // One heartbeats before and while it stands still, and one before and right afterwards.
+                    for viewer in ["before-and-while", "before-and-after"] {
+                        caller.joined(register_from("show", viewer, "", 0)).await;
+                    }
+                    service.signal("STOP");
+                    let stopped_ms = wall_ms();
+                    clock_at(stopped_ms + stop_ms / 2).await;
+                    caller.tell([say_subscription(heartbeat("show", "before-and-while", 0))]).await;
+                    caller.until_connected().await;
+                    clock_at(stopped_ms + stop_ms).await;
+                    service.signal("CONT");
+                    let after = caller.subscription(heartbeat("show", "before-and-after", 0)).await;
+                    assert_eq!(after.code(), Code::Ok, "stopped for {stop_ms} ms: {}", after.message);
+                    let stats = caller.stats("show").await;
+                    assert_eq!((stats.active, stats.total), (22, 22), "stopped for {stop_ms} ms");
+                    // For as long as silence from before could still throw somebody out, only the client heartbeats.
+                    let until = Instant::now() + Duration::from_millis(STALE_MS - 500);
+                    while Instant::now() < until {
+                        let stats = caller.stats("show").await;
+                        assert_eq!((stats.active, stats.total), (22, 22), "stopped for {stop_ms} ms");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                }
+                assert_eq!(service.metric("orchestrator_stale_removed_total", "").await, 0, "{}", service.log());
+                assert_eq!(caller.state("show").await.mode(), Mode::Running);
+                assert_eq!(kept.iter().filter(|registration| registration.state().epoch > 0).count(), 20);
+            }
+        }
+    })
+    .await;
+}
