@@ -162,6 +162,8 @@ pub(crate) struct Model {
     pardoned_until: u64,
     /// Every answer to a request with an id: when, to which one, and what.
     answers: Vec<(u64, (u8, u8), Outcome)>,
+    /// What a repeat repeats.
+    last_request: Option<Say>,
     /// How many streams there ever were.
     incarnations: usize,
     /// How many registrations there ever were.
@@ -173,6 +175,8 @@ pub(crate) struct Model {
 /// What the last step came to: what it meant in this run, and what the engine has to make of it.
 #[derive(Clone, Default)]
 pub(crate) struct Last {
+    /// What came in, if anything did.
+    pub(crate) said: Option<Say>,
     pub(crate) expected_revision: Option<u64>,
     pub(crate) position: u64,
     pub(crate) holders: Vec<Holder>,
@@ -223,6 +227,7 @@ impl Model {
             max_subscribers: MAX_SUBSCRIBERS,
             pardoned_until: 0,
             answers: Vec::new(),
+            last_request: None,
             incarnations: 0,
             tickets: 0,
             last: Last::default(),
@@ -304,6 +309,10 @@ impl Model {
     fn until(&self, span: Span) -> u64 {
         match span {
             Span::Ms(ms) => self.now + ms,
+            Span::Forgotten(more) => {
+                let due = self.remembered().map(|(given, ..)| given + REMEMBER_MS).min().unwrap_or(self.now);
+                due.saturating_add_signed(i64::from(more)).max(self.now)
+            }
             Span::Due(which, more) => {
                 let mut dues = self.dues();
                 dues.sort_unstable();
@@ -365,7 +374,16 @@ impl Model {
     // --- inputs ---------------------------------------------------------------------------------------------------------
 
     fn say(&mut self, say: &Say, told: &mut Told) -> Outcome {
+        let say = match say {
+            Say::Again => &self.last_request.clone().unwrap_or(Say::GetStats { stream: None }),
+            say => say,
+        };
+        if matches!(say, Say::Command { request: Some(_), .. }) {
+            self.last_request = Some(say.clone());
+        }
+        self.last.said = Some(say.clone());
         match say {
+            Say::Again => unreachable!("it is another one again"),
             Say::Command { stream, request: None, expects, command } => self.command(*stream, *expects, *command, told),
             Say::Command { stream, request: Some(request), expects, command } => {
                 let key = (*stream, *request);

@@ -125,11 +125,15 @@ pub(crate) enum Span {
     Ms(u64),
     /// Until this one of the things to come, counted from the next, and so many ms more.
     Due(u8, i8),
+    /// Until the oldest answer is forgotten, and so many ms more.
+    Forgotten(i8),
 }
 
 /// An input. Streams, clients, scenes, plans and request ids are places in the lists above.
 #[derive(Clone, Debug)]
 pub(crate) enum Say {
+    /// The last command that had a request id, once more.
+    Again,
     Command {
         stream: u8,
         request: Option<u8>,
@@ -344,6 +348,7 @@ fn span() -> impl Strategy<Value = Span> {
         2 => select(known.to_vec()).prop_map(Span::Ms),
         16 => (-1..=1_i8).prop_map(|more| Span::Due(0, more)),
         4 => ((0..4_u8), (-1..=1_i8)).prop_map(|(which, more)| Span::Due(which, more)),
+        2 => (-1..=1_i8).prop_map(Span::Forgotten),
     ]
 }
 
@@ -382,6 +387,7 @@ fn say() -> impl Strategy<Value = Say> {
     prop_oneof![
         20 => (stream(), request, expects, order())
             .prop_map(|(stream, request, expects, command)| Say::Command { stream, request, expects, command }),
+        2 => Just(Say::Again),
         9 => (stream(), who(), any::<bool>()).prop_map(|(stream, who, answered)| Say::Register { stream, who, answered }),
         2 => (stream(), vec(proptest::option::weighted(0.8, who()), 0..5), any::<bool>())
             .prop_map(|(stream, who, answered)| Say::RegisterBatch { stream, who, answered }),
@@ -401,7 +407,7 @@ fn order() -> impl Strategy<Value = Order> {
     let delta = prop_oneof![
         2 => -20..20_i64,
         2 => -3_000..3_000_i64,
-        1 => select(&[i64::MIN, i64::MIN + 1, i64::MAX, MAX_DURATION_MS as i64, -(MAX_DURATION_MS as i64)][..]),
+        2 => select(&[i64::MIN, i64::MIN + 1, i64::MAX, MAX_DURATION_MS as i64, -(MAX_DURATION_MS as i64)][..]),
     ];
     prop_oneof![
         6 => proptest::option::weighted(0.8, 0..3_u8).prop_map(Order::Start),
@@ -409,11 +415,11 @@ fn order() -> impl Strategy<Value = Order> {
         3 => Just(Order::Pause),
         3 => Just(Order::Resume),
         2 => (0..5_u8).prop_map(Order::ForceScene),
-        3 => Just(Order::SkipScene),
-        2 => Just(Order::PreviousScene),
+        4 => Just(Order::SkipScene),
+        3 => Just(Order::PreviousScene),
         1 => prop_oneof![0..20_u64, 0..3_000_u64, Just(u64::MAX)].prop_map(Order::Seek),
         2 => (0..3_u64).prop_map(Order::SeekFromEnd),
-        4 => delta.prop_map(Order::AdjustScene),
+        5 => delta.prop_map(Order::AdjustScene),
         2 => (any::<bool>(), select(&[0, 7, u64::MAX][..]), 0..2_u8)
             .prop_map(|(is_streaming, ms, timecode)| Order::Status(Status { is_streaming, ms, timecode })),
         3 => (0..3_u8).prop_map(Order::Reconfigure),

@@ -50,10 +50,7 @@ impl Subject {
         if !matches!(step, Step::Follow(_)) {
             self.now = until;
         }
-        let outcome = match step {
-            Step::Say(say) | Step::Rush(say) => Some(self.say(model, say)),
-            Step::Wait(_) | Step::Sleep(_) | Step::Follow(_) => None,
-        };
+        let outcome = model.last.said.as_ref().map(|say| self.say(model, say));
         if model.last.settled {
             self.settle(until);
         }
@@ -121,6 +118,7 @@ impl Subject {
 
     fn say(&mut self, model: &Model, say: &Say) -> Result<Answer, Refusal> {
         let input = match say {
+            Say::Again => unreachable!("the model has looked up what it means"),
             Say::Command { stream, request, expects: _, command } => Input::Command(Request {
                 stream_id: stream_id(*stream),
                 request_id: request.map(|request| REQUESTS[request as usize]),
