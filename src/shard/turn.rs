@@ -19,7 +19,7 @@ use super::{
     router::Router,
 };
 use crate::{
-    engine::{Accepted, Counts, Engine, Limits, Outbox, Settings, Tick},
+    engine::{Accepted, Counts, Engine, Limits, Outbox, STALE_LINGER_MS, Settings, Tick},
     wire::{WireLimits, decode::Cursor, encode, proto, subject},
 };
 
@@ -29,8 +29,9 @@ pub const MAX_BATCH: usize = 256;
 const MAX_BATCH_WEIGHT: usize = 1_024;
 /// The most timers looked at in one turn.
 pub const EXPIRE_BUDGET: usize = 2_048;
-/// A turn that comes so much later than it was due means that the process stood still, ms.
-const OVERSLEPT_MS: u64 = 1_000;
+/// A turn that comes so much later than it was due means that the process stood still, ms. Less than a subscriber is
+/// stale for: else one could be stale and gone in the turn of waking, before its heartbeat is read.
+const OVERSLEPT_MS: u64 = STALE_LINGER_MS / 2;
 
 pub use crate::wire::encode::Now;
 

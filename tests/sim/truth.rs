@@ -18,7 +18,7 @@ use crate::{
 /// From the wire: a silent subscriber is removed so soon after its stale timeout, ms.
 const REMOVED_WITHIN_MS: u64 = 1_000;
 /// A turn so late is not the silent ones' fault, ms.
-const OVERSLEPT_MS: u64 = 1_000;
+const OVERSLEPT_MS: u64 = 250;
 
 /// A request whose answer is waited for.
 #[derive(Debug)]
