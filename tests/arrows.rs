@@ -22,7 +22,7 @@ const MAY_USE: [(&str, Option<&[&str]>); 10] = [
 ];
 
 /// What the engine may not name: runtimes, bytes, the clock, chance, the system.
-const IMPURE: [&str; 14] = [
+const IMPURE: [&str; 15] = [
     "tokio",
     "async_nats",
     "prost",
@@ -36,6 +36,7 @@ const IMPURE: [&str; 14] = [
     "std::fs",
     "std::env",
     "RandomState",
+    "std::collections::Hash",
     "rand::",
 ];
 

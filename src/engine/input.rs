@@ -213,6 +213,18 @@ pub enum Accepted {
     Noted,
 }
 
+impl Accepted {
+    /// Whether every part of it was carried out: a batch may have been in part.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        match self {
+            Self::Batch(unplaced) => unplaced.is_empty(),
+            Self::RegisteredBatch { handles, .. } => handles.iter().all(Result::is_ok),
+            _ => true,
+        }
+    }
+}
+
 /// What a batch could not place: whom to register again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unplaced {

@@ -215,15 +215,16 @@ impl Engine {
     /// Does what has fallen due by `now`, looking at no more than about `budget` entries. What is left is due at once:
     /// [`Engine::next_deadline`] says so.
     pub fn expire(&mut self, now: Tick, budget: usize, outbox: &mut Outbox) {
-        // Streams first, because a beat is heard; but a quarter is kept, so that the silent go in any case.
-        let mut looks = budget - budget / 4;
+        // Streams first, because a beat is heard; but some is kept, so that the silent and the dead go in any case.
+        let mut looks = budget - budget / 8 * 2;
         while let Some(slot) = self.timers.pop(&mut self.streams, now, &mut looks) {
             self.wake(now, slot, outbox);
         }
-        looks += budget / 4;
+        looks += budget / 8;
         while let Some(silent) = self.subscribers.next_silent(now, &mut looks) {
             self.fall_silent(now, silent, outbox);
         }
+        looks += budget / 8;
         self.bury(&mut looks);
         self.requests.forget_until(now, looks);
     }

@@ -12,6 +12,10 @@ use super::{Accepted, Rejection, Tick};
 /// For how long a repeat gets the first answer, ms.
 pub const REMEMBER_MS: u64 = 120_000;
 
+/// The most that the answers of one engine may keep alive, bytes. An answer holds its stream's timeline, which is small
+/// as a rule; a stranger can make one of 272 KB.
+const MAX_BYTES: usize = 64 << 20;
+
 pub(super) type Answer = Result<Accepted, Rejection>;
 
 #[derive(Debug)]
@@ -33,6 +37,8 @@ pub(super) struct Requests {
     oldest: u64,
     hasher: FixedState,
     capacity: usize,
+    /// Invariant: what the answers keep alive, reckoned each for itself.
+    bytes: usize,
     forgotten_early: u64,
 }
 
@@ -44,6 +50,7 @@ impl Requests {
             oldest: 0,
             hasher: FixedState::with_seed(seed),
             capacity,
+            bytes: 0,
             forgotten_early: 0,
         }
     }
@@ -62,10 +69,12 @@ impl Requests {
         if self.capacity == 0 {
             return;
         }
-        if self.order.len() == self.capacity {
+        let bytes = bytes_of(&answer);
+        while self.order.len() == self.capacity || (self.bytes + bytes > MAX_BYTES && !self.order.is_empty()) {
             self.forget_oldest();
             self.forgotten_early += 1;
         }
+        self.bytes += bytes;
         let (key, hash) = self.key(stream, request);
         let serial = self.oldest + self.order.len() as u64;
         self.order.push_back((now, hash));
@@ -104,7 +113,7 @@ impl Requests {
         let oldest = self.oldest;
         self.oldest += 1;
         if let Ok(entry) = self.answers.find_entry(hash, |known| known.serial == oldest) {
-            entry.remove();
+            self.bytes -= bytes_of(&entry.remove().0.answer);
         }
     }
 
@@ -118,5 +127,15 @@ impl Requests {
     pub(super) fn check(&self) {
         assert_eq!(self.answers.len(), self.order.len(), "one answer for each in the order");
         assert!(self.order.len() <= self.capacity, "{} of {}", self.order.len(), self.capacity);
+        let bytes: usize = self.answers.iter().map(|known| bytes_of(&known.answer)).sum();
+        assert_eq!(self.bytes, bytes, "bytes that answers keep alive");
+    }
+}
+
+/// What an answer keeps alive, bytes.
+fn bytes_of(answer: &Answer) -> usize {
+    match answer {
+        Ok(Accepted::State(state)) => state.timeline.bytes(),
+        _ => 0,
     }
 }

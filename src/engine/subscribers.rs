@@ -235,7 +235,9 @@ pub(super) struct Subscribers {
 impl Subscribers {
     /// `seed` makes the hash unguessable from outside, and the handles of one process unlike those of another.
     pub(super) fn new(stale_after_ms: u64, seed: u64) -> Self {
-        let first_generation = next_generation(seed as u32 & ((1 << Handle::BITS) - 1));
+        let hasher = FixedState::with_seed(seed);
+        // A hash of the seed: handles are seen by everybody.
+        let first_generation = next_generation(hasher.hash_one("generation") as u32 & ((1 << Handle::BITS) - 1));
         let records = Records {
             chunks: Vec::new(),
             free: NONE,
@@ -244,15 +246,7 @@ impl Subscribers {
             stale_after_ms,
             pardoned_until: Tick(0),
         };
-        Self {
-            records,
-            index: Index::new(),
-            wheel: Wheel::new(),
-            hasher: FixedState::with_seed(seed),
-            texts: Slab::new(),
-            v6: Slab::new(),
-            len: 0,
-        }
+        Self { records, index: Index::new(), wheel: Wheel::new(), hasher, texts: Slab::new(), v6: Slab::new(), len: 0 }
     }
 
     /// Records in use.

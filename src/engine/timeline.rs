@@ -2,7 +2,10 @@
 //!
 //! It knows lengths and names, not time.
 
-use std::{collections::HashSet, fmt};
+use std::{fmt, sync::Arc};
+
+use foldhash::fast::FixedState;
+use hashbrown::HashSet;
 
 use super::{Invalid, Limits};
 
@@ -25,7 +28,8 @@ pub const MAX_DURATION_MS: u64 = 365 * 24 * 60 * 60 * 1_000;
 pub struct Timeline {
     /// Invariant: at least one; `end_ms` and `name_end` never fall.
     spans: Box<[Span]>,
-    names: Box<str>,
+    /// Shared by the timelines of adjusted passes.
+    names: Arc<str>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -57,7 +61,7 @@ impl Timeline {
             let count = scenes.len();
             return Err(Invalid::new(format!("scenes must have 1 to {} entries, not {count}", limits.max_scenes)));
         }
-        let mut seen = HashSet::with_capacity(scenes.len());
+        let mut seen = HashSet::with_capacity_and_hasher(scenes.len(), FixedState::default());
         let mut spans = Vec::with_capacity(scenes.len());
         let mut names = String::new();
         let mut end_ms = 0;
@@ -146,6 +150,12 @@ impl Timeline {
             span.end_ms = span.end_ms - old + duration_ms;
         }
         changed
+    }
+
+    /// What it takes, bytes: for whoever keeps many.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.spans) + self.names.len()
     }
 
     fn span(&self, scene: u32) -> Span {

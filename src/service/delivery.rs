@@ -61,14 +61,14 @@ impl Delivery {
         &mut self.taken
     }
 
-    /// The connection is this now. True if it is another: what was under way is lost, the barrier too.
-    pub fn connection_is(&mut self, now: Connection, owed: &mut Owed) -> bool {
-        let changed = now != self.connection;
-        if changed {
-            self.connection = now;
-            self.lost(owed);
+    /// The connection is this now. If it is another, what was under way is lost, the barrier too, and it says how many
+    /// messages were dropped.
+    pub fn connection_is(&mut self, now: Connection, owed: &mut Owed) -> Option<usize> {
+        if now == self.connection {
+            return None;
         }
-        changed
+        self.connection = now;
+        Some(self.lost(owed))
     }
 
     /// Publishing failed, or the barrier did: what the broker is not known to have is owed again if it is a change; the
@@ -149,7 +149,7 @@ mod tests {
         let again = Connection { connected: true, generation: 2 };
         delivery.barrier_passed(again, &mut owed);
         assert!(owed.has_unconfirmed());
-        assert!(delivery.connection_is(again, &mut owed));
+        assert_eq!(delivery.connection_is(again, &mut owed), Some(0));
         assert_eq!(delivery.next(&mut owed), Step::Publish);
         assert_eq!(delivery.taken().len(), 1);
     }

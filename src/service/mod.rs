@@ -142,7 +142,8 @@ impl Service {
                 clock,
             };
             let transport = Arc::clone(&publishers[number % publishers.len()]);
-            let thread = spawn(seat, Owed::new(publish_to), |outlet| publisher::publish(outlet, transport))?;
+            let owed = Owed::new(publish_to).with_max_payload(transport.max_payload());
+            let thread = spawn(seat, owed, |outlet| publisher::publish(outlet, transport))?;
             service.threads.push(thread);
         }
         let subscription = ingress.subscribe(subject::ALL_REQUESTS, Some(subject::QUEUE_GROUP)).await?;

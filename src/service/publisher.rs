@@ -26,7 +26,8 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>) {
     let mut barrier: Option<Barrier> = None;
     loop {
         let seen = *connection.borrow_and_update();
-        if delivery.connection_is(seen, &mut outlet.owed.borrow_mut()) {
+        if let Some(dropped) = delivery.connection_is(seen, &mut outlet.owed.borrow_mut()) {
+            count_lost(dropped);
             barrier = None;
         }
         if let Some(passed) = until_done(&mut barrier).now_or_never() {
@@ -77,7 +78,10 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>) {
 }
 
 fn lost(outlet: &Outlet, delivery: &mut Delivery) {
-    let dropped = delivery.lost(&mut outlet.owed.borrow_mut());
+    count_lost(delivery.lost(&mut outlet.owed.borrow_mut()));
+}
+
+fn count_lost(dropped: usize) {
     counter!("orchestrator_dropped_total", "reason" => "disconnected").increment(dropped as u64);
 }
 

@@ -136,30 +136,21 @@ impl Message {
     pub fn stream_id(&self) -> &str {
         match self {
             Self::Command(message) => message.command.as_ref().map_or("", decode::command_stream_id),
-            Self::Subscription(message) => subject_of(message).0,
+            Self::Subscription(message) => stream_of(message),
             Self::None => "",
-        }
-    }
-
-    /// How many subscribers it names.
-    #[must_use]
-    pub fn weight(&self) -> usize {
-        match self {
-            Self::Subscription(message) => subject_of(message).1,
-            Self::Command(_) | Self::None => 1,
         }
     }
 }
 
-/// The stream that a message names, and how many subscribers.
-fn subject_of(message: &proto::SubscriptionCommand) -> (&str, usize) {
+/// The stream that a message names.
+fn stream_of(message: &proto::SubscriptionCommand) -> &str {
     match &message.command {
-        None => ("", 1),
-        Some(Subscription::Register(m)) => (&m.stream_id, 1),
-        Some(Subscription::Unregister(m)) => (&m.stream_id, 1),
-        Some(Subscription::Heartbeat(m)) => (&m.stream_id, 1),
-        Some(Subscription::HeartbeatBatch(m)) => (&m.stream_id, m.client_id.len() + m.handle.len()),
-        Some(Subscription::UnregisterBatch(m)) => (&m.stream_id, m.client_id.len() + m.handle.len()),
-        Some(Subscription::RegisterBatch(m)) => (&m.stream_id, m.subscriber.len()),
+        None => "",
+        Some(Subscription::Register(m)) => &m.stream_id,
+        Some(Subscription::Unregister(m)) => &m.stream_id,
+        Some(Subscription::Heartbeat(m)) => &m.stream_id,
+        Some(Subscription::HeartbeatBatch(m)) => &m.stream_id,
+        Some(Subscription::UnregisterBatch(m)) => &m.stream_id,
+        Some(Subscription::RegisterBatch(m)) => &m.stream_id,
     }
 }

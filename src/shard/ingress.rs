@@ -53,7 +53,7 @@ impl Ingress {
             Ok((shard, body)) => self.deliver(shard, Mail { body, reply: reply.clone() }).err()?,
             Err(refusal) => refusal,
         };
-        log::refusal(&refusal, to);
+        log::refused(refusal.code(), &refusal.to_string(), to);
         Some((reply?, encode::refusal(&refusal, "").encode_to_vec().into()))
     }
 
@@ -67,7 +67,7 @@ impl Ingress {
             .query(payload)
             .and_then(|(shard, body)| self.deliver(shard, Mail { body, reply: Some(reply.clone()) }));
         let refusal = sent.err()?;
-        log::refusal(&refusal, subject::QUERY);
+        log::refused(refusal.code(), &refusal.to_string(), subject::QUERY);
         Some((reply, encode::query_refusal(&refusal).encode_to_vec().into()))
     }
 

@@ -11,11 +11,13 @@ use crate::{
     },
 };
 
-/// A refusal, whether or not somebody is told.
-pub(super) fn refusal(refusal: &Refusal, about: &str) {
-    let code = refusal.code().as_str_name();
-    counter!("orchestrator_refused_total", "code" => code).increment(1);
-    debug!(code, about, reason = %refusal, "message refused");
+/// A refusal, whether or not somebody is told; of a batch also that of a part.
+pub(super) fn refused(code: proto::Code, reason: &str, about: &str) {
+    if code != proto::Code::Ok {
+        let code = code.as_str_name();
+        counter!("orchestrator_refused_total", "code" => code).increment(1);
+        debug!(code, about, reason, "message refused");
+    }
 }
 
 /// An update that goes out.

@@ -20,6 +20,9 @@ pub const MAILBOX_CAPACITY: usize = 65_536;
 /// How many bytes may wait for a shard: a full mailbox of ordinary messages has 8 MiB, and 64 of the largest fit.
 pub const MAILBOX_BYTES: usize = 64 << 20;
 
+/// What a state in a list is reckoned as, bytes: id, scene and timecode of usual length, decoded.
+const BYTES_A_STATE: usize = 1_024;
+
 /// Something for a shard to handle.
 #[derive(Debug)]
 pub struct Mail {
@@ -79,7 +82,8 @@ impl Body {
             Self::Command(bytes) | Self::Subscription(bytes) | Self::Query(bytes) => bytes.len(),
             Self::Round(round) => match &**round {
                 Round::Batch(batch) => batch.message.len(),
-                Round::Stats(_) | Round::List { .. } => 0,
+                Round::Stats(_) => 0,
+                Round::List { states, .. } => states.len() * BYTES_A_STATE,
             },
         }
     }

@@ -36,6 +36,8 @@ pub const OWED_CAPACITY: usize = 65_536;
 pub const OWED_BYTES: usize = 64 << 20;
 /// Largest message of a feed, bytes: half of what a broker takes by default.
 const MAX_FEED_BYTES: usize = 512 << 10;
+/// What an entry of a feed takes besides the update, bytes at the most.
+const ENTRY_BYTES: usize = 8;
 
 /// Which subjects carry the updates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -70,6 +72,15 @@ struct Encoded {
     payload: Bytes,
 }
 
+impl Encoded {
+    /// In memory of its own. A change may be kept for the length of an outage, and would keep alive the whole buffer in
+    /// which it was encoded, hundreds of superseded ticks and all.
+    fn by_itself(self) -> Self {
+        let own = |subject: Subject| Subject::from(subject.as_str());
+        Self { subject: self.subject.map(own), payload: Bytes::copy_from_slice(&self.payload), ..self }
+    }
+}
+
 #[derive(Debug)]
 enum Firm {
     Change(Encoded),
@@ -100,6 +111,7 @@ struct Place {
 #[derive(Debug)]
 pub struct Owed {
     publish_to: PublishTo,
+    max_feed_bytes: usize,
     firm: VecDeque<Firm>,
     /// By the engine's slot. Invariant: those with a turn, changes, or both.
     places: HashMap<u32, Place, FixedState>,
@@ -124,6 +136,7 @@ impl Owed {
     pub fn new(publish_to: PublishTo) -> Self {
         Self {
             publish_to,
+            max_feed_bytes: MAX_FEED_BYTES,
             firm: VecDeque::new(),
             places: HashMap::with_hasher(FixedState::default()),
             order: VecDeque::new(),
@@ -136,10 +149,22 @@ impl Owed {
         }
     }
 
+    /// For a broker that takes messages of at most so many bytes.
+    #[must_use]
+    pub fn with_max_payload(self, bytes: usize) -> Self {
+        Self { max_feed_bytes: MAX_FEED_BYTES.min(bytes), ..self }
+    }
+
     /// Whether so many changes and replies are owed that the shard must not make more.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.firm.len() + self.unconfirmed.len() >= OWED_CAPACITY || self.bytes >= OWED_BYTES
+    }
+
+    /// Whether half of that is owed: more than what outages and bursts of ordinary size leave.
+    #[must_use]
+    pub fn is_half_full(&self) -> bool {
+        self.firm.len() + self.unconfirmed.len() >= OWED_CAPACITY / 2 || self.bytes >= OWED_BYTES / 2
     }
 
     /// Whether there is something to hand over.
@@ -213,7 +238,7 @@ impl Owed {
             self.published += 1;
             if self.publish_to.feed() {
                 let feed = feeds.entry(encoded.partition).or_default();
-                if feed.len() + encoded.payload.len() > MAX_FEED_BYTES {
+                if !feed.is_empty() && feed.len() + encoded.payload.len() + ENTRY_BYTES > self.max_feed_bytes {
                     publish(subject::feed(encoded.partition), feed.split().freeze());
                 }
                 encode::write_batch_entry(feed, &encoded.payload);
@@ -332,7 +357,8 @@ impl Owed {
         encode::write_state(&mut self.buffer, update, now);
         let payload = self.buffer.split().freeze();
         let subject = self.publish_to.subjects().then(|| self.subject(&update.stream_id));
-        Encoded { slot: update.slot, subject, partition: update.partition, payload }
+        let encoded = Encoded { slot: update.slot, subject, partition: update.partition, payload };
+        if update.cause.is_change() { encoded.by_itself() } else { encoded }
     }
 
     fn subject(&mut self, stream_id: &str) -> Subject {

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 
 use async_nats::Subject;
+use bytes::Bytes;
+use metrics::counter;
 use tracing::info;
 
 use super::{
@@ -23,10 +25,13 @@ use crate::{
     wire::{WireLimits, decode::Cursor, encode, proto, subject},
 };
 
-/// The most messages in one turn: with 1 µs each, a turn stays well below the 2 ms that a beat may be late.
+/// The most messages in one turn: of single commands and heartbeats, about a microsecond each, so that a turn stays
+/// well below the 2 ms that a beat may be late.
 pub const MAX_BATCH: usize = 256;
-/// The most subscribers named in the messages of one turn, one message aside: a batch may name thousands.
+/// The most weight in one turn, of the last message aside. A message weighs its bytes: it may name thousands.
 const MAX_BATCH_WEIGHT: usize = 1_024;
+/// As many bytes weigh 1: those of an ordinary command.
+const BYTES_A_WEIGHT: usize = 64;
 /// The most timers looked at in one turn.
 pub const EXPIRE_BUDGET: usize = 2_048;
 /// A turn that comes so much later than it was due means that the process stood still, ms. Less than a subscriber is
@@ -82,6 +87,8 @@ pub struct Shard {
     room: (u64, u64),
     outbox: Outbox,
     tape: Option<Arc<Tape>>,
+    /// How many forgotten answers were counted.
+    forgotten: u64,
     /// When the next turn is due.
     due: Option<Tick>,
 }
@@ -105,6 +112,7 @@ impl Shard {
             limits,
             outbox: Outbox::default(),
             tape: settings.tape,
+            forgotten: 0,
             due: None,
         }
     }
@@ -146,7 +154,9 @@ impl Shard {
         }
         self.settle(now, owed);
         self.totals.set(self.number, &self.engine.counts());
-        self.due = self.engine.next_deadline();
+        self.tell_forgotten();
+        // What is due at once is due now: a time gone by would look like a turn that came late.
+        self.due = self.engine.next_deadline().map(|due| due.max(now.tick));
         let more = !self.router.mailbox(self.number).is_empty() || self.due.is_some_and(|due| due <= now.tick);
         if more { Next::Again } else { Next::Sleep(self.due) }
     }
@@ -180,6 +190,13 @@ impl Shard {
         sum.streams + SLACK >= max_streams || sum.total + SLACK >= max_subscribers
     }
 
+    /// Answers that were forgotten before their time, for want of room.
+    fn tell_forgotten(&mut self) {
+        let forgotten = self.engine.requests_forgotten_early();
+        counter!("orchestrator_dropped_total", "reason" => "request_forgotten").increment(forgotten - self.forgotten);
+        self.forgotten = forgotten;
+    }
+
     /// The one way to the engine, which is also the recorder's.
     fn feed(&mut self, now: Tick, fed: Fed) -> Outcome {
         if let Some(tape) = &self.tape {
@@ -193,17 +210,19 @@ impl Shard {
         let Mail { body, reply } = mail;
         match body {
             Body::Command(bytes) => {
+                let weight = weight_of(&bytes);
                 let outcome = self.feed(now.tick, Fed::Command(bytes));
                 self.answer(now, &outcome, subject::COMMAND, reply, owed);
-                1
+                weight
             }
             Body::Subscription(message) => {
+                let weight = weight_of(&message);
                 let outcome = self.feed(now.tick, Fed::Subscription { message, answered: reply.is_some() });
                 if let Message::Subscription(message) = &outcome.message {
                     log::membership(message, &outcome.result);
                 }
                 self.answer(now, &outcome, subject::SUBSCRIPTION, reply, owed);
-                outcome.message.weight()
+                weight
             }
             Body::Query(bytes) => {
                 let outcome = self.feed(now.tick, Fed::Query(bytes));
@@ -246,6 +265,12 @@ impl Shard {
         reply: Option<Subject>,
         owed: &mut Owed,
     ) -> usize {
+        if owed.is_half_full() {
+            // Lists are large, and anybody may ask for them: they must not take the room of changes.
+            log::refused(FULL.code(), &FULL.to_string(), subject::QUERY);
+            self.reply_with(now, &encode::query_refusal(&FULL), reply, owed);
+            return 1;
+        }
         let listed = self.feed(now.tick, Fed::List { from_slot, limit: room });
         let Ok(Accepted::Streams { states: found, next_slot }) = listed.result else { return 1 };
         let room = room - found.len();
@@ -266,7 +291,8 @@ impl Shard {
 
     fn go_round_batch(&mut self, now: Now, mut batch: BatchRound, reply: Option<Subject>, owed: &mut Owed) -> usize {
         let handles = batch.handles.get_mut(self.number).map(std::mem::take).unwrap_or_default();
-        let (weight, named) = (handles.len(), batch.named_at == Some(self.number));
+        let named = batch.named_at == Some(self.number);
+        let weight = weight_of(&batch.message);
         let outcome = self.feed(now.tick, Fed::Part { message: batch.message.clone(), named, handles });
         let Ok(Accepted::Batch(found)) = &outcome.result else {
             self.answer(now, &outcome, subject::SUBSCRIPTION, reply, owed);
@@ -277,6 +303,7 @@ impl Shard {
         batch.unplaced.clients.extend_from_slice(&found.clients);
         if self.is_last() {
             let message = encode::batch_reply(&batch.unplaced, outcome.message.stream_id());
+            log::refused(message.code(), &message.message, subject::SUBSCRIPTION);
             self.reply_with(now, &message, reply, owed);
         } else {
             self.pass_on(now, Round::Batch(batch), reply, owed);
@@ -288,7 +315,7 @@ impl Shard {
         let is_batch = matches!(round, Round::Batch { .. });
         let mail = Mail { body: Body::Round(Box::new(round)), reply };
         if let Err(Mail { reply, .. }) = self.router.send(self.number + 1, mail) {
-            log::refusal(&FULL, "a round of the shards");
+            log::refused(FULL.code(), &FULL.to_string(), "a round of the shards");
             if is_batch {
                 self.reply_with(now, &encode::refusal(&FULL, ""), reply, owed);
             } else {
@@ -301,17 +328,14 @@ impl Shard {
 
     /// Answers a command or subscription, if somebody waits; a refusal is logged and counted in any case.
     fn answer(&mut self, now: Now, outcome: &Outcome, about: &str, reply: Option<Subject>, owed: &mut Owed) {
-        if let Err(refusal) = &outcome.result {
-            log::refusal(refusal, about);
-        }
-        if reply.is_some() {
-            let stream_id = outcome.message.stream_id();
-            let message = match &outcome.result {
-                Ok(accepted) => encode::reply(accepted, stream_id, now),
-                Err(refusal) => encode::refusal(refusal, stream_id),
-            };
-            self.reply_with(now, &message, reply, owed);
-        }
+        let stream_id = outcome.message.stream_id();
+        let message = match &outcome.result {
+            Ok(accepted) if reply.is_none() && accepted.is_whole() => return,
+            Ok(accepted) => encode::reply(accepted, stream_id, now),
+            Err(refusal) => encode::refusal(refusal, stream_id),
+        };
+        log::refused(message.code(), &message.message, about);
+        self.reply_with(now, &message, reply, owed);
     }
 
     fn answer_query(&mut self, now: Now, outcome: Outcome, reply: Option<Subject>, owed: &mut Owed) {
@@ -324,7 +348,7 @@ impl Shard {
             }
             Ok(_) => proto::QueryReply::default(),
             Err(refusal) => {
-                log::refusal(&refusal, subject::QUERY);
+                log::refused(refusal.code(), &refusal.to_string(), subject::QUERY);
                 encode::query_refusal(&refusal)
             }
         };
@@ -352,6 +376,10 @@ impl Shard {
         }
         self.outbox.clear();
     }
+}
+
+const fn weight_of(message: &Bytes) -> usize {
+    1 + message.len() / BYTES_A_WEIGHT
 }
 
 #[cfg(test)]
@@ -424,5 +452,35 @@ mod tests {
         let batch = HeartbeatBatch { handle: vec![old], ..Default::default() };
         let reply = successor.subscribe(subscription_command::Command::HeartbeatBatch(batch));
         assert_eq!((reply.code(), reply.unknown_handle), (Code::UnknownSubscriber, vec![old]));
+    }
+
+    #[test]
+    fn a_crowd_that_is_removed_with_its_stream_is_no_late_turn_and_pardons_nobody() {
+        let mut desk = Desk::new(ShardSettings { engine: Settings::default(), wire: Arc::default(), tape: None });
+        desk.welcome("viewer");
+        let scene = proto::SceneConfig { name: "Main".into(), duration_ms: 1_000 };
+        let config = Some(proto::OrchestratorConfig { scenes: vec![scene], ..Default::default() });
+        let stream_id = "crowd".to_owned();
+        let start = orchestrator_command::Command::Start(proto::Start { stream_id: stream_id.clone(), config });
+        let subscriber = (0..5_000).map(|n| proto::Subscriber { client_id: n.to_string(), ..Default::default() });
+        let crowd = proto::RegisterBatch { stream_id: stream_id.clone(), subscriber: subscriber.collect() };
+        let remove = orchestrator_command::Command::Remove(proto::Remove { stream_id });
+        let command = |command| {
+            let message = proto::OrchestratorCommand { command: Some(command), ..Default::default() };
+            Body::Command(message.encode_to_vec().into())
+        };
+        assert_eq!(desk.ask(command(start)).code(), Code::Ok);
+        assert_eq!(desk.subscribe(subscription_command::Command::RegisterBatch(crowd)).code(), Code::Ok);
+        assert_eq!(desk.ask(command(remove)).code(), Code::Ok);
+        let mut now = NOW;
+        while now.tick < NOW.tick.after(90_000) {
+            now.tick = match desk.shard.turn(now, &mut desk.owed) {
+                Next::Sleep(Some(due)) => due.min(NOW.tick.after(90_000)),
+                _ => now.tick,
+            };
+            desk.owed.hand_over(usize::MAX, |_, _| {});
+        }
+        desk.shard.turn(now, &mut desk.owed);
+        assert_eq!((desk.shard.engine().counts().total, desk.shard.engine().counts().stale), (1, 1));
     }
 }

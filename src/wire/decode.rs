@@ -94,6 +94,7 @@ pub fn command_stream_id(command: &ProtoCommand) -> &str {
 /// `INVALID_ARGUMENT`, naming the field and the limit.
 pub fn subscription(message: &proto::SubscriptionCommand, answered: bool) -> Result<Input<'_>, Invalid> {
     let command = message.command.as_ref().ok_or_else(|| missing("command", "Register to UnregisterBatch"))?;
+    check_entries(command)?;
     Ok(match command {
         ProtoSubscription::Register(m) => Input::Register {
             stream_id: StreamId::parse(&m.stream_id)?,
@@ -110,6 +111,25 @@ pub fn subscription(message: &proto::SubscriptionCommand, answered: bool) -> Res
             answered,
         },
     })
+}
+
+/// The most entries of a batch: a shard handles as many in about a millisecond, and the answer to all of them, were they
+/// unknown, fits into a message.
+pub const MAX_BATCH_ENTRIES: usize = 5_000;
+
+fn check_entries(command: &ProtoSubscription) -> Result<(), Invalid> {
+    let (field, entries) = match command {
+        ProtoSubscription::HeartbeatBatch(m) => ("client_id and handle", m.client_id.len() + m.handle.len()),
+        ProtoSubscription::UnregisterBatch(m) => ("client_id and handle", m.client_id.len() + m.handle.len()),
+        ProtoSubscription::RegisterBatch(m) => ("subscriber", m.subscriber.len()),
+        ProtoSubscription::Register(_) | ProtoSubscription::Unregister(_) | ProtoSubscription::Heartbeat(_) => {
+            return Ok(());
+        }
+    };
+    if entries <= MAX_BATCH_ENTRIES {
+        return Ok(());
+    }
+    Err(Invalid::new(format!("{field} must have at most {MAX_BATCH_ENTRIES} entries in a batch, not {entries}")))
 }
 
 fn newcomer<'a>(client_id: &'a str, source_addr: &str, session: u64) -> Result<Newcomer<'a>, Invalid> {
