@@ -392,6 +392,18 @@ fn m18_a_newcomer_sees_the_state_at_once_in_every_mode() {
     }
 }
 
+#[test]
+fn m18_a_viewer_that_comes_back_from_silence_sees_what_it_missed() {
+    let scenes = vec![Scene { name: "Intro", duration_ms: 90_200 }, Scene { name: "Main", duration_ms: 60_000 }];
+    let draft = Draft { scenes, when_empty: WhenEmpty::RunOn, tick_interval_ms: Some(60_000), ..show() };
+    let mut world = World::with_show(&draft);
+    world.join("a", 0);
+    world.until(90_400);
+    assert_eq!(world.engine.counts().stale, 1);
+    world.beat("a", 0).unwrap();
+    assert_eq!(world.heard(), [said(90_400, Cause::Snapshot, Mode::Running, 90_400, "Main")]);
+}
+
 #[tokio::test]
 async fn m19_commands_subscriptions_and_state_have_subjects_of_their_own() {
     let desk = Desk::new().await;

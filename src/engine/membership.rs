@@ -189,10 +189,15 @@ impl Engine {
         if self.streams.get(stream).gone {
             return false;
         }
-        self.streams.get_mut(stream).members.active += 1;
+        let members = &mut self.streams.get_mut(stream).members;
+        let nobody_watched = members.active == 0;
+        members.active += 1;
         self.counts.active += 1;
         self.counts.stale -= 1;
+        let made = outbox.updates.len();
         self.with_stream(stream, |stream| stream.audience_changed(now, outbox));
+        // While nobody watched, nothing was published, and a heartbeat's answer carries no state.
+        self.welcome(now, stream, !nobody_watched || outbox.updates.len() > made, outbox);
         true
     }
 

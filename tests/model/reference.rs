@@ -555,8 +555,14 @@ impl Model {
             return true;
         }
         let Some(stream) = self.bring(name, told) else { return false };
+        let nobody_watched = stream.audience.iter().all(|member| member.stale);
         stream.audience[place].stale = false;
+        let waited = stream.is_idle();
         stream.audience_changed(now, told);
+        // It missed what was not said meanwhile; if its return begins the show, that says it all.
+        if nobody_watched && !waited {
+            stream.owes_snapshot(now, told);
+        }
         true
     }
 

@@ -319,7 +319,12 @@ impl Stream {
         }
     }
 
-    /// Somebody joined whom no reply reaches.
+    /// Whether it waits for its first viewer.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.mode == Mode::Idle
+    }
+
+    /// Somebody joined whom no reply reaches, or came back from silence.
     pub(crate) fn owes_snapshot(&mut self, now: u64, told: &mut Told) {
         self.snapshot_owed = true;
         self.say_owed(now, told);
