@@ -350,8 +350,11 @@ impl World {
                 }
             }
             What::Beat(subs) => {
+                // Who was not heard for want of room is as good as unknown.
+                let unheard = reply.code() == Code::Unavailable;
                 for (sub, handle) in subs {
                     let unknown = match handle {
+                        _ if unheard => true,
                         Some(handle) => reply.unknown_handle.contains(handle),
                         None if reply.unknown_client_id.is_empty() => {
                             matches!(reply.code(), Code::UnknownSubscriber | Code::StreamNotFound)

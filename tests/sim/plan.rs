@@ -60,7 +60,7 @@ impl Plan {
         let long = stale_after_ms > 10_000;
         Self {
             shards: rng.pick(&[1, 2, 2, 3]),
-            streams: rng.within(1, 6) as usize,
+            streams: rng.within(1, if tight { 3 } else { 6 }) as usize,
             directors: rng.within(1, 2) as usize,
             gateways,
             viewers: if crowd { rng.within(1_000, 4_000) as usize } else { rng.within(2, 40) as usize },

@@ -74,6 +74,8 @@ struct Sure {
     epoch: u64,
     handle: u64,
     since: u64,
+    /// When the latest register was handled of which this is known.
+    joined: u64,
     heard: u64,
 }
 
@@ -150,9 +152,11 @@ impl Truth {
         }
     }
 
-    /// How late a shard's turn at that time was.
+    /// How late the turn was in which a shard did what it dates at that time: which may lie before that turn, but not
+    /// before the time at which it was due.
     pub fn lateness(&self, shard: usize, tick: u64) -> u64 {
-        self.shards[shard].late.get(&tick).copied().unwrap_or(0)
+        let turn = self.shards[shard].late.range(tick..).next();
+        turn.filter(|(at, late)| *at - *late <= tick).map_or(0, |(_, late)| *late)
     }
 
     pub fn panicked(&mut self, shard: usize, now: u64) {
@@ -181,13 +185,15 @@ impl Truth {
         if let Some(request) = sent.request.filter(|_| !sent.round) {
             self.requests[request].handled.push(Handled { serial: self.serial, tick: now });
         }
-        let present_until = |heard: u64, pardoned: u64, stale: u64| (heard + stale).max(pardoned) + REMOVED_WITHIN_MS;
         let (pardoned, stale) = (self.shards[shard].pardoned_until, self.stale_after_ms);
+        // In a turn that is late, mail comes before what has fallen due.
+        let due = now - self.lateness(shard, now);
+        let present = |may: &May| due <= (may.heard + stale).max(pardoned) + REMOVED_WITHIN_MS;
         match &sent.what {
             What::Join(subs) => {
                 for sub in subs {
                     let sub = &mut self.subs[*sub];
-                    let since = sub.may.filter(|may| now <= present_until(may.heard, pardoned, stale));
+                    let since = sub.may.filter(present);
                     let since = since.map_or(now, |may| may.since);
                     sub.may = Some(May { since, joined: now, heard: now });
                     sub.keep_sure(now, stale, None);
@@ -198,7 +204,7 @@ impl Truth {
                     if self.shard_of(*sub) == shard {
                         let sub = &mut self.subs[*sub];
                         if let Some(may) = &mut sub.may
-                            && now <= present_until(may.heard, pardoned, stale)
+                            && present(may)
                         {
                             may.heard = now;
                         }
@@ -210,7 +216,7 @@ impl Truth {
                 for (sub, handle) in subs {
                     if self.shard_of(*sub) == shard {
                         let sub = &mut self.subs[*sub];
-                        if handle.is_none() || handle.is_some() && handle == &sub.sure.map(|sure| sure.handle) {
+                        if handle.is_none_or(|handle| sub.is_latest(handle)) {
                             sub.end_may(now);
                         }
                         sub.sure = None;
@@ -285,8 +291,14 @@ impl Truth {
             return;
         }
         match &mut known.sure {
-            Some(sure) if sure.epoch == epoch && sure.handle == handle => sure.heard = sure.heard.max(handled.tick),
-            sure => *sure = Some(Sure { epoch, handle, since: handled.tick, heard: handled.tick }),
+            Some(sure) if sure.epoch == epoch && sure.handle == handle => {
+                sure.heard = sure.heard.max(handled.tick);
+                sure.joined = handled.tick;
+            }
+            sure => {
+                let tick = handled.tick;
+                *sure = Some(Sure { epoch, handle, since: tick, joined: tick, heard: tick });
+            }
         }
     }
 
@@ -300,27 +312,31 @@ impl Truth {
     /// Whether somebody may have watched a stream at that time.
     pub fn may_be_watched(&self, stream: usize, tick: u64) -> bool {
         let pardoned = self.shards[self.streams[stream].shard].pardoned_until;
-        self.streams[stream].subs.iter().any(|sub| self.subs[*sub].may_be_there(tick, self.stale_after_ms, pardoned))
+        // Who came last is there most likely.
+        self.streams[stream]
+            .subs
+            .iter()
+            .rev()
+            .any(|sub| self.subs[*sub].may_be_there(tick, self.stale_after_ms, pardoned))
     }
 
     /// Whether somebody surely watched it, the same one all the time from then to then.
     pub fn surely_watched(&self, stream: usize, from: u64, to: u64) -> bool {
-        self.streams[stream].subs.iter().any(|sub| {
+        self.streams[stream].subs.iter().rev().any(|sub| {
             let sure = self.subs[*sub].sure;
             sure.is_some_and(|sure| sure.since < from && to < sure.heard + self.stale_after_ms)
         })
     }
 
-    /// How many may be in the tables of a shard.
-    pub fn may_count(&self, shard: usize, now: u64) -> u64 {
-        let pardoned = self.shards[shard].pardoned_until;
-        let present = |sub: &&SubId| {
-            self.subs[**sub]
-                .may
-                .is_some_and(|may| now <= (may.heard + self.stale_after_ms).max(pardoned) + REMOVED_WITHIN_MS)
-        };
-        let own = self.streams.iter().filter(|stream| stream.shard == shard);
-        own.map(|stream| stream.subs.iter().filter(present).count() as u64).sum()
+    /// Who may be in the tables of a shard.
+    pub fn maybe_there(&self, shard: usize, now: u64) -> impl Iterator<Item = (SubId, &Sub)> {
+        let last = move |may: May| (may.heard + self.stale_after_ms).max(self.shards[shard].pardoned_until);
+        self.subs_of(shard).filter(move |(_, sub)| sub.may.is_some_and(|may| now <= last(may) + REMOVED_WITHIN_MS))
+    }
+
+    fn subs_of(&self, shard: usize) -> impl Iterator<Item = (SubId, &Sub)> {
+        let own = self.streams.iter().filter(move |stream| stream.shard == shard);
+        own.flat_map(|stream| &stream.subs).map(|sub| (*sub, &self.subs[*sub]))
     }
 
     /// Who is surely active in a shard.
@@ -332,7 +348,20 @@ impl Truth {
     }
 }
 
+impl std::fmt::Display for Sub {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { stream, client, session, may, sure, .. } = self;
+        write!(formatter, "{client} {session} on stream {stream}: {may:?}, {sure:?}")
+    }
+}
+
 impl Sub {
+    /// Whether it is surely that handle that it has now: no register was handled since of which nothing is known yet.
+    fn is_latest(&self, handle: u64) -> bool {
+        let joined = self.may.map_or(0, |may| may.joined);
+        self.sure.is_some_and(|sure| sure.handle == handle && joined <= sure.joined)
+    }
+
     fn end_may(&mut self, now: u64) {
         if let Some(may) = self.may.take() {
             self.may_until = Some((may.since, now));

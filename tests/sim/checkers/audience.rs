@@ -5,7 +5,10 @@ use std::collections::BTreeSet;
 use orchestrator_service::wire::proto::{Cause, Code};
 
 use super::{Checker, Fact};
-use crate::{reading::in_short, truth::Truth};
+use crate::{
+    reading::in_short,
+    truth::{Sub, Truth},
+};
 
 /// Ticks, scenes and snapshots are for somebody who watches.
 pub struct NothingPlaysUnwatched;
@@ -30,18 +33,23 @@ pub struct CountsAreWithinBounds;
 impl Checker for CountsAreWithinBounds {
     fn see(&mut self, now: u64, fact: &Fact<'_>, truth: &Truth) {
         let Fact::Sampled { shard, counts, all_known } = fact else { return };
-        let most = truth.may_count(*shard, now);
-        assert!(counts.total <= most, "dead: shard {shard} counts {counts:?}, at most {most} can be there");
+        let most = truth.maybe_there(*shard, now).count() as u64;
+        let all = || names(truth.maybe_there(*shard, now));
+        assert!(counts.total <= most, "dead: shard {shard} counts {counts:?}, at most these can be there: {}", all());
         if *all_known {
             let least = truth.surely_active(*shard, now).count() as u64;
-            let all = || truth.surely_active(*shard, now).collect::<Vec<_>>();
+            let all = || names(truth.surely_active(*shard, now));
             assert!(
                 counts.active >= least,
-                "live: shard {shard} counts {counts:?}, at least {least} must be active: {:#?}",
+                "live: shard {shard} counts {counts:?}, at least {least} must be active: {}",
                 all()
             );
         }
     }
+}
+
+fn names<'a>(subs: impl Iterator<Item = (usize, &'a Sub)>) -> String {
+    subs.map(|(number, sub)| format!("\n{number} {sub}")).collect()
 }
 
 /// Once quiet, a stream's counts are the world's.
