@@ -372,7 +372,7 @@ impl Engine {
         Ok(slot)
     }
 
-    /// [`Engine::wake`] for a stream that somebody watches, or at least in vain: nothing is due, so nothing changed.
+    /// [`Engine::wake`], if there is anything to do: enough where the stream's state is not looked at.
     fn wake_if_due(&mut self, now: Tick, slot: u32, outbox: &mut Outbox) {
         if self.streams.get(slot).due <= now {
             self.wake(now, slot, outbox);

@@ -197,8 +197,8 @@ impl Stream {
         }
     }
 
-    /// Brings the stream to `now`: everything that fell due, each at most once, in the order in which it fell due.
-    /// Ticks that were slept through stay away. Returns false when the stream is to be removed.
+    /// Brings the stream to `now`: what fell due, each kind at most once, in the order in which it fell due. Ticks that
+    /// were slept through stay away, and so does all of a stream whose time is up. Returns false when it is.
     pub(super) fn wake(&mut self, now: Tick, outbox: &mut Outbox) -> bool {
         if !self.watched {
             if self.empty_since.after(self.show.config.idle_timeout_ms) <= now {

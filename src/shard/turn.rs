@@ -173,7 +173,7 @@ impl Shard {
     /// Limits hold for the service, engines for shards: near a limit, each may fill what the others leave. True when a
     /// limit is near.
     fn share_room(&mut self, now: Tick) -> bool {
-        /// While that many are free, shards need not look at one another: one turn of each cannot take more.
+        /// While that many are free, shards need not look at one another: few turns take more.
         const SLACK: u64 = 65_536;
         let own = self.engine.counts();
         self.totals.set(self.number, &own);
