@@ -186,6 +186,8 @@ async fn run(seat: Seat, outlet: &Outlet) {
     let new_shard = |settings| Shard::new(number, settings, Arc::clone(&router), Arc::clone(&totals));
     let mut shard = new_shard(settings.clone());
     loop {
+        // Before the turn: what was put in before an order to drain is to be taken by the turn behind it.
+        let order = *orders.borrow_and_update();
         let turn = catch_unwind(AssertUnwindSafe(|| shard.turn(clock.now(), &mut outlet.owed.borrow_mut())));
         let next = turn.unwrap_or_else(|panic| {
             error!(shard = number, reason = panic_message(&*panic), "shard panicked; it starts again, empty");
@@ -198,7 +200,6 @@ async fn run(seat: Seat, outlet: &Outlet) {
         if !outlet.owed.borrow().is_empty() {
             outlet.filled.notify_one();
         }
-        let order = *orders.borrow_and_update();
         match (order, next) {
             (Order::Abort, _) => return shard.end(),
             // The publisher gets its turn in between.
