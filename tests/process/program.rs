@@ -97,13 +97,22 @@ impl Program {
         (answer.status().as_u16(), answer.text().await.expect("a text"))
     }
 
-    /// Waits until `/readyz` has this status, and gives what it says.
-    pub(crate) async fn readiness(&self, status: u16) -> String {
+    /// Waits until `/readyz` has this status.
+    pub(crate) async fn readiness(&self, status: u16) {
+        self.readiness_is(status, "").await;
+    }
+
+    /// Waits until `/readyz` says that it is not, and why.
+    pub(crate) async fn unready_because(&self, reason: &str) {
+        self.readiness_is(503, reason).await;
+    }
+
+    async fn readiness_is(&self, status: u16, reason: &str) {
         let deadline = Instant::now() + LIMIT;
         loop {
             let (now, text) = self.page("/readyz").await;
-            if now == status {
-                return text;
+            if now == status && text.contains(reason) {
+                return;
             }
             assert!(Instant::now() < deadline, "/readyz is {now} {text}:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;

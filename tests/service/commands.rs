@@ -138,7 +138,7 @@ async fn a_repeated_request_gets_the_first_answer_and_is_not_carried_out_again(w
 
     // The moment is told by two clocks in whole milliseconds.
     let moment_ms = &mut second.state.as_mut().expect("a state").server_time_ms;
-    assert!(moment_ms.abs_diff(first_ms) <= 1, "{moment_ms} and {first_ms}");
+    assert!(moment_ms.abs_diff(first_ms) <= 5, "{moment_ms} and {first_ms}");
     *moment_ms = first_ms;
     assert_eq!(second, first, "to the last field");
     let state = caller.state("show").await;

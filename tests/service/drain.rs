@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, try_join_all};
 use orchestrator_service::{
-    transport::TransportError,
+    transport::{Subscription, TransportError},
     wire::{
         proto::{Code, Mode, OrchestratorConfig, Query, QueryReply, Reply, SubscriptionCommand},
         subject,
@@ -14,7 +14,7 @@ use prost::Message as _;
 
 use crate::{
     messages::*,
-    world::{World, command_message, eventually, wall_ms},
+    world::{Caller, LIMIT, World, command_message, eventually, wall_ms},
 };
 
 on_both_transports! {
@@ -25,9 +25,31 @@ on_both_transports! {
     a_drain_without_a_broker_ends_in_time,
 }
 
+/// Sees requests as the broker hands them out, to itself and to the service.
+struct Observer {
+    requests: Subscription,
+    /// Whose subscription it is.
+    _caller: Caller,
+}
+
+impl Observer {
+    async fn of(world: &World) -> Self {
+        let caller = world.caller().await;
+        Self { requests: caller.listen("orchestrator.*").await, _caller: caller }
+    }
+
+    /// Waits until the broker has handed out so many.
+    async fn see(mut self, count: usize) {
+        for _ in 0..count {
+            tokio::time::timeout(LIMIT, self.requests.next()).await.expect("a request").expect("open");
+        }
+    }
+}
+
 async fn what_came_in_before_a_drain_is_carried_out_and_answered(world: World) {
     let (service, caller) = world.with_service().await;
     let mut updates = caller.listen("stream.*.updates").await;
+    let observer = Observer::of(&world).await;
     let ids: Vec<String> = (0..500).map(|number| format!("show-{number}")).collect();
 
     let requests = join_all(ids.iter().map(|id| {
@@ -35,8 +57,7 @@ async fn what_came_in_before_a_drain_is_carried_out_and_answered(world: World) {
         caller.transport.request(subject::COMMAND, payload, Duration::from_secs(10))
     }));
     let drain = async {
-        // Polled behind the requests: they are with the broker now.
-        caller.transport.barrier().await.unwrap();
+        observer.see(500).await;
         service.drain().await;
     };
     let (answers, ()) = tokio::join!(requests, drain);
@@ -63,6 +84,7 @@ async fn questions_that_go_round_the_shards_are_answered_in_a_drain(world: World
         handles.push(caller.subscription(register(&id, "viewer")).await.handle);
     }
 
+    let observer = Observer::of(&world).await;
     let stats = Query { query: Some(get_stats("")) }.encode_to_vec();
     let pages = Query { query: Some(list(100, "")) }.encode_to_vec();
     let beat = SubscriptionCommand { command: Some(heartbeats("", &[], handles)) }.encode_to_vec();
@@ -76,7 +98,7 @@ async fn questions_that_go_round_the_shards_are_answered_in_a_drain(world: World
         )
     };
     let drain = async {
-        caller.transport.barrier().await.unwrap();
+        observer.see(300).await;
         service.drain().await;
     };
     let (answers, ()) = tokio::join!(requests, drain);

@@ -86,7 +86,8 @@ async fn ticks_of_an_outage_are_not_made_up_for_and_the_clock_has_gone_on(world:
     assert_eq!(last.epoch, before.epoch, "the same stream");
     let (elapsed_ms, played_ms) =
         (last.server_time_ms - before.server_time_ms, last.current_time - before.current_time);
-    assert!(elapsed_ms.abs_diff(played_ms) <= 2, "{played_ms} played in {elapsed_ms}");
+    // Two clocks in whole milliseconds, of which one can be set.
+    assert!(elapsed_ms.abs_diff(played_ms) <= 5, "{played_ms} played in {elapsed_ms}");
 }
 
 async fn a_service_that_starts_without_its_broker_waits_for_it(world: World) {

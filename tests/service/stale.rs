@@ -17,6 +17,9 @@ on_both_transports! {
     a_stream_that_nobody_ever_watched_is_removed,
 }
 
+/// How far two clocks in whole milliseconds may be apart between two readings, ms.
+const CLOCKS_MS: u64 = 5;
+
 async fn who_falls_silent_is_stale_then_removed_and_the_stream_ends_when_nobody_is_left(world: World) {
     let _service = world.service(ServiceSettings { stale_after_ms: 1_000, ..settings() }).await;
     let caller = world.caller().await;
@@ -46,7 +49,7 @@ async fn who_falls_silent_is_stale_then_removed_and_the_stream_ends_when_nobody_
     }
     assert!(seen_stale, "stale in the meantime");
     let took_ms = wall_ms() - before_ms;
-    assert!(took_ms >= 1_000, "not before its time: {took_ms} ms");
+    assert!(took_ms + CLOCKS_MS >= 1_000, "not before its time: {took_ms} ms");
     assert_eq!(caller.state("show").await.mode(), Mode::Running);
     assert_eq!(caller.subscription(heartbeat("show", "silent", 0)).await.code(), Code::UnknownSubscriber);
 
@@ -56,8 +59,8 @@ async fn who_falls_silent_is_stale_then_removed_and_the_stream_ends_when_nobody_
     assert_eq!((idle.mode(), idle.cause(), idle.current_time), (Mode::Idle, Cause::Lifecycle, 0));
     assert_eq!((removed.cause(), removed.revision), (Cause::Lifecycle, idle.revision + 1));
     // Stale after 1 s, idle after the grace, gone after the idle timeout, which counts from the last viewer too.
-    assert!(idle.server_time_ms >= last_heard_ms + 1_200, "{idle:?}");
-    assert!(removed.server_time_ms >= last_heard_ms + 1_700, "{removed:?}");
+    assert!(idle.server_time_ms + CLOCKS_MS >= last_heard_ms + 1_200, "{idle:?}");
+    assert!(removed.server_time_ms + CLOCKS_MS >= last_heard_ms + 1_700, "{removed:?}");
     assert_eq!(caller.query(get_state("show")).await.code(), Code::StreamNotFound);
     assert_eq!(caller.stats("").await, Stats::default());
 }
@@ -71,6 +74,6 @@ async fn a_stream_that_nobody_ever_watched_is_removed(world: World) {
     let (created, removed) = (updates.next().await, updates.next().await);
     assert_eq!((created.mode(), removed.mode(), removed.cause()), (Mode::Idle, Mode::Unknown, Cause::Lifecycle));
     let lived_ms = removed.server_time_ms - created.server_time_ms;
-    assert!(lived_ms + 1 >= 300, "{lived_ms} ms");
+    assert!(lived_ms + CLOCKS_MS >= 300, "{lived_ms} ms");
     assert_eq!(caller.stats("").await, Stats::default());
 }
