@@ -32,9 +32,10 @@ const SENDERS: usize = 4;
 /// Messages in a flood on one stream.
 const FLOOD: usize = 200_000;
 const FLOODERS: usize = 2;
-/// The stream beside a flood, and how long it may be without a word: five of its ticks.
+/// The streams beside a flood tick that often.
 const BEAT_MS: u64 = 50;
-pub(crate) const LONGEST_GAP: Duration = Duration::from_millis(250);
+/// How long such a stream may be without a word on a machine that has time for it.
+const LONGEST_GAP: Duration = Duration::from_millis(250);
 
 /// Heartbeats, commands, and what is refused: half a dozen streams, each with a viewer.
 fn assorted(number: usize) -> Outgoing {
@@ -307,12 +308,15 @@ pub(crate) fn beat() -> OrchestratorConfig {
 pub(crate) async fn assert_beats(observer: &Observer, ids: &[String]) -> Gaps {
     // A beat that has stopped would show no gap.
     let now = Instant::now();
+    let held_up = observer.machine.worst();
     let mut all = Gaps::default();
     for id in ids {
         observer.until("its beat goes on", id, |seen| seen.at > now).await;
         let gaps = observer.history(id).longest_gaps();
-        assert!(gaps.by_arrival <= LONGEST_GAP && gaps.by_clock <= LONGEST_GAP, "{id}: {gaps}");
+        let limit = LONGEST_GAP + held_up;
+        assert!(gaps.by_arrival <= limit && gaps.by_clock <= limit, "{id}: {gaps}; the machine was {held_up:.1?} late");
         all = all.worse(gaps);
     }
+    measured("a thread that only sleeps was late by at most", format!("{held_up:.1?}"));
     all
 }

@@ -2,7 +2,11 @@
 
 use std::{
     future::Future,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tokio::sync::RwLock;
@@ -26,6 +30,41 @@ pub(crate) async fn shared(test: impl Future<Output = ()>) {
 pub(crate) async fn alone(test: impl Future<Output = ()>) {
     let _guard = MACHINE.write().await;
     tokio::time::timeout(TEST_LIMIT, test).await.expect("the test ends in time");
+}
+
+/// Sees how long the machine itself lets somebody wait who only sleeps: on one that is busy with other things, a beat
+/// cannot be better than that.
+#[derive(Debug)]
+pub(crate) struct Metronome {
+    worst_us: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Metronome {
+    pub(crate) fn start() -> Self {
+        const STEP: Duration = Duration::from_millis(5);
+        let (worst_us, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let metronome = Self { worst_us: Arc::clone(&worst_us), stop: Arc::clone(&stop) };
+        std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let before = Instant::now();
+                std::thread::sleep(STEP);
+                let late = before.elapsed().saturating_sub(STEP);
+                worst_us.fetch_max(late.as_micros() as u64, Ordering::Relaxed);
+            }
+        });
+        metronome
+    }
+
+    pub(crate) fn worst(&self) -> Duration {
+        Duration::from_micros(self.worst_us.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for Metronome {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Whether the larger numbers are asked for.

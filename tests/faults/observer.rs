@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     caller::Caller,
-    machine::{eventually, wall_ms},
+    machine::{Metronome, eventually, wall_ms},
 };
 
 /// An update, and when it came.
@@ -39,6 +39,7 @@ pub(crate) struct History {
 #[derive(Debug)]
 pub(crate) struct Observer {
     pub(crate) caller: Caller,
+    pub(crate) machine: Metronome,
     histories: Arc<Mutex<Histories>>,
     reading: JoinHandle<()>,
 }
@@ -74,7 +75,7 @@ impl Observer {
                 histories.entry(seen.update.stream_id.clone()).or_default().note(seen);
             }
         });
-        Self { caller, histories, reading }
+        Self { caller, machine: Metronome::start(), histories, reading }
     }
 
     /// What the stream has said so far.
