@@ -2,7 +2,7 @@
 //!
 //! It knows the [client](crate::client) only: not where the service runs, and nothing of NATS. It keeps no streams;
 //! what it has of its own are connections, and for each stream that somebody watches one subscription
-//! ([`hub`]) whose updates are encoded once for all its sockets ([`board`]).
+//! (`hub`) whose updates are encoded once for all its sockets (`board`).
 //!
 //! | file | holds |
 //! |---|---|

@@ -207,7 +207,8 @@ impl World {
         let next = seat.shard.turn(Now { tick: Tick(now), wall_ms: now + self.plan.skew_ms }, &mut seat.owed);
         assert_eq!(full, next == Next::Blocked, "shard {shard} stops exactly when too much is owed");
         if !full {
-            seat.due = seat.shard.engine().next_deadline();
+            // As the shard does: what is due at once is due now.
+            seat.due = seat.shard.engine().next_deadline().map(|due| due.max(Tick(now)));
         }
         let turns = seat.turns;
         self.note_handled(shard);
@@ -225,7 +226,7 @@ impl World {
         }
         self.pump(shard);
         let rare = if self.plan.is_crowd() { 2_000 } else { 32 };
-        if turns % rare == 0 && matches!(next, Next::Sleep(_)) {
+        if turns.is_multiple_of(rare) && matches!(next, Next::Sleep(_)) {
             self.sample(shard);
         }
     }
@@ -397,7 +398,7 @@ impl World {
     pub fn publisher_connection_changed(&mut self, shard: usize) {
         let believed = self.link(Party::Publisher(shard)).believed;
         let seat = &mut self.service.seats[shard];
-        if seat.delivery.connection_is(believed, &mut seat.owed) {
+        if seat.delivery.connection_is(believed, &mut seat.owed).is_some() {
             seat.read.clear();
             seat.barrier = None;
             seat.publishes_at = 0;
