@@ -113,9 +113,8 @@ pub fn subscription(message: &proto::SubscriptionCommand, answered: bool) -> Res
     })
 }
 
-/// The most entries of a batch: a shard handles as many in about a millisecond, and the answer to all of them, were they
-/// unknown, fits into a message.
-pub const MAX_BATCH_ENTRIES: usize = 5_000;
+/// The most entries of a batch: the answer to all of them, 8 bytes each, fits into the megabyte that a broker takes.
+pub const MAX_BATCH_ENTRIES: usize = 100_000;
 
 fn check_entries(command: &ProtoSubscription) -> Result<(), Invalid> {
     let (field, entries) = match command {
