@@ -35,7 +35,7 @@ use proptest::{
 use proptest_state_machine::{ReferenceStateMachine as _, StateMachineTest};
 
 use reference::{Answer, Fact, Model, Refusal};
-use steps::{Order, Plan, STREAMS, Say, Setup, Span, Step, Who};
+use steps::{Many, Order, Plan, STREAMS, Say, Setup, Span, Step, Who};
 use subject::Subject;
 
 #[path = "model/reference.rs"]
@@ -258,4 +258,34 @@ fn a_stream_woken_after_both_its_end_and_its_idle_timeout_says_only_that_it_is_g
     );
     let said: Vec<_> = model.last.told.facts.iter().map(|fact| (fact.cause, fact.mode, fact.position)).collect();
     assert_eq!(said, [(Cause::Lifecycle, Mode::Unknown, 1_000)]);
+}
+
+#[test]
+fn a_client_that_leaves_with_a_stale_session_behind_ends_a_grace_of_nothing_at_once() {
+    let plan = Plan {
+        scenes: vec![("Intro", 60_000)],
+        tick: 60_000,
+        looping: false,
+        when_empty: WhenEmpty::Restart,
+        grace: 0,
+        idle: 60_000,
+    };
+    let setup = Setup { plans: vec![plan], stale_after: 5_000, max_remembered: 0, budget: 1, curious: false };
+    let session = |session| Who { client: 0, session, from: 0 };
+    let start = Say::Command { stream: 0, request: None, expects: None, command: Order::Start(Some(0)) };
+    let model = replay(
+        setup,
+        &[
+            Step::Say(start),
+            Step::Say(Say::Register { stream: 0, who: session(0), answered: true }),
+            Step::Say(Say::Register { stream: 0, who: session(1), answered: true }),
+            Step::Wait(Span::Ms(1_000)),
+            Step::Say(Say::Heartbeat { stream: 0, who: session(0) }),
+            Step::Wait(Span::Ms(4_000)),
+            // The first session is the last one watching; the second, which is stale, meets an empty stream.
+            Step::Rush(Say::UnregisterBatch(Many { stream: Some(0), clients: vec![0], handles: vec![] })),
+        ],
+    );
+    let said: Vec<_> = model.last.told.facts.iter().map(|fact| (fact.cause, fact.mode, fact.position)).collect();
+    assert_eq!(said, [(Cause::Lifecycle, Mode::Idle, 0)]);
 }

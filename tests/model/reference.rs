@@ -22,7 +22,7 @@
 //! | Resume with nobody there, FREEZE | IDLE at the position |
 //! | the current scene in IDLE and STOPPED | none at position 0, also of a later pass |
 //! | when somebody is stale | when the engine notices; heard of before that, it never was. `Overslept` also delays removal |
-//! | a batch with handles and clients | handles first |
+//! | a batch with handles and clients | handles first; of a client the first session, then the others from the youngest on |
 
 use std::{collections::BTreeMap, fmt};
 
@@ -533,7 +533,11 @@ impl Model {
         let Who { client, session, from } = who;
         let ticket = self.tickets;
         self.tickets += 1;
-        stream.audience.push(Member { client, session, from, heard: self.now, stale: false, ticket });
+        // Behind the first session of the client, because a batch that names the client meets them in this order. It
+        // shows when the last one watching leaves before one that is stale: that one meets a stream left empty.
+        let first = stream.audience.iter().position(|member| member.client == client);
+        let place = first.map_or(stream.audience.len(), |first| first + 1);
+        stream.audience.insert(place, Member { client, session, from, heard: self.now, stale: false, ticket });
         stream.audience_changed(self.now, told);
         Ok(ticket)
     }
@@ -597,18 +601,17 @@ impl Model {
         let there = name.filter(|name| self.bring(name, told).is_some());
         let mut unknown = Vec::new();
         for client in &many.clients {
-            let mut found = false;
-            // Leaving takes the place away, so the youngest goes first and the places of the others stay.
-            let last = there.map_or(0, |name| self.streams[name].audience.len());
-            for place in (0..last).rev() {
-                let name = there.unwrap_or_default();
-                if self.streams[name].audience[place].client == *client {
-                    found = true;
-                    act(self, name, place, told);
-                }
-            }
-            if !found {
+            let of_client = |stream: &Stream| {
+                let mine = stream.audience.iter().filter(|member| member.client == *client);
+                mine.map(|member| member.ticket).collect::<Vec<_>>()
+            };
+            let tickets = there.map_or(Vec::new(), |name| of_client(&self.streams[name]));
+            if tickets.is_empty() {
                 unknown.push(*client);
+            }
+            for (name, ticket) in there.into_iter().flat_map(|name| tickets.iter().map(move |ticket| (name, ticket))) {
+                let place = self.streams[name].audience.iter().position(|member| member.ticket == *ticket);
+                act(self, name, place.expect("nobody else left"), told);
             }
         }
         Answer::Batch { no_such_stream: there.is_none() && name.is_some(), handles: unplaced, clients: unknown }
