@@ -132,7 +132,8 @@ pub struct Room {
 /// A recording being made. Shards share it; each write is whole.
 #[derive(Debug)]
 pub struct Tape {
-    /// None after a write failed: half an entry would spoil what is there.
+    /// None after a write failed: half an entry would spoil what is there. Each entry is flushed, so that a process that
+    /// is killed leaves a recording to the moment of its end.
     file: Mutex<Option<BufWriter<File>>>,
     wire: WireLimits,
 }
@@ -188,7 +189,7 @@ impl Tape {
         let entry = Entry { shard: shard as u32, tick: tick.0, what: Some(what) };
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(open) = &mut *file
-            && let Err(error) = open.write_all(&entry.encode_length_delimited_to_vec())
+            && let Err(error) = open.write_all(&entry.encode_length_delimited_to_vec()).and_then(|()| open.flush())
         {
             error!(%error, "recording failed and ends here");
             counter!("orchestrator_dropped_total", "reason" => "recording_failed").increment(1);
@@ -337,6 +338,9 @@ pub fn replay(path: &Path) -> Result<Replayed, ReplayError> {
                 outbox.clear();
             }
         }
+    }
+    if shards.is_empty() {
+        return Err(ReplayError::Malformed(replayed.entries, "no shard begins in it"));
     }
     replayed.digests =
         shards.iter().map(|(shard, (engine, _))| (*shard, (engine.digest(), ends.get(shard).copied()))).collect();
