@@ -149,7 +149,10 @@ impl Service {
         let subscription = ingress.subscribe(subject::ALL_REQUESTS, Some(subject::QUEUE_GROUP)).await?;
         let inlet = Ingress::new(Arc::clone(&service.router), limits);
         let task = receiver::receive(subscription, inlet, Arc::clone(&ingress), service.orders.subscribe());
-        service.receiver = Some(tokio::spawn(task));
+        // A thread of its own: as a task, it would wait on the worker that reads the connection until that is through
+        // with all that had arrived, and that may be more than the subscription holds.
+        let runtime = tokio::runtime::Handle::current();
+        service.receiver = Some(tokio::task::spawn_blocking(move || runtime.block_on(task)));
         service.transports = std::iter::once(ingress).chain(publishers).collect();
         info!(shards, stale_after_ms, ?publish_to, "service started");
         Ok(service)
@@ -227,8 +230,5 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         self.orders.send_replace(Order::Abort);
-        if let Some(receiver) = &self.receiver {
-            receiver.abort();
-        }
     }
 }
