@@ -77,6 +77,14 @@ struct Sure {
     /// When the latest register was handled of which this is known.
     joined: u64,
     heard: u64,
+    /// Not stale before, because the shard had stood still while it was there.
+    pardoned_until: u64,
+}
+
+impl Sure {
+    fn stale_at(&self, stale_after_ms: u64) -> u64 {
+        (self.heard + stale_after_ms).max(self.pardoned_until)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -148,7 +156,16 @@ impl Truth {
             *late = late_ms.max(*late);
         }
         if late_ms >= OVERSLEPT_MS {
-            own.pardoned_until = own.pardoned_until.max(now + late_ms.min(self.stale_after_ms));
+            let (due, until) = (now - late_ms, now + late_ms.min(self.stale_after_ms));
+            own.pardoned_until = own.pardoned_until.max(until);
+            for sub in &mut self.subs {
+                let on_this_shard = self.streams[sub.stream].shard == shard;
+                if let Some(sure) = sub.sure.as_mut().filter(|_| on_this_shard)
+                    && due < sure.stale_at(self.stale_after_ms)
+                {
+                    sure.pardoned_until = sure.pardoned_until.max(until);
+                }
+            }
         }
     }
 
@@ -297,7 +314,7 @@ impl Truth {
             }
             sure => {
                 let tick = handled.tick;
-                *sure = Some(Sure { epoch, handle, since: tick, joined: tick, heard: tick });
+                *sure = Some(Sure { epoch, handle, since: tick, joined: tick, heard: tick, pardoned_until: 0 });
             }
         }
     }
@@ -324,7 +341,7 @@ impl Truth {
     pub fn surely_watched(&self, stream: usize, from: u64, to: u64) -> bool {
         self.streams[stream].subs.iter().rev().any(|sub| {
             let sure = self.subs[*sub].sure;
-            sure.is_some_and(|sure| sure.since < from && to < sure.heard + self.stale_after_ms)
+            sure.is_some_and(|sure| sure.since < from && to < sure.stale_at(self.stale_after_ms))
         })
     }
 
@@ -344,7 +361,7 @@ impl Truth {
         let own = self.streams.iter().filter(move |stream| stream.shard == shard);
         own.flat_map(|stream| &stream.subs)
             .map(|sub| (*sub, &self.subs[*sub]))
-            .filter(move |(_, sub)| sub.sure.is_some_and(|sure| now < sure.heard + self.stale_after_ms))
+            .filter(move |(_, sub)| sub.sure.is_some_and(|sure| now < sure.stale_at(self.stale_after_ms)))
     }
 }
 
@@ -371,7 +388,7 @@ impl Sub {
     /// It was heard of at `now`, by that handle or by name.
     fn keep_sure(&mut self, now: u64, stale_after_ms: u64, handle: Option<u64>) {
         let Some(sure) = &mut self.sure else { return };
-        if now >= sure.heard + stale_after_ms {
+        if now >= sure.stale_at(stale_after_ms) {
             // It may have been removed before it was heard of.
             self.sure = None;
         } else if handle.is_none_or(|handle| handle == sure.handle) {
