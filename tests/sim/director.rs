@@ -2,9 +2,12 @@
 
 use std::rc::Rc;
 
-use orchestrator_service::wire::{
-    proto::{self, orchestrator_command::Command, query},
-    subject,
+use orchestrator_service::{
+    engine::DEFAULT_EMPTY_GRACE_MS,
+    wire::{
+        proto::{self, orchestrator_command::Command, query},
+        subject,
+    },
 };
 
 use crate::{
@@ -186,6 +189,8 @@ impl World {
     }
 
     fn config(&mut self) -> proto::OrchestratorConfig {
+        // The default is not said, as most would have it.
+        let empty_grace_ms = Some(self.plan.grace_ms).filter(|grace| *grace != DEFAULT_EMPTY_GRACE_MS);
         let rng = &mut self.rng;
         let scenes = (0..rng.within(1, 5))
             .map(|place| {
@@ -203,7 +208,7 @@ impl World {
             tick_interval_ms: rng.pick(&[None, Some(60), Some(250), Some(500), Some(1_000), Some(1_000), Some(5_000)]),
             loop_scenes: rng.chance(500),
             when_empty: rng.within(0, 2) as i32,
-            empty_grace_ms: rng.pick(&[None, Some(0), Some(300), Some(4_000)]),
+            empty_grace_ms,
             idle_timeout_ms: rng.pick(&[None, Some(1_000), Some(6_000), Some(20_000)]),
         }
     }
@@ -218,6 +223,7 @@ impl World {
             scenes,
             tick_interval_ms: Some(1_000),
             loop_scenes: true,
+            empty_grace_ms: Some(self.plan.grace_ms),
             ..Default::default()
         });
         let start = Command::Start(proto::Start { stream_id: stream_id(stream), config });

@@ -43,6 +43,8 @@ pub struct Plan {
     pub act_every_ms: u64,
     /// For how long it does.
     pub safety_ms: u64,
+    /// The grace of every stream under RESTART.
+    pub grace_ms: u64,
     /// The wall clock's distance from the ticks.
     pub skew_ms: u64,
 }
@@ -76,6 +78,7 @@ impl Plan {
             jitter_ms: rng.pick(&[0, 0, 0, 2, 30]),
             act_every_ms: if crowd { 50 } else { rng.pick(&[40, 200, 700]) },
             safety_ms: if crowd { 20_000 } else { rng.within(20_000, if long { 200_000 } else { 90_000 }) },
+            grace_ms: rng.pick(&[0, 300, 2_000, 4_000]),
             skew_ms: rng.within(0, 5_000),
         }
     }

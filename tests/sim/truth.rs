@@ -94,6 +94,8 @@ pub struct StreamTruth {
     pub said: Option<Rc<Update>>,
     /// When a change of it was last handed over, first or again.
     pub change_said_at: u64,
+    /// When somebody was last known to watch it.
+    pub surely_until: u64,
     pub subs: Vec<SubId>,
 }
 
@@ -113,6 +115,7 @@ pub struct Truth {
     pub subs: Vec<Sub>,
     pub stale_after_ms: u64,
     pub skew_ms: u64,
+    pub grace_ms: u64,
     /// How many request ids were given out.
     pub request_ids: usize,
     shards: Vec<ShardTruth>,
@@ -129,6 +132,7 @@ impl Truth {
             subs: Vec::new(),
             stale_after_ms: plan.stale_after_ms,
             skew_ms: plan.skew_ms,
+            grace_ms: plan.grace_ms,
             request_ids: 0,
             shards: (0..plan.shards).map(|_| ShardTruth::default()).collect(),
             serial: 0,
@@ -236,7 +240,9 @@ impl Truth {
                         if handle.is_none_or(|handle| sub.is_latest(handle)) {
                             sub.end_may(now);
                         }
-                        sub.sure = None;
+                        if sub.sure.take().is_some_and(|sure| now < sure.stale_at(stale)) {
+                            self.streams[sub.stream].surely_until = now;
+                        }
                         sub.left = self.serial;
                     }
                 }

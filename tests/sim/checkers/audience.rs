@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use orchestrator_service::wire::proto::{Cause, Code};
+use orchestrator_service::wire::proto::{Cause, Code, Mode};
 
-use super::{Checker, Fact};
+use super::{Checker, Fact, played_on};
 use crate::{
     reading::in_short,
     truth::{Sub, Truth},
@@ -24,6 +24,27 @@ impl Checker for NothingPlaysUnwatched {
         let late = truth.lateness(*shard, tick);
         let watched = truth.may_be_watched(update.stream, tick) || truth.may_be_watched(update.stream, tick - late);
         assert!(watched, "unwatched: {}", in_short(update));
+    }
+}
+
+/// Under RESTART the clock runs on for the grace after the last viewer left, so that a reloaded page carries on.
+pub struct GraceIsGranted;
+
+impl Checker for GraceIsGranted {
+    fn see(&mut self, now: u64, fact: &Fact<'_>, truth: &Truth) {
+        let Fact::Said { update, first_time: true, .. } = fact else { return };
+        let stream = &truth.streams[update.stream];
+        let Some(before) = stream.said.as_ref().filter(|before| before.epoch == update.epoch) else { return };
+        let restarts = matches!(before.mode(), Mode::Running | Mode::Paused)
+            && (update.mode(), update.cause(), update.current_time) == (Mode::Idle, Cause::Lifecycle, 0);
+        let frozen_at_0 = before.mode() == Mode::Running && {
+            let ms = update.server_time_ms - before.server_time_ms;
+            played_on(before, ms, update.total_duration) == (update.loop_count, 0)
+        };
+        if restarts && !frozen_at_0 && truth.tick_of(update) == now {
+            let (left, grace_ms) = (stream.surely_until, truth.grace_ms);
+            assert!(now >= left + grace_ms, "grace: {grace_ms} ms after {left}: {}", in_short(update));
+        }
     }
 }
 

@@ -61,6 +61,7 @@ impl Checkers {
             Box::new(viewing::ScenesBeginAtTheirBoundary),
             Box::new(viewing::NoChangeIsMissing),
             Box::new(audience::NothingPlaysUnwatched),
+            Box::new(audience::GraceIsGranted),
             Box::new(audience::CountsAreWithinBounds),
             Box::new(audience::CountsAreExactWhenQuiet),
             Box::new(answers::OneAnswerADelivery),
