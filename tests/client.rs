@@ -22,8 +22,11 @@ async fn service_on(bus: &MemoryBus) -> Service {
 
 /// A client that beats often, so that a test need not wait half a minute.
 fn client_on(bus: &MemoryBus) -> Client {
-    let options = ClientOptions { heartbeat_interval: Duration::from_millis(200), ..ClientOptions::default() };
-    Client::new(bus.connect(), options)
+    client_that(bus, Duration::from_millis(200))
+}
+
+fn client_that(bus: &MemoryBus, heartbeat_interval: Duration) -> Client {
+    Client::new(bus.connect(), ClientOptions { heartbeat_interval, ..ClientOptions::default() })
 }
 
 async fn world() -> (MemoryBus, Service, Client) {
@@ -159,6 +162,30 @@ async fn a_service_that_forgot_its_subscribers_gets_them_back() {
     client.start("s", config()).await.expect("started again");
     for viewer in &viewers_of_s {
         round(viewer, 2).await;
+    }
+    assert_eq!(viewers(&client, "s").await, 2);
+}
+
+#[tokio::test]
+async fn a_stream_created_anew_is_registered_with_at_its_first_update_and_not_with_the_next_heartbeat() {
+    let bus = MemoryBus::new();
+    let service = service_on(&bus).await;
+    let client = client_that(&bus, Duration::from_secs(600));
+    client.start("s", config()).await.expect("started");
+    let mut updates = client.updates("s").await.expect("subscribed");
+    let kept = [register(&client, "s", 1).await, register(&client, "s", 2).await];
+    service.drain().await;
+    let _service = service_on(&bus).await;
+    client.start("s", config()).await.expect("started again");
+    let reading = async { while updates.next().await.is_some() {} };
+    let registered = async {
+        for viewer in &kept {
+            round(viewer, 2).await;
+        }
+    };
+    tokio::select! {
+        () = reading => panic!("the updates end"),
+        () = registered => {}
     }
     assert_eq!(viewers(&client, "s").await, 2);
 }

@@ -9,9 +9,10 @@
 //!   may remove it: a key under way is never reused, and the queues are no longer than the table.
 //! - `holders` counts, for each handle, the guards that hold it: two guards of the same subscriber share a handle, and
 //!   dropping one must not unregister the other.
+//! - `streams` holds each stream that has entries, and for each the keys of all of them.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::SocketAddr,
     sync::Arc,
 };
@@ -80,13 +81,26 @@ struct Entry {
     /// Its guard was dropped; whoever holds the key removes it.
     gone: bool,
     rounds: u64,
+    /// The highest epoch of its stream that was known when it was last registered.
+    epoch: u64,
     standing: watch::Sender<Standing>,
+}
+
+/// A stream that has entries.
+#[derive(Debug, Default)]
+struct Watched {
+    /// The highest epoch known. Invariant: no entry of the stream has a higher one.
+    epoch: u64,
+    keys: BTreeSet<usize>,
 }
 
 /// The table of registrations and the queues of what is owed.
 #[derive(Debug)]
 pub(super) struct Book {
     entries: Slab<Entry>,
+    streams: HashMap<Arc<str>, Watched>,
+    /// Streams whose epoch has risen above that of an entry, until [`Self::register_risen`].
+    risen: BTreeSet<Arc<str>>,
     beats: VecDeque<usize>,
     due: BTreeMap<Arc<str>, Vec<usize>>,
     farewells: Farewells,
@@ -99,6 +113,8 @@ impl Book {
     pub(super) fn new(max_registrations: usize, max_farewells: usize) -> Self {
         Self {
             entries: Slab::new(),
+            streams: HashMap::new(),
+            risen: BTreeSet::new(),
             beats: VecDeque::new(),
             due: BTreeMap::new(),
             farewells: Farewells::new(max_farewells),
@@ -120,13 +136,58 @@ impl Book {
         Ok(())
     }
 
-    /// Keeps a subscriber that the service has just registered under `handle`.
-    pub(super) fn insert(&mut self, who: Who, handle: u64) -> Result<(usize, watch::Receiver<Standing>), ClientError> {
+    /// Keeps a subscriber that the service has just registered under `handle`, with its stream in this epoch.
+    pub(super) fn insert(
+        &mut self,
+        who: Who,
+        handle: u64,
+        epoch: u64,
+    ) -> Result<(usize, watch::Receiver<Standing>), ClientError> {
         self.check_room()?;
         let (standing, watcher) = watch::channel(Standing::Registered { round: 1 });
         self.hold(handle);
-        let entry = Entry { who, handle, errand: Errand::None, owed: false, gone: false, rounds: 1, standing };
-        Ok((self.entries.insert(entry), watcher))
+        let stream_id = who.stream_id.clone();
+        let entry = Entry { who, handle, errand: Errand::None, owed: false, gone: false, rounds: 1, epoch, standing };
+        let key = self.entries.insert(entry);
+        let watched = self.streams.entry(stream_id.clone()).or_default();
+        watched.keys.insert(key);
+        if watched.keys.len() == 1 {
+            watched.epoch = epoch;
+        } else if epoch < watched.epoch {
+            // The stream was created anew while the answer was on its way.
+            self.risen.insert(stream_id);
+        } else {
+            self.see(&stream_id, epoch);
+        }
+        Ok((key, watcher))
+    }
+
+    /// A stream was seen in this epoch. If it is higher than before, another service has it, or it was created anew:
+    /// whoever is registered in a lower one is not known any more.
+    pub(super) fn see(&mut self, stream_id: &str, epoch: u64) {
+        let Some(watched) = self.streams.get_mut(stream_id) else { return };
+        if epoch > watched.epoch {
+            watched.epoch = epoch;
+            self.risen.insert(stream_id.into());
+        }
+    }
+
+    /// Whether [`Self::register_risen`] has something to do.
+    pub(super) fn has_risen(&self) -> bool {
+        !self.risen.is_empty()
+    }
+
+    /// Registers again whoever is registered in a lower epoch than the stream is in.
+    pub(super) fn register_risen(&mut self) {
+        for stream_id in std::mem::take(&mut self.risen) {
+            let Some(watched) = self.streams.get(&stream_id) else { continue };
+            let (keys, epoch) = (Vec::from_iter(watched.keys.iter().copied()), watched.epoch);
+            for key in keys {
+                if self.entries[key].epoch < epoch {
+                    self.owe(key);
+                }
+            }
+        }
     }
 
     /// The guard of `key` was dropped.
@@ -143,7 +204,7 @@ impl Book {
             self.farewells.owe(Farewell::Handle { handle, tries: 0 });
         }
         if errand == Errand::None {
-            self.entries.remove(key);
+            self.forget(key);
         }
     }
 
@@ -164,8 +225,7 @@ impl Book {
                 continue;
             }
             if entry.handle == 0 {
-                entry.owed = true;
-                self.settle(key);
+                self.owe(key);
             } else {
                 entry.errand = Errand::Beat;
                 self.beats.push_back(key);
@@ -175,10 +235,18 @@ impl Book {
 
     /// The connection is a new one: all are to be registered again.
     pub(super) fn register_all_again(&mut self) {
-        let keys: Vec<usize> = self.entries.iter().filter(|(_, entry)| !entry.gone).map(|(key, _)| key).collect();
+        let keys: Vec<usize> = self.entries.iter().map(|(key, _)| key).collect();
         for key in keys {
-            self.entries[key].owed = true;
-            if self.entries[key].errand == Errand::None {
+            self.owe(key);
+        }
+    }
+
+    /// `key` is to be registered again: at once, or when its errand ends.
+    fn owe(&mut self, key: usize) {
+        let entry = &mut self.entries[key];
+        if !entry.gone {
+            entry.owed = true;
+            if entry.errand == Errand::None {
                 self.settle(key);
             }
         }
@@ -212,10 +280,12 @@ impl Book {
             if stream.get().is_empty() {
                 stream.remove();
             }
+            let epoch = self.streams.get(&stream_id).map_or(0, |watched| watched.epoch);
             let (mut keys, mut subscribers) = (Vec::with_capacity(chosen.len()), Vec::with_capacity(chosen.len()));
             for key in chosen {
                 let entry = &mut self.entries[key];
                 entry.owed = false;
+                entry.epoch = epoch;
                 if entry.gone {
                     self.settle(key);
                     continue;
@@ -344,13 +414,24 @@ impl Book {
     fn settle(&mut self, key: usize) {
         let entry = &mut self.entries[key];
         if entry.gone || self.closed {
-            self.entries.remove(key);
+            self.forget(key);
         } else if entry.owed {
             entry.errand = Errand::Register;
             let stream_id = entry.who.stream_id.clone();
             self.due.entry(stream_id).or_default().push(key);
         } else {
             entry.errand = Errand::None;
+        }
+    }
+
+    /// Removes an entry that is in no queue and in no job.
+    fn forget(&mut self, key: usize) {
+        let entry = self.entries.remove(key);
+        if let Some(watched) = self.streams.get_mut(&entry.who.stream_id) {
+            watched.keys.remove(&key);
+            if watched.keys.is_empty() {
+                self.streams.remove(&entry.who.stream_id);
+            }
         }
     }
 
@@ -385,9 +466,10 @@ impl Book {
                 entry.standing.send_replace(Standing::Closed);
                 self.remove(key);
             } else if entry.errand == Errand::None {
-                self.entries.remove(key);
+                self.forget(key);
             }
         }
+        self.risen.clear();
         self.closed = true;
     }
 

@@ -46,13 +46,19 @@ fn check(book: &Book) {
         }
     }
     assert_eq!(holders, book.holders);
+    let mut streams: HashMap<_, BTreeSet<usize>> = HashMap::new();
+    for (key, entry) in &book.entries {
+        streams.entry(entry.who.stream_id.clone()).or_default().insert(key);
+        assert!(entry.epoch <= book.streams[&entry.who.stream_id].epoch, "{key} has an epoch that nobody has seen");
+    }
+    assert_eq!(streams, book.streams.iter().map(|(stream, watched)| (stream.clone(), watched.keys.clone())).collect());
 }
 
 #[test]
 fn a_registration_beats_once_in_its_slot() {
     let mut book = book();
     for handle in 1..=5 {
-        book.insert(who("s", "c"), handle).expect("room");
+        book.insert(who("s", "c"), handle, 1).expect("room");
     }
     let mut beats = Vec::new();
     for slot in 0..3 {
@@ -72,7 +78,7 @@ fn a_registration_beats_once_in_its_slot() {
 fn a_heartbeat_message_has_at_most_1000_handles() {
     let mut book = Book::new(5_000, 100);
     for handle in 1..=2_500 {
-        book.insert(who("s", "c"), handle).expect("room");
+        book.insert(who("s", "c"), handle, 1).expect("room");
     }
     book.beat(0, 1);
     let sizes: Vec<usize> = std::iter::from_fn(|| book.next_job())
@@ -84,8 +90,8 @@ fn a_heartbeat_message_has_at_most_1000_handles() {
 #[test]
 fn what_is_unknown_is_registered_again_under_a_new_handle() {
     let mut book = book();
-    let (_, first) = book.insert(who("s", "a"), 1).expect("room");
-    let (_, second) = book.insert(who("s", "b"), 2).expect("room");
+    let (_, first) = book.insert(who("s", "a"), 1, 1).expect("room");
+    let (_, second) = book.insert(who("s", "b"), 2, 1).expect("room");
     let job = beat(&mut book);
     assert!(book.finished(job, unknown(&[2])));
     assert_eq!(*first.borrow(), Standing::Registered { round: 1 });
@@ -104,7 +110,7 @@ fn what_is_unknown_is_registered_again_under_a_new_handle() {
 fn re_registrations_go_by_stream_and_at_most_500_to_a_message() {
     let mut book = Book::new(5_000, 100);
     for handle in 1..=1_200 {
-        book.insert(who(if handle % 4 == 0 { "b" } else { "a" }, "c"), handle).expect("room");
+        book.insert(who(if handle % 4 == 0 { "b" } else { "a" }, "c"), handle, 1).expect("room");
     }
     book.register_all_again();
     let mut seen = Vec::new();
@@ -122,7 +128,7 @@ fn re_registrations_go_by_stream_and_at_most_500_to_a_message() {
 #[test]
 fn a_registration_that_was_refused_is_tried_again_on_its_next_beat() {
     let mut book = book();
-    let (_, standing) = book.insert(who("s", "a"), 1).expect("room");
+    let (_, standing) = book.insert(who("s", "a"), 1, 1).expect("room");
     let job = beat(&mut book);
     assert!(book.finished(job, unknown(&[1])));
     let job = book.next_job().expect("a registration is due");
@@ -139,7 +145,7 @@ fn a_registration_that_was_refused_is_tried_again_on_its_next_beat() {
 #[test]
 fn one_refused_in_a_batch_does_not_hold_up_the_others() {
     let mut book = book();
-    let watchers: Vec<_> = (1..=2).map(|handle| book.insert(who("s", "c"), handle).expect("room").1).collect();
+    let watchers: Vec<_> = (1..=2).map(|handle| book.insert(who("s", "c"), handle, 1).expect("room").1).collect();
     book.register_all_again();
     let job = book.next_job().expect("a registration is due");
     let reply = Reply { code: Code::ResourceExhausted.into(), handles: vec![11, 0], ..Reply::default() };
@@ -153,7 +159,7 @@ fn one_refused_in_a_batch_does_not_hold_up_the_others() {
 fn what_failed_as_a_whole_is_queued_again() {
     for failure in [timeout(), refused(Code::Unavailable)] {
         let mut book = book();
-        book.insert(who("s", "a"), 1).expect("room");
+        book.insert(who("s", "a"), 1, 1).expect("room");
         let job = beat(&mut book);
         assert!(!book.finished(job, failure.clone()));
         let again = book.next_job().expect("the heartbeat again");
@@ -170,7 +176,7 @@ fn what_failed_as_a_whole_is_queued_again() {
 #[test]
 fn a_dropped_guard_is_unregistered_once() {
     let mut book = book();
-    let (key, _) = book.insert(who("s", "a"), 1).expect("room");
+    let (key, _) = book.insert(who("s", "a"), 1, 1).expect("room");
     book.remove(key);
     let job = book.next_job();
     assert_eq!(job, leave(&[1]));
@@ -182,7 +188,7 @@ fn a_dropped_guard_is_unregistered_once() {
 #[test]
 fn a_guard_dropped_while_its_registration_is_under_way_is_unregistered_afterwards() {
     let mut book = book();
-    let (key, _) = book.insert(who("s", "a"), 1).expect("room");
+    let (key, _) = book.insert(who("s", "a"), 1, 1).expect("room");
     book.register_all_again();
     let job = book.next_job().expect("a registration is due");
     book.remove(key);
@@ -198,7 +204,7 @@ fn a_guard_dropped_while_its_registration_is_under_way_is_unregistered_afterward
 #[test]
 fn a_guard_dropped_while_its_registration_fails_is_unregistered_by_name() {
     let mut book = book();
-    let (key, _) = book.insert(who("s", "a"), 1).expect("room");
+    let (key, _) = book.insert(who("s", "a"), 1, 1).expect("room");
     let job = beat(&mut book);
     assert!(book.finished(job, unknown(&[1])));
     let job = book.next_job().expect("a registration is due");
@@ -213,7 +219,7 @@ fn a_guard_dropped_while_its_registration_fails_is_unregistered_by_name() {
 fn a_guard_dropped_while_its_heartbeat_is_under_way_does_not_come_back() {
     for answer in [ok(&[]), unknown(&[1]), timeout()] {
         let mut book = book();
-        let (key, _) = book.insert(who("s", "a"), 1).expect("room");
+        let (key, _) = book.insert(who("s", "a"), 1, 1).expect("room");
         let job = beat(&mut book);
         book.remove(key);
         assert_eq!(book.len(), 1, "the job still has the key");
@@ -228,8 +234,8 @@ fn a_guard_dropped_while_its_heartbeat_is_under_way_does_not_come_back() {
 #[test]
 fn two_guards_of_one_subscriber_are_unregistered_with_the_last() {
     let mut book = book();
-    let (first, _) = book.insert(who("s", "a"), 1).expect("room");
-    let (second, _) = book.insert(who("s", "a"), 1).expect("room");
+    let (first, _) = book.insert(who("s", "a"), 1, 1).expect("room");
+    let (second, _) = book.insert(who("s", "a"), 1, 1).expect("room");
     book.remove(first);
     assert_eq!(book.next_job(), None);
     book.remove(second);
@@ -240,7 +246,7 @@ fn two_guards_of_one_subscriber_are_unregistered_with_the_last() {
 #[test]
 fn a_reconnect_during_a_heartbeat_or_a_registration_registers_again_after_it() {
     let mut book = book();
-    book.insert(who("s", "a"), 1).expect("room");
+    book.insert(who("s", "a"), 1, 1).expect("room");
     let job = beat(&mut book);
     book.register_all_again();
     assert_eq!(book.next_job(), None, "the key is under way");
@@ -253,10 +259,88 @@ fn a_reconnect_during_a_heartbeat_or_a_registration_registers_again_after_it() {
     check(&book);
 }
 
+/// Registers again what has risen; gives the keys of each request, all of which succeed under handles from 100 on.
+fn risen(book: &mut Book) -> Vec<Vec<usize>> {
+    book.register_risen();
+    let mut asked = Vec::new();
+    while let Some(job) = book.next_job() {
+        let Job::Register { keys, .. } = &job else { panic!("{job:?}") };
+        asked.push(keys.clone());
+        let handles: Vec<u64> = keys.iter().map(|&key| 100 + key as u64).collect();
+        assert!(book.finished(job, ok(&handles)));
+        check(book);
+    }
+    asked
+}
+
+#[test]
+fn a_higher_epoch_registers_a_streams_viewers_again_and_nobody_elses() {
+    let mut book = book();
+    for (stream, handle) in [("a", 1), ("b", 2), ("a", 3)] {
+        book.insert(who(stream, "c"), handle, 5).expect("room");
+    }
+    for (stream, epoch) in [("a", 5), ("a", 4), ("nobody's", 9)] {
+        book.see(stream, epoch);
+        assert!(!book.has_risen(), "{stream} {epoch}");
+    }
+    book.see("a", 6);
+    book.see("a", 6);
+    assert!(book.has_risen());
+    assert_eq!(book.next_job(), None, "not before its time");
+    assert_eq!(risen(&mut book), [[0, 2]]);
+    book.see("a", 6);
+    assert!(!book.has_risen(), "they have it");
+    assert_eq!(risen(&mut book), [[0; 0]; 0]);
+}
+
+#[test]
+fn whoever_was_registered_in_the_higher_epoch_is_not_registered_again() {
+    let mut book = book();
+    book.insert(who("s", "a"), 1, 5).expect("room");
+    book.insert(who("s", "b"), 2, 5).expect("room");
+    book.see("s", 6);
+    book.beat(0, 2);
+    let job = book.next_job().expect("a heartbeat is due");
+    assert!(book.finished(job, unknown(&[1])));
+    let job = book.next_job().expect("a registration is due");
+    assert!(book.finished(job, ok(&[11])));
+    book.insert(who("s", "c"), 3, 6).expect("room");
+    assert_eq!(risen(&mut book), [[1]]);
+}
+
+#[test]
+fn the_answer_to_a_newcomer_tells_of_the_epoch_too() {
+    let mut book = book();
+    book.insert(who("s", "a"), 1, 5).expect("room");
+    book.insert(who("s", "b"), 2, 6).expect("room");
+    assert_eq!(risen(&mut book), [[0]], "the service has forgotten those before");
+    book.insert(who("s", "c"), 3, 5).expect("room");
+    assert_eq!(risen(&mut book), [[2]], "and an answer from before");
+}
+
+#[test]
+fn an_epoch_that_rises_during_a_registration_is_registered_with_after_it() {
+    let mut book = book();
+    let (key, _) = book.insert(who("s", "a"), 1, 5).expect("room");
+    book.register_all_again();
+    let job = book.next_job().expect("a registration is due");
+    book.see("s", 6);
+    book.register_risen();
+    assert_eq!(book.next_job(), None, "the key is under way");
+    assert!(book.finished(job, ok(&[2])));
+    let job = book.next_job().expect("another registration is due");
+    book.see("s", 7);
+    book.remove(key);
+    assert!(book.finished(job, ok(&[3])));
+    check(&book);
+    assert_eq!(book.next_job(), leave(&[2, 3]));
+    assert_eq!(risen(&mut book), [[0; 0]; 0], "whoever is gone is gone");
+}
+
 #[test]
 fn unregisterings_collect_behind_the_one_under_way() {
     let mut book = book();
-    let keys: Vec<usize> = (1..=4).map(|handle| book.insert(who("s", "c"), handle).expect("room").0).collect();
+    let keys: Vec<usize> = (1..=4).map(|handle| book.insert(who("s", "c"), handle, 1).expect("room").0).collect();
     book.remove(keys[0]);
     let job = book.next_job().expect("a farewell is due");
     keys[1..].iter().for_each(|&key| book.remove(key));
@@ -268,7 +352,7 @@ fn unregisterings_collect_behind_the_one_under_way() {
 #[test]
 fn an_unregistering_that_fails_is_tried_a_few_times() {
     let mut book = book();
-    let (key, _) = book.insert(who("s", "a"), 1).expect("room");
+    let (key, _) = book.insert(who("s", "a"), 1, 1).expect("room");
     book.remove(key);
     let mut attempts = 0;
     while let Some(job) = book.next_job() {
@@ -281,7 +365,7 @@ fn an_unregistering_that_fails_is_tried_a_few_times() {
 #[test]
 fn more_unregisterings_than_fit_are_counted() {
     let mut book = Book::new(100, 2);
-    let keys: Vec<usize> = (1..=4).map(|handle| book.insert(who("s", "c"), handle).expect("room").0).collect();
+    let keys: Vec<usize> = (1..=4).map(|handle| book.insert(who("s", "c"), handle, 1).expect("room").0).collect();
     keys.into_iter().for_each(|key| book.remove(key));
     assert_eq!(book.farewells.forgotten, 2);
     assert_eq!(book.next_job(), leave(&[1, 2]));
@@ -290,8 +374,8 @@ fn more_unregisterings_than_fit_are_counted() {
 #[test]
 fn more_registrations_than_fit_are_refused() {
     let mut book = Book::new(1, 1);
-    book.insert(who("s", "a"), 1).expect("room");
-    let error = book.insert(who("s", "b"), 2).expect_err("full");
+    book.insert(who("s", "a"), 1, 1).expect("room");
+    let error = book.insert(who("s", "b"), 2, 1).expect_err("full");
     assert_eq!((error.kind(), error.code()), (ErrorKind::Exhausted, Code::ResourceExhausted));
     check(&book);
 }
@@ -299,16 +383,16 @@ fn more_registrations_than_fit_are_refused() {
 #[test]
 fn closing_unregisters_all_and_ends_what_is_under_way() {
     let mut book = Book::new(100, 1);
-    let (_, standing) = book.insert(who("s", "a"), 1).expect("room");
-    let under_way = book.insert(who("s", "b"), 2).expect("room").0;
-    let dropped_later = book.insert(who("s", "c"), 3).expect("room").0;
+    let (_, standing) = book.insert(who("s", "a"), 1, 1).expect("room");
+    let under_way = book.insert(who("s", "b"), 2, 1).expect("room").0;
+    let dropped_later = book.insert(who("s", "c"), 3, 1).expect("room").0;
     book.beat(under_way, 100);
     let job = book.next_job().expect("a heartbeat is due");
     book.beat(dropped_later, 100);
     book.close();
     book.remove(dropped_later);
     assert_eq!(*standing.borrow(), Standing::Closed);
-    assert_eq!(book.insert(who("s", "d"), 4).map(|_| ()).expect_err("closed").kind(), ErrorKind::Closed);
+    assert_eq!(book.insert(who("s", "d"), 4, 1).map(|_| ()).expect_err("closed").kind(), ErrorKind::Closed);
     assert_eq!(book.next_job(), leave(&[1, 2, 3]));
     assert!(!book.finished(job, timeout()));
     assert_eq!(book.next_job(), None);

@@ -1,6 +1,6 @@
 //! What all clones of a client, its registrations and its background task share.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::{Notify, watch};
 
@@ -26,6 +26,18 @@ impl Core {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A stream was seen in this epoch: whoever is registered in a lower one is registered again soon.
+    pub(super) fn see(&self, stream_id: &str, epoch: u64) {
+        let risen = {
+            let mut book = self.book();
+            book.see(stream_id, epoch);
+            book.has_risen()
+        };
+        if risen {
+            self.wake.notify_one();
+        }
+    }
+
     /// Unregisters all and lets the background task end.
     pub(super) fn close(&self) {
         self.book().close();
@@ -47,6 +59,11 @@ impl Lease {
             keeper::run(Arc::clone(&ending.0)).await;
         });
         Self(core)
+    }
+
+    /// What does not keep the background task, nor the transport.
+    pub(super) fn downgrade(&self) -> Weak<Core> {
+        Arc::downgrade(&self.0)
     }
 }
 

@@ -31,6 +31,10 @@ const MAX_JOBS: usize = 16;
 /// How long after a failed request the next is made, plus up to as much again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
+/// Over how long it is spread that clients register again with a stream that was created anew: all of them see its first
+/// update at the same moment.
+const RENEW_SPREAD: Duration = Duration::from_secs(1);
+
 /// Runs until the book is closed and what it owes is paid, or the time for that is over.
 pub(super) async fn run(core: Arc<Core>) {
     let mut keeper = Keeper::new(core);
@@ -45,6 +49,8 @@ struct Keeper {
     slots: u32,
     slot: u32,
     paused_until: Instant,
+    /// When the streams that were created anew are registered with again, those that follow until then included.
+    renew_at: Option<Instant>,
     closing_until: Option<Instant>,
 }
 
@@ -63,6 +69,7 @@ impl Keeper {
             slots,
             slot: 0,
             paused_until: now,
+            renew_at: None,
             closing_until: None,
         }
     }
@@ -74,6 +81,9 @@ impl Keeper {
         let mut watched = true;
         while !self.is_over() {
             self.start_jobs();
+            if self.renew_at.is_none() && self.core.book().has_risen() {
+                self.renew_at = Some(Instant::now() + random::up_to(RENEW_SPREAD));
+            }
             let paused = self.paused_until > Instant::now();
             tokio::select! {
                 Some((job, answer)) = self.jobs.next(), if !self.jobs.is_empty() => self.finish(job, answer),
@@ -84,6 +94,10 @@ impl Keeper {
                     self.look_at_connection();
                 }
                 () = sleep_until(self.paused_until), if paused => {}
+                () = sleep_until(self.renew_at.unwrap_or_else(Instant::now)), if self.renew_at.is_some() => {
+                    self.renew_at = None;
+                    self.core.book().register_risen();
+                }
                 () = sleep_until(self.closing_until.unwrap_or_else(Instant::now)), if self.closing_until.is_some() => {}
             }
         }

@@ -107,6 +107,9 @@ impl Client {
     /// The updates of a stream from now on, whether the stream exists or not. One message each on the broker's side:
     /// share it among viewers.
     ///
+    /// An update in a higher epoch than before also lets this client register its viewers of the stream again, within a
+    /// second: the service that plays it now does not know them.
+    ///
     /// # Errors
     /// `INVALID_ARGUMENT` for an id that cannot be, `UNAVAILABLE` when the broker is away.
     pub async fn updates(&self, stream_id: &str) -> Result<UpdateStream, ClientError> {
@@ -116,7 +119,7 @@ impl Client {
         let subscription = tokio::time::timeout(timeout, self.core().transport.subscribe(subject.as_str(), None))
             .await
             .map_err(|_| ClientError::new(ErrorKind::Timeout, format!("not subscribed within {timeout:?}")))??;
-        Ok(UpdateStream::new(subscription, stream_id.to_owned()))
+        Ok(UpdateStream::new(subscription, stream_id.to_owned(), self.lease.downgrade()))
     }
 
     /// The connection to the broker: a new generation means that updates may have been missed.

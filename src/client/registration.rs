@@ -145,8 +145,15 @@ impl Attempt<'_> {
     fn finish(mut self, handle: u64, state: StateUpdate) -> Result<Registration, ClientError> {
         let Some(who) = self.who.clone() else { return Err(ClientError::closed()) };
         let (client_id, session) = (who.client_id.clone(), who.session);
-        let (key, standing) = self.lease.book().insert(who, handle)?;
+        let (inserted, risen) = {
+            let mut book = self.lease.book();
+            (book.insert(who, handle, state.epoch), book.has_risen())
+        };
+        let (key, standing) = inserted?;
         self.who = None;
+        if risen {
+            self.lease.wake.notify_one();
+        }
         Ok(Registration { lease: Arc::clone(self.lease), key, state, client_id, session, standing })
     }
 }

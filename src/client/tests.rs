@@ -84,10 +84,16 @@ impl Service {
         }
     }
 
-    /// Takes the next request, which must register again, and gives each subscriber one of `handles`.
+    /// Takes the next request, which must register again, and gives each subscriber one of `handles`. Heartbeats that
+    /// happen to be due before it are answered.
     async fn next_registers(&mut self, handles: &[u64]) {
-        let (command, asked) = self.next_wire().await;
-        let Wire::RegisterBatch(batch) = command else { panic!("not a registration: {command:?}") };
+        let (batch, asked) = loop {
+            match self.next_wire().await {
+                (Wire::RegisterBatch(batch), asked) => break (batch, asked),
+                (Wire::HeartbeatBatch(_), asked) => self.answer(asked, &ok()).await,
+                (other, _) => panic!("not a registration: {other:?}"),
+            }
+        };
         assert_eq!(batch.subscriber.len(), handles.len());
         self.answer(asked, &Reply { handles: handles.to_vec(), ..Reply::default() }).await;
     }
@@ -107,6 +113,10 @@ async fn registered(client: &Client, service: &mut Service, handle: u64) -> Regi
 
 async fn until(registration: &Registration, standing: Standing) {
     registration.watch().wait_for(|now| *now == standing).await.expect("watched");
+}
+
+fn subject(stream: &str) -> Subject {
+    subject::updates(StreamId::parse(stream).expect("an id"))
 }
 
 fn ok() -> Reply {
@@ -287,6 +297,56 @@ async fn a_stream_that_is_away_is_asked_for_again_on_later_beats() {
     service.next_registers(&[5]).await;
     assert!((Duration::from_secs(29)..Duration::from_secs(31)).contains(&refused.elapsed()));
     until(&registration, Standing::Registered { round: 2 }).await;
+}
+
+/// An update of `s` in this epoch, as it is published.
+fn update_of(epoch: u64, sequence: u64) -> StateUpdate {
+    StateUpdate { stream_id: "s".into(), epoch, sequence, ..StateUpdate::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_of_a_higher_epoch_registers_again_within_a_second() {
+    let (_bus, mut service, client) = world().await;
+    let mut updates = client.updates("s").await.expect("subscribed");
+    let viewers = [registered(&client, &mut service, 1).await, registered(&client, &mut service, 2).await];
+    for (epoch, handles) in [(1, [11, 12]), (7, [21, 22])] {
+        let told = Instant::now();
+        for sequence in 1..=3 {
+            service.publish(subject("s"), update_of(epoch, sequence).encode_to_vec()).await;
+            assert_eq!(updates.next().await.map(|update| update.epoch), Some(epoch));
+        }
+        service.next_registers(&handles).await;
+        assert!(told.elapsed() <= Duration::from_secs(1), "{:?}", told.elapsed());
+    }
+    until(&viewers[0], Standing::Registered { round: 3 }).await;
+    let (mut beaten, begun) = (Vec::new(), Instant::now());
+    while beaten.len() < 2 {
+        let (handles, asked) = service.next_beat().await;
+        beaten.extend(handles);
+        service.answer(asked, &ok()).await;
+    }
+    beaten.sort_unstable();
+    assert_eq!(beaten, [21, 22], "and nothing but heartbeats comes any more");
+    assert!(begun.elapsed() < Duration::from_secs(31));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_stream_that_comes_back_is_registered_with_at_its_first_update() {
+    let (_bus, mut service, client) = world().await;
+    let mut updates = client.updates("s").await.expect("subscribed");
+    let viewer = registered(&client, &mut service, 1).await;
+    let (handles, asked) = service.next_beat().await;
+    let reply = Reply { code: Code::UnknownSubscriber.into(), unknown_handle: handles, ..Reply::default() };
+    service.answer(asked, &reply).await;
+    let (_, asked) = service.next_wire().await;
+    service.answer(asked, &Reply { code: Code::StreamNotFound.into(), handles: vec![0], ..Reply::default() }).await;
+    until(&viewer, Standing::Lost(Code::StreamNotFound)).await;
+    let told = Instant::now();
+    service.publish(subject("s"), update_of(7, 1).encode_to_vec()).await;
+    updates.next().await.expect("an update");
+    service.next_registers(&[5]).await;
+    assert!(told.elapsed() <= Duration::from_secs(1), "{:?}", told.elapsed());
+    until(&viewer, Standing::Registered { round: 2 }).await;
 }
 
 #[tokio::test(start_paused = true)]

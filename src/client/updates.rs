@@ -6,12 +6,14 @@
 
 use std::{
     pin::Pin,
+    sync::Weak,
     task::{Context, Poll, ready},
 };
 
 use futures_util::Stream;
 use prost::Message as _;
 
+use super::core::Core;
 use crate::{transport::Subscription, wire::proto::StateUpdate};
 
 /// The newest (epoch, sequence) seen: what is not above it is old.
@@ -50,22 +52,32 @@ pub struct UpdateStream {
     stream_id: String,
     floor: Option<Floor>,
     skipped: u64,
+    /// Told when the epoch rises. Weak: who only reads does not keep the client.
+    core: Weak<Core>,
 }
 
 impl UpdateStream {
-    pub(super) fn new(subscription: Subscription, stream_id: String) -> Self {
-        Self { subscription, stream_id, floor: None, skipped: 0 }
+    pub(super) fn new(subscription: Subscription, stream_id: String, core: Weak<Core>) -> Self {
+        Self { subscription, stream_id, floor: None, skipped: 0, core }
     }
 
     /// Takes a snapshot as the floor: updates that it already contains are dropped. True if it is news itself.
     pub fn seed(&mut self, snapshot: &StateUpdate) -> bool {
-        match &mut self.floor {
+        let before = self.floor.map(|floor| floor.epoch);
+        let is_news = match &mut self.floor {
             Some(floor) => floor.admit(snapshot),
             None => {
                 self.floor = Some(Floor::of(snapshot));
                 true
             }
+        };
+        if is_news
+            && before.is_none_or(|before| snapshot.epoch > before)
+            && let Some(core) = self.core.upgrade()
+        {
+            core.see(&self.stream_id, snapshot.epoch);
         }
+        is_news
     }
 
     /// The next update, or `None` when the transport is closed. Cancel safe.
@@ -133,7 +145,7 @@ mod tests {
             payload: Bytes::from(payload),
             reply: None,
         });
-        UpdateStream::new(Subscription::new(stream::iter(messages)), "s".into())
+        UpdateStream::new(Subscription::new(stream::iter(messages)), "s".into(), Weak::new())
     }
 
     async fn read_all(updates: &mut UpdateStream) -> Vec<(u64, u64)> {

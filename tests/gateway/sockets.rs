@@ -311,9 +311,15 @@ async fn after_an_outage_viewers_see_the_state_and_are_still_counted() {
 
 #[tokio::test]
 async fn when_another_service_takes_over_viewers_are_registered_again_and_see_its_stream() {
-    let mut options = Options::default();
-    options.client.heartbeat_interval = Duration::from_millis(200);
-    let mut world = World::with(options).await;
+    // With the long one its first update tells, long before a heartbeat could.
+    for heartbeat_interval in [Duration::from_millis(200), Duration::from_secs(600)] {
+        let mut options = Options::default();
+        options.client.heartbeat_interval = heartbeat_interval;
+        see_another_service(World::with(options).await).await;
+    }
+}
+
+async fn see_another_service(mut world: World) {
     world.create("s").await;
     let mut viewer = world.watch("s").await;
     let before = next(&mut viewer).await;

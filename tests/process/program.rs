@@ -40,8 +40,13 @@ impl Program {
 
     /// `gateway` against this server, on ports of its own.
     pub(crate) fn gateway(nats_url: &str) -> Self {
+        Self::gateway_with(nats_url, &[])
+    }
+
+    /// The same with more arguments.
+    pub(crate) fn gateway_with(nats_url: &str, more: &[&str]) -> Self {
         let (http, admin) = (["--http-addr", "127.0.0.1:0"], ["--admin-addr", "127.0.0.1:0"]);
-        Self::start(command(&[&["gateway", "--nats-url", nats_url], &http[..], &admin[..]].concat()))
+        Self::start(command(&[&["gateway", "--nats-url", nats_url], &http[..], &admin[..], more].concat()))
     }
 
     /// `standalone` on ports of its own.

@@ -71,6 +71,31 @@ async fn service_and_gateway_over_nats_do_what_the_readme_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn viewers_find_a_stream_that_is_created_anew_after_a_restart_of_the_service() {
+    let server = NatsServer::start();
+    let mut service = Program::serve(&server.url(), &[]);
+    let gateway = Program::gateway_with(&server.url(), &["--heartbeat-interval", "10m"]);
+    service.readiness(200).await;
+    gateway.readiness(200).await;
+    let body = r#"{"stream_id": "show", "scenes": [{"name": "Main", "duration_ms": 600000}]}"#;
+    assert_eq!(gateway.call("POST", "/streams", Some(body)).await.0, 201);
+    let mut viewer = Viewer::of(&gateway, "show", "").await;
+    let before = viewer.until(|update| update["cause"] == "TICK").await;
+
+    service.stops_on("TERM").await;
+    let service = Program::serve(&server.url(), &[]);
+    service.readiness(200).await;
+    assert_eq!(gateway.call("POST", "/streams", Some(body)).await.0, 201);
+
+    loop {
+        let update = viewer.next().await.expect("the socket is open");
+        if update["epoch"].as_u64() > before["epoch"].as_u64() && update["cause"] == "TICK" {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn standalone_does_what_the_readme_says_and_has_a_page() {
     let program = Program::standalone();
     program.readiness(200).await;
