@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    client::ClientOptions,
+    client::{ClientOptions, UpdatesFrom},
     engine::{Limits, MAX_DURATION_MS, MAX_SLOTS},
     gateway::GatewayOptions,
     service::ServiceSettings,
@@ -64,9 +64,20 @@ pub struct GatewayCommand {
     /// Where /livez, /readyz and /metrics are served: not where the service has them, so that both fit on one machine.
     #[arg(long, env = "ORCH_ADMIN_ADDR", default_value = "127.0.0.1:9465", value_name = "ADDR")]
     pub admin_addr: SocketAddr,
+    /// Where updates are read: `feed` if the service publishes nothing else.
+    #[arg(long, env = "ORCH_UPDATES", value_enum, default_value_t, value_name = "WHERE")]
+    pub updates: UpdatesFrom,
     /// The gateway.
     #[command(flatten)]
     pub gateway: GatewayArgs,
+}
+
+impl GatewayCommand {
+    /// What the gateway's client is made with.
+    #[must_use]
+    pub fn client(&self) -> ClientOptions {
+        ClientOptions { updates: self.updates, ..self.gateway.client() }
+    }
 }
 
 /// Options of `standalone`.
@@ -95,11 +106,17 @@ pub struct NatsArgs {
 }
 
 impl StandaloneOptions {
-    /// What the gateway's client is made with: it heartbeats often enough for the service beside it.
+    /// What the gateway's client is made with: it heartbeats often enough for the service beside it, and reads what
+    /// that publishes.
     #[must_use]
     pub fn client(&self) -> ClientOptions {
         let client = self.gateway.client();
-        ClientOptions { heartbeat_interval: client.heartbeat_interval.min(self.service.stale_timeout / 3), ..client }
+        let heartbeat_interval = client.heartbeat_interval.min(self.service.stale_timeout / 3);
+        let updates = match self.service.publish {
+            PublishTo::Subjects | PublishTo::Both => UpdatesFrom::Subjects,
+            PublishTo::Feed => UpdatesFrom::Feed,
+        };
+        ClientOptions { heartbeat_interval, updates, ..client }
     }
 }
 
@@ -278,6 +295,24 @@ mod tests {
             let cli = Cli::try_parse_from([&["x", "standalone"], args].concat()).unwrap();
             let Some(Command::Standalone(options)) = cli.command else { panic!() };
             assert_eq!(options.client().heartbeat_interval, Duration::from_secs(expected_s));
+        }
+    }
+
+    #[test]
+    fn a_gateway_reads_where_it_is_told_to_and_standalone_what_it_publishes() {
+        for (args, expected) in [
+            (&["gateway"][..], UpdatesFrom::Subjects),
+            (&["gateway", "--updates", "feed"], UpdatesFrom::Feed),
+            (&["standalone"], UpdatesFrom::Subjects),
+            (&["standalone", "--publish", "both"], UpdatesFrom::Subjects),
+            (&["standalone", "--publish", "feed"], UpdatesFrom::Feed),
+        ] {
+            let client = match Cli::try_parse_from([&["x"], args].concat()).unwrap().command {
+                Some(Command::Gateway(options)) => options.client(),
+                Some(Command::Standalone(options)) => options.client(),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(client.updates, expected, "{args:?}");
         }
     }
 

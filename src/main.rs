@@ -94,8 +94,7 @@ async fn gateway(options: GatewayCommand) -> Fallible<()> {
     let transport = connect(&options.nats, "orchestrator gateway").await?;
     let checkup = Connected(Arc::clone(&transport));
     let admin = telemetry::serve_admin(options.admin_addr, telemetry::init_metrics()?, checkup).await?;
-    let gateway =
-        Gateway::new(Client::new(Arc::clone(&transport), options.gateway.client()), options.gateway.options());
+    let gateway = Gateway::new(Client::new(Arc::clone(&transport), options.client()), options.gateway.options());
     let listener = listen(&options.gateway).await?;
     gateway.serve(listener, stop).await?;
     transport.close().await;

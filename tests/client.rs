@@ -5,28 +5,37 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use orchestrator_service::{
     client::{
-        Client, ClientError, ClientOptions, ErrorKind, Registration, Standing,
+        Client, ClientError, ClientOptions, ErrorKind, Registration, Standing, StreamId, UpdatesFrom,
         proto::{Cause, Code, Mode, OrchestratorConfig, SceneConfig, StateUpdate, WhenEmpty},
     },
     service::{Service, ServiceSettings},
+    shard::owed::PublishTo,
     transport::{Transport, memory::MemoryBus},
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Where updates are read, and what a service publishes that is read there and nowhere else.
+const WHERE: [(UpdatesFrom, PublishTo); 2] =
+    [(UpdatesFrom::Subjects, PublishTo::Subjects), (UpdatesFrom::Feed, PublishTo::Feed)];
+
 async fn service_on(bus: &MemoryBus) -> Service {
+    service_that(bus, PublishTo::Subjects).await
+}
+
+async fn service_that(bus: &MemoryBus, publish_to: PublishTo) -> Service {
     let link = || -> Arc<dyn Transport> { bus.connect() };
-    let settings = ServiceSettings { shards: 2, ..ServiceSettings::default() };
+    let settings = ServiceSettings { shards: 2, publish_to, ..ServiceSettings::default() };
     Service::start(settings, link(), vec![link()]).await.expect("started")
 }
 
 /// A client that beats often, so that a test need not wait half a minute.
 fn client_on(bus: &MemoryBus) -> Client {
-    client_that(bus, Duration::from_millis(200))
+    client_that(bus, UpdatesFrom::Subjects, Duration::from_millis(200))
 }
 
-fn client_that(bus: &MemoryBus, heartbeat_interval: Duration) -> Client {
-    Client::new(bus.connect(), ClientOptions { heartbeat_interval, ..ClientOptions::default() })
+fn client_that(bus: &MemoryBus, updates: UpdatesFrom, heartbeat_interval: Duration) -> Client {
+    Client::new(bus.connect(), ClientOptions { updates, heartbeat_interval, ..ClientOptions::default() })
 }
 
 async fn world() -> (MemoryBus, Service, Client) {
@@ -115,16 +124,60 @@ async fn a_repeated_request_id_is_executed_once_and_an_old_revision_refused_with
 
 #[tokio::test]
 async fn updates_seeded_with_the_snapshot_hold_each_change_once_and_in_order() {
-    let (_bus, _service, client) = world().await;
-    client.start("s", config()).await.expect("started");
-    let mut updates = client.updates("s").await.expect("subscribed");
-    let viewer = register(&client, "s", 1).await;
-    updates.seed(viewer.state());
-    for position in [1_000, 2_000, 5_000] {
-        let accepted = client.seek("s", position).await.expect("accepted");
-        let update: StateUpdate = updates.next().await.expect("an update");
-        assert_eq!((update.revision, update.cause()), (accepted.revision, Cause::Command));
+    for (from, publish_to) in WHERE {
+        let bus = MemoryBus::new();
+        let _service = service_that(&bus, publish_to).await;
+        let client = client_that(&bus, from, Duration::from_millis(200));
+        client.start("s", config()).await.expect("started");
+        let mut updates = client.updates("s").await.expect("subscribed");
+        let viewer = register(&client, "s", 1).await;
+        updates.seed(viewer.state());
+        for position in [1_000, 2_000, 5_000] {
+            let accepted = client.seek("s", position).await.expect("accepted");
+            let update: StateUpdate = updates.next().await.expect("an update");
+            assert_eq!((update.revision, update.cause()), (accepted.revision, Cause::Command), "{from:?}");
+        }
     }
+}
+
+#[tokio::test]
+async fn streams_of_one_partition_are_read_out_of_one_feed() {
+    let bus = MemoryBus::new();
+    let _service = service_that(&bus, PublishTo::Feed).await;
+    let client = client_that(&bus, UpdatesFrom::Feed, Duration::from_secs(30));
+    let partition = |stream: &str| StreamId::parse(stream).expect("an id").partition();
+    let streams: Vec<String> = (0..).map(|n| format!("s{n}")).filter(|s| partition(s) == 7).take(4).collect();
+    for stream in &streams {
+        client.start(stream, config()).await.expect("started");
+    }
+    let before = bus.subscriptions();
+    // The last one has a viewer too, but nobody here reads its updates.
+    let mut followed = Vec::new();
+    let mut viewers = vec![register(&client, &streams[3], 1).await];
+    for stream in &streams[..3] {
+        let mut updates = client.updates(stream).await.expect("subscribed");
+        viewers.push(register(&client, stream, 1).await);
+        updates.seed(viewers[viewers.len() - 1].state());
+        followed.push((stream, updates));
+    }
+    assert_eq!(bus.subscriptions(), before + 1);
+
+    for position in 1..=200 {
+        for stream in &streams {
+            client.seek(stream, position).await.expect("accepted");
+        }
+    }
+    for (stream, updates) in &mut followed {
+        let mut first = None;
+        for position in 1..=200 {
+            let update = updates.next().await.expect("an update");
+            assert_eq!((&update.stream_id, update.cause()), (*stream, Cause::Command));
+            let first = *first.get_or_insert(update.revision);
+            assert_eq!(update.revision, first + position - 1, "none is missing and none comes twice");
+        }
+    }
+    drop(followed);
+    eventually(|| async { bus.subscriptions() == before }).await;
 }
 
 #[tokio::test]
@@ -168,26 +221,28 @@ async fn a_service_that_forgot_its_subscribers_gets_them_back() {
 
 #[tokio::test]
 async fn a_stream_created_anew_is_registered_with_at_its_first_update_and_not_with_the_next_heartbeat() {
-    let bus = MemoryBus::new();
-    let service = service_on(&bus).await;
-    let client = client_that(&bus, Duration::from_secs(600));
-    client.start("s", config()).await.expect("started");
-    let mut updates = client.updates("s").await.expect("subscribed");
-    let kept = [register(&client, "s", 1).await, register(&client, "s", 2).await];
-    service.drain().await;
-    let _service = service_on(&bus).await;
-    client.start("s", config()).await.expect("started again");
-    let reading = async { while updates.next().await.is_some() {} };
-    let registered = async {
-        for viewer in &kept {
-            round(viewer, 2).await;
+    for (from, publish_to) in WHERE {
+        let bus = MemoryBus::new();
+        let service = service_that(&bus, publish_to).await;
+        let client = client_that(&bus, from, Duration::from_secs(600));
+        client.start("s", config()).await.expect("started");
+        let mut updates = client.updates("s").await.expect("subscribed");
+        let kept = [register(&client, "s", 1).await, register(&client, "s", 2).await];
+        service.drain().await;
+        let _service = service_that(&bus, publish_to).await;
+        client.start("s", config()).await.expect("started again");
+        let reading = async { while updates.next().await.is_some() {} };
+        let registered = async {
+            for viewer in &kept {
+                round(viewer, 2).await;
+            }
+        };
+        tokio::select! {
+            () = reading => panic!("the updates end"),
+            () = registered => {}
         }
-    };
-    tokio::select! {
-        () = reading => panic!("the updates end"),
-        () = registered => {}
+        assert_eq!(viewers(&client, "s").await, 2, "{from:?}");
     }
-    assert_eq!(viewers(&client, "s").await, 2);
 }
 
 #[tokio::test]
@@ -205,7 +260,15 @@ async fn a_stream_that_is_gone_is_lost_until_it_comes_back() {
 
 #[tokio::test]
 async fn after_an_outage_registrations_and_updates_go_on() {
-    let (bus, _service, client) = world().await;
+    for (from, publish_to) in WHERE {
+        go_through_an_outage(from, publish_to).await;
+    }
+}
+
+async fn go_through_an_outage(from: UpdatesFrom, publish_to: PublishTo) {
+    let bus = MemoryBus::new();
+    let _service = service_that(&bus, publish_to).await;
+    let client = client_that(&bus, from, Duration::from_millis(200));
     client.start("s", config()).await.expect("started");
     let mut updates = client.updates("s").await.expect("subscribed");
     let viewer = register(&client, "s", 1).await;

@@ -1,11 +1,14 @@
 //! What all clones of a client, its registrations and its background task share.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
 
 use tokio::sync::{Notify, watch};
 
-use super::{ClientOptions, book::Book, keeper};
-use crate::transport::Transport;
+use super::{ClientError, ClientOptions, ErrorKind, book::Book, feeds::Feeds, keeper};
+use crate::transport::{Subscription, Transport};
 
 /// The shared part. The background task holds it too, so it says nothing about whether anybody is left.
 #[derive(Debug)]
@@ -13,6 +16,7 @@ pub(super) struct Core {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) options: ClientOptions,
     book: Mutex<Book>,
+    pub(super) feeds: Arc<Feeds>,
     /// Tells the background task that the book has something new for it.
     pub(super) wake: Notify,
     /// True when the background task has ended.
@@ -53,7 +57,8 @@ impl Lease {
     /// Starts the background task.
     pub(super) fn start(transport: Arc<dyn Transport>, options: ClientOptions) -> Self {
         let book = Mutex::new(Book::new(options.max_registrations, options.max_unregisters));
-        let core = Arc::new(Core { transport, options, book, wake: Notify::new(), ended: watch::Sender::new(false) });
+        let (feeds, wake, ended) = (Arc::default(), Notify::new(), watch::Sender::new(false));
+        let core = Arc::new(Core { transport, options, book, feeds, wake, ended });
         let ending = Ending(Arc::clone(&core));
         tokio::spawn(async move {
             keeper::run(Arc::clone(&ending.0)).await;
@@ -64,6 +69,18 @@ impl Lease {
     /// What does not keep the background task, nor the transport.
     pub(super) fn downgrade(&self) -> Weak<Core> {
         Arc::downgrade(&self.0)
+    }
+}
+
+/// Subscribes within `timeout`.
+pub(super) async fn subscribe(
+    transport: &dyn Transport,
+    subject: &str,
+    timeout: Duration,
+) -> Result<Subscription, ClientError> {
+    match tokio::time::timeout(timeout, transport.subscribe(subject, None)).await {
+        Ok(subscribed) => Ok(subscribed?),
+        Err(_) => Err(ClientError::new(ErrorKind::Timeout, format!("not subscribed within {timeout:?}"))),
     }
 }
 

@@ -29,6 +29,7 @@
 //! | `farewells` | who is still to be unregistered |
 //! | `keeper` | the background task that pays it |
 //! | `updates` | updates without old ones |
+//! | `feeds` | one subscription to a partition's feed for all who follow its streams |
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,14 +39,17 @@ pub use self::{
     calls::{Accepted, Call, Command, Page},
     error::{ClientError, ErrorKind},
     registration::{Registration, Standing},
-    updates::{Floor, UpdateStream},
+    updates::{Floor, UpdateStream, UpdatesFrom},
 };
 pub use crate::{
     transport::Connection,
     wire::{ClientId, StreamId, json, proto},
 };
 
-use self::core::{Core, Lease};
+use self::{
+    core::{Core, Lease, subscribe},
+    updates::Source,
+};
 use crate::{transport::Transport, wire::subject};
 
 mod book;
@@ -53,6 +57,7 @@ mod calls;
 mod core;
 mod error;
 mod farewells;
+mod feeds;
 mod keeper;
 mod random;
 mod registration;
@@ -69,6 +74,8 @@ pub struct ClientOptions {
     pub total_timeout: Duration,
     /// How long unregistering all may take at the end.
     pub close_timeout: Duration,
+    /// Where updates are read: where the service publishes them.
+    pub updates: UpdatesFrom,
     /// How many registrations are kept at most; more are refused.
     pub max_registrations: usize,
     /// How many unregisterings wait at most while the service is not reached; it finds out about more by staleness.
@@ -82,6 +89,7 @@ impl Default for ClientOptions {
             attempt_timeout: Duration::from_secs(2),
             total_timeout: Duration::from_secs(5),
             close_timeout: Duration::from_secs(2),
+            updates: UpdatesFrom::default(),
             max_registrations: 1_000_000,
             max_unregisters: 100_000,
         }
@@ -104,8 +112,11 @@ impl Client {
         Self { lease: Arc::new(Lease::start(transport, options)) }
     }
 
-    /// The updates of a stream from now on, whether the stream exists or not. One message each on the broker's side:
-    /// share it among viewers.
+    /// The updates of a stream from now on, whether the stream exists or not.
+    ///
+    /// From [subjects](UpdatesFrom::Subjects), each call is a subscription of its own: share it among viewers. From a
+    /// [feed](UpdatesFrom::Feed), all that follow streams of one partition share one. A reader that is far behind skips
+    /// updates and comes to the latest.
     ///
     /// An update in a higher epoch than before also lets this client register its viewers of the stream again, within a
     /// second: the service that plays it now does not know them.
@@ -114,12 +125,15 @@ impl Client {
     /// `INVALID_ARGUMENT` for an id that cannot be, `UNAVAILABLE` when the broker is away.
     pub async fn updates(&self, stream_id: &str) -> Result<UpdateStream, ClientError> {
         let id = StreamId::parse(stream_id).map_err(|error| ClientError::invalid(error.to_string()))?;
-        let subject = subject::updates(id);
-        let timeout = self.core().options.total_timeout;
-        let subscription = tokio::time::timeout(timeout, self.core().transport.subscribe(subject.as_str(), None))
-            .await
-            .map_err(|_| ClientError::new(ErrorKind::Timeout, format!("not subscribed within {timeout:?}")))??;
-        Ok(UpdateStream::new(subscription, stream_id.to_owned(), self.lease.downgrade()))
+        let Core { transport, options, feeds, .. } = self.core();
+        let timeout = options.total_timeout;
+        let source = match options.updates {
+            UpdatesFrom::Subjects => {
+                Source::Subject(subscribe(&**transport, subject::updates(id).as_str(), timeout).await?)
+            }
+            UpdatesFrom::Feed => Source::Feed(feeds.follow(id, transport, timeout).await?),
+        };
+        Ok(UpdateStream::new(source, stream_id.to_owned(), self.lease.downgrade()))
     }
 
     /// The connection to the broker: a new generation means that updates may have been missed.

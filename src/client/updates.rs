@@ -1,4 +1,4 @@
-//! A stream's updates as they come, without those that are old.
+//! A stream's updates as they come, without those that are old: from a subject of its own, or out of a feed.
 //!
 //! The broker delivers at most once and several publishers may exist for a moment while a stream changes owner, so a
 //! reader must not take what comes for what is true: it keeps a floor and drops what is not above it. It does not ask
@@ -6,15 +6,25 @@
 
 use std::{
     pin::Pin,
-    sync::Weak,
+    sync::{Arc, Weak},
     task::{Context, Poll, ready},
 };
 
 use futures_util::Stream;
 use prost::Message as _;
 
-use super::core::Core;
+use super::{core::Core, feeds::Follower};
 use crate::{transport::Subscription, wire::proto::StateUpdate};
+
+/// Where a client reads updates: what the service's `--publish` says it publishes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum UpdatesFrom {
+    /// `stream.<stream_id>.updates`: a subject a stream, and the broker sends only what is followed.
+    #[default]
+    Subjects,
+    /// `orchestrator.feed.<partition>`: all streams of a partition in one subscription, many updates in one message.
+    Feed,
+}
 
 /// The newest (epoch, sequence) seen: what is not above it is old.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,7 +58,7 @@ impl Floor {
 /// The updates of one stream, from [`Client::updates`](super::Client::updates) on. Dropping it unsubscribes.
 #[derive(Debug)]
 pub struct UpdateStream {
-    subscription: Subscription,
+    source: Source,
     stream_id: String,
     floor: Option<Floor>,
     skipped: u64,
@@ -56,9 +66,15 @@ pub struct UpdateStream {
     core: Weak<Core>,
 }
 
+#[derive(Debug)]
+pub(super) enum Source {
+    Subject(Subscription),
+    Feed(Follower),
+}
+
 impl UpdateStream {
-    pub(super) fn new(subscription: Subscription, stream_id: String, core: Weak<Core>) -> Self {
-        Self { subscription, stream_id, floor: None, skipped: 0, core }
+    pub(super) fn new(source: Source, stream_id: String, core: Weak<Core>) -> Self {
+        Self { source, stream_id, floor: None, skipped: 0, core }
     }
 
     /// Takes a snapshot as the floor: updates that it already contains are dropped. True if it is news itself.
@@ -85,7 +101,8 @@ impl UpdateStream {
         std::future::poll_fn(|context| Pin::new(&mut *self).poll_next(context)).await
     }
 
-    /// How many messages were skipped because they do not decode or are another stream's.
+    /// How many messages on the stream's subject were skipped because they do not decode or are another stream's. What
+    /// does not decode in a feed is nobody's in particular; the metrics count both.
     #[must_use]
     pub fn skipped(&self) -> u64 {
         self.skipped
@@ -95,20 +112,34 @@ impl UpdateStream {
         match StateUpdate::decode(payload) {
             Ok(update) if update.stream_id == self.stream_id => self.seed(&update).then_some(update),
             Ok(update) => {
-                self.skip(&format_args!("it is of stream {:?}", update.stream_id));
+                self.skip("other_stream", &format_args!("it is of stream {:?}", update.stream_id));
                 None
             }
             Err(error) => {
-                self.skip(&error);
+                self.skip("undecodable", &error);
                 None
             }
         }
     }
 
-    fn skip(&mut self, reason: &dyn std::fmt::Display) {
+    fn skip(&mut self, reason: &'static str, details: &dyn std::fmt::Display) {
         self.skipped += 1;
-        metrics::counter!("client_updates_skipped_total").increment(1);
-        tracing::debug!(stream_id = self.stream_id, %reason, "skipped an update");
+        metrics::counter!("client_updates_skipped_total", "reason" => reason).increment(1);
+        tracing::debug!(stream_id = self.stream_id, reason, %details, "skipped an update");
+    }
+
+    /// The next that comes; an empty place for what is old or cannot be read.
+    fn poll_any(&mut self, context: &mut Context<'_>) -> Poll<Option<Option<StateUpdate>>> {
+        match &mut self.source {
+            Source::Subject(subscription) => {
+                let message = ready!(Pin::new(subscription).poll_next(context));
+                Poll::Ready(message.map(|message| self.read(message.payload)))
+            }
+            Source::Feed(follower) => {
+                let update = ready!(Pin::new(follower).poll_next(context));
+                Poll::Ready(update.map(|update| self.seed(&update).then(|| Arc::unwrap_or_clone(update))))
+            }
+        }
     }
 }
 
@@ -117,11 +148,10 @@ impl Stream for UpdateStream {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<StateUpdate>> {
         loop {
-            let Some(message) = ready!(Pin::new(&mut self.subscription).poll_next(context)) else {
-                return Poll::Ready(None);
-            };
-            if let Some(update) = self.read(message.payload) {
-                return Poll::Ready(Some(update));
+            match ready!(self.poll_any(context)) {
+                None => return Poll::Ready(None),
+                Some(None) => {}
+                Some(update) => return Poll::Ready(update),
             }
         }
     }
@@ -145,7 +175,7 @@ mod tests {
             payload: Bytes::from(payload),
             reply: None,
         });
-        UpdateStream::new(Subscription::new(stream::iter(messages)), "s".into(), Weak::new())
+        UpdateStream::new(Source::Subject(Subscription::new(stream::iter(messages))), "s".into(), Weak::new())
     }
 
     async fn read_all(updates: &mut UpdateStream) -> Vec<(u64, u64)> {

@@ -5,6 +5,7 @@
 
 pub mod decode;
 pub mod encode;
+pub mod feed;
 pub mod json;
 pub mod route;
 pub mod subject;

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
-use orchestrator_service::transport::Transport as _;
+use orchestrator_service::{
+    client::{ClientOptions, StreamId},
+    transport::Transport as _,
+};
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio_tungstenite::{
@@ -102,7 +105,12 @@ async fn a_viewer_that_joins_sees_the_state_at_once_in_every_mode() {
 
 #[tokio::test]
 async fn after_the_snapshot_come_only_greater_sequences_and_all_changes() {
-    let world = World::new().await;
+    for options in [Options::default(), Options::over_the_feed()] {
+        see_all_changes(World::with(options).await).await;
+    }
+}
+
+async fn see_all_changes(world: World) {
     world.create_with("s", json!({"tick_interval_ms": 10})).await;
     let mut viewer = world.watch("s").await;
     let mut last = sequence(&next(&mut viewer).await);
@@ -158,6 +166,35 @@ async fn sockets_of_one_stream_share_one_subscription_that_ends_with_the_last() 
     eventually(|| async { world.bus.subscriptions() == before + 1 }).await;
     viewers.clear();
     world.until_viewers("s", 0).await;
+    eventually(|| async { world.bus.subscriptions() == before }).await;
+}
+
+#[tokio::test]
+async fn over_the_feed_sockets_of_a_partition_share_one_subscription_that_ends_with_the_last() {
+    let world = World::with(Options::over_the_feed()).await;
+    let partition = |name: &str| StreamId::parse(name).expect("an id").partition();
+    let names: Vec<String> = (0..).map(|n| format!("s{n}")).filter(|name| partition(name) == 7).take(3).collect();
+    let before = world.bus.subscriptions();
+    let mut viewers = Vec::new();
+    for name in names.iter().chain(&names) {
+        if viewers.len() < names.len() {
+            world.create_with(name, json!({"tick_interval_ms": 50})).await;
+        }
+        let mut viewer = world.watch(name).await;
+        next(&mut viewer).await;
+        viewers.push((name, viewer));
+    }
+    for (name, viewer) in &mut viewers {
+        let update = next(viewer).await;
+        assert_eq!((&update["stream_id"], &update["mode"]), (&json!(name), &json!("RUNNING")));
+    }
+    eventually(|| async { world.bus.subscriptions() == before + 1 }).await;
+    viewers.truncate(1);
+    for name in &names[1..] {
+        world.until_viewers(name, 0).await;
+    }
+    assert_eq!(world.bus.subscriptions(), before + 1);
+    viewers.clear();
     eventually(|| async { world.bus.subscriptions() == before }).await;
 }
 
@@ -232,7 +269,12 @@ async fn a_viewer_that_does_not_answer_pings_is_unregistered() {
 
 #[tokio::test]
 async fn a_slow_viewer_skips_ticks_and_gets_the_newest() {
-    let world = World::new().await;
+    for options in [Options::default(), Options::over_the_feed()] {
+        be_slow(World::with(options).await).await;
+    }
+}
+
+async fn be_slow(world: World) {
     world.create_with("s", json!({"tick_interval_ms": 10})).await;
     let mut updates = world.client.updates("s").await.expect("subscribed");
     let mut viewer = world.watch_narrowly("s").await;
@@ -279,7 +321,12 @@ async fn a_viewer_that_takes_nothing_for_the_write_timeout_is_dropped() {
 
 #[tokio::test]
 async fn the_last_update_of_a_removed_stream_is_followed_by_a_normal_close() {
-    let world = World::new().await;
+    for options in [Options::default(), Options::over_the_feed()] {
+        see_the_end(World::with(options).await).await;
+    }
+}
+
+async fn see_the_end(world: World) {
     world.create_with("s", json!({"tick_interval_ms": 60_000})).await;
     let mut viewer = world.watch("s").await;
     next(&mut viewer).await;
@@ -292,7 +339,12 @@ async fn the_last_update_of_a_removed_stream_is_followed_by_a_normal_close() {
 
 #[tokio::test]
 async fn after_an_outage_viewers_see_the_state_and_are_still_counted() {
-    let world = World::new().await;
+    for options in [Options::default(), Options::over_the_feed()] {
+        go_through_an_outage(World::with(options).await).await;
+    }
+}
+
+async fn go_through_an_outage(world: World) {
     world.create_with("s", json!({"tick_interval_ms": 60_000})).await;
     let mut viewer = world.watch("s").await;
     let first = next(&mut viewer).await;
@@ -311,11 +363,14 @@ async fn after_an_outage_viewers_see_the_state_and_are_still_counted() {
 
 #[tokio::test]
 async fn when_another_service_takes_over_viewers_are_registered_again_and_see_its_stream() {
-    // With the long one its first update tells, long before a heartbeat could.
-    for heartbeat_interval in [Duration::from_millis(200), Duration::from_secs(600)] {
-        let mut options = Options::default();
-        options.client.heartbeat_interval = heartbeat_interval;
-        see_another_service(World::with(options).await).await;
+    for (heartbeat_interval, options) in [
+        (Duration::from_millis(200), Options::default()),
+        // Its first update tells, long before a heartbeat could.
+        (Duration::from_secs(600), Options::default()),
+        (Duration::from_secs(600), Options::over_the_feed()),
+    ] {
+        let client = ClientOptions { heartbeat_interval, ..options.client };
+        see_another_service(World::with(Options { client, ..options }).await).await;
     }
 }
 

@@ -3,9 +3,10 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use orchestrator_service::{
-    client::{Client, ClientOptions, proto::Stats},
+    client::{Client, ClientOptions, UpdatesFrom, proto::Stats},
     gateway::{Gateway, GatewayOptions},
     service::{Service, ServiceSettings},
+    shard::owed::PublishTo,
     transport::{Transport, memory::MemoryBus},
 };
 use reqwest::{Method, StatusCode};
@@ -28,6 +29,16 @@ impl Default for Options {
             client: ClientOptions::default(),
             service: ServiceSettings { shards: 2, ..ServiceSettings::default() },
         }
+    }
+}
+
+impl Options {
+    /// The service publishes feeds and nothing else, and the gateway reads them.
+    pub(crate) fn over_the_feed() -> Self {
+        let mut options = Self::default();
+        options.service.publish_to = PublishTo::Feed;
+        options.client.updates = UpdatesFrom::Feed;
+        options
     }
 }
 

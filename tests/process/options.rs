@@ -84,6 +84,8 @@ fn a_value_out_of_its_limits_is_refused_with_the_option_and_what_it_takes() {
 fn a_bad_value_in_the_environment_is_refused_too() {
     let output = command(&[]).env("ORCH_SHARDS", "0").output().unwrap();
     assert_refused(&output, &["--shards", "1..=256"]);
+    let output = command(&["gateway"]).env("ORCH_UPDATES", "both").output().unwrap();
+    assert_refused(&output, &["--updates", "subjects, feed"]);
     let output = command(&["gateway"]).env("ORCH_HTTP_ADDR", "nowhere").output().unwrap();
     assert_refused(&output, &["--http-addr", "nowhere"]);
 }

@@ -71,6 +71,26 @@ async fn service_and_gateway_over_nats_do_what_the_readme_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_the_feed_alone_viewers_of_a_gateway_see_the_same() {
+    let server = NatsServer::start();
+    let service = Program::serve(&server.url(), &["--publish", "feed"]);
+    let gateway = Program::gateway_with(&server.url(), &["--updates", "feed"]);
+    service.readiness(200).await;
+    gateway.readiness(200).await;
+
+    go_through(&gateway).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn standalone_reads_what_it_publishes() {
+    let arguments = ["standalone", "--http-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0", "--publish", "feed"];
+    let program = Program::start(crate::program::command(&arguments));
+    program.readiness(200).await;
+
+    go_through(&program).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn viewers_find_a_stream_that_is_created_anew_after_a_restart_of_the_service() {
     let server = NatsServer::start();
     let mut service = Program::serve(&server.url(), &[]);
