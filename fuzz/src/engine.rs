@@ -1,5 +1,7 @@
 //! A sequence of operations on an engine with small tables: the invariants hold after each, and the same sequence comes
 //! to the same state.
+//!
+//! Only the first of the two runs looks at the invariants, which takes longer than the operations do.
 
 use orchestrator_service::engine::*;
 
@@ -14,12 +16,12 @@ const SCENES: [&str; 3] = ["one", "two", "three"];
 const REQUESTS: [&str; 2] = ["r1", "r2"];
 
 pub fn check(input: &[u8]) {
-    let (first, second) = (run(input), run(input));
+    let (first, second) = (run(input, true), run(input, false));
     assert_eq!(first, second, "the same inputs at the same times came to another state");
 }
 
 /// Runs the case; returns the final state's hash and how many updates there were.
-fn run(input: &[u8]) -> (u64, usize) {
+fn run(input: &[u8], checked: bool) -> (u64, usize) {
     let mut choices = Choices::new(input);
     let limits = Limits {
         max_streams: 2 + u64::from(choices.below(2)),
@@ -38,7 +40,9 @@ fn run(input: &[u8]) -> (u64, usize) {
             break;
         }
         step(&mut choices, &mut engine, &mut outbox, &limits, &mut now, &mut handles);
-        engine.check();
+        if checked {
+            engine.check();
+        }
         updates += outbox.updates.len();
         outbox.clear();
     }

@@ -198,13 +198,23 @@ impl Wheel {
     /// When an invariant does not hold.
     pub fn check(&self, nodes: &impl Nodes) -> usize {
         let mut armed = 0;
-        for slot in 0..=EMPTYING {
-            let first = self.heads[slot as usize];
-            let (level, index) = (slot as usize / SLOTS, slot as usize % SLOTS);
-            if slot != EMPTYING {
-                assert_eq!(first != NONE, self.occupied[level] >> index & 1 == 1, "occupied bit of slot {slot}");
+        let mut slots = vec![EMPTYING];
+        // Searches check after every step, and nearly all slots are empty: one comparison for all those of a level.
+        for (level, occupied) in self.occupied.iter().enumerate() {
+            let heads = self.heads[level * SLOTS..][..SLOTS].iter().enumerate();
+            let marked = |index| 0_u32.wrapping_sub((occupied >> index & 1) as u32);
+            let all = heads.fold(NONE, |all, (index, head)| all & (head | marked(index)));
+            assert_eq!(all, NONE, "a slot of level {level} has an entry, but no bit");
+            let mut bits = *occupied;
+            while bits != 0 {
+                slots.push((level * SLOTS) as u32 + bits.trailing_zeros());
+                bits &= bits - 1;
             }
-            let (mut prev, mut key) = (HEAD | slot, first);
+        }
+        for slot in slots {
+            let (level, index) = (slot as usize / SLOTS, slot as usize % SLOTS);
+            let (mut prev, mut key) = (HEAD | slot, self.heads[slot as usize]);
+            assert!(slot == EMPTYING || key != NONE, "slot {slot} has a bit, but no entry");
             while key != NONE {
                 let link = nodes.link(key);
                 assert_eq!(link.prev, prev, "entry {key} in slot {slot} points back wrongly");
