@@ -8,6 +8,7 @@ mod support;
 mod logs;
 mod options;
 mod program;
+mod recordings;
 mod session;
 mod signals;
 mod viewer;

@@ -39,6 +39,15 @@ mod service;
 mod truth;
 mod world;
 
+use std::sync::Arc;
+
+use orchestrator_service::{
+    shard::record::{Tape, replay},
+    wire::WireLimits,
+};
+
+use world::World;
+
 #[test]
 fn no_seed_breaks_anything() {
     runner::run_all();
@@ -51,4 +60,24 @@ fn a_seed_run_twice_is_the_same_to_the_byte() {
         assert!(first.events() > 100, "seed {seed}: hardly anything happened");
         assert_eq!(first.hash(), second.hash(), "seed {seed}");
     }
+}
+
+#[test]
+fn a_recording_of_a_seed_replays_to_the_state_of_each_shard() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut entries = 0;
+    for seed in 0..20 {
+        let file = directory.path().join(seed.to_string());
+        let tape = Tape::create(&file, WireLimits::default()).unwrap();
+        World::recorded(seed, false, Some(Arc::new(tape))).record();
+
+        let replayed = replay(&file).unwrap();
+
+        entries += replayed.entries;
+        assert!((replayed.panics, replayed.cut_off) == (0, false), "seed {seed}: {replayed:?}");
+        for (shard, (digest, recorded)) in &replayed.digests {
+            assert_eq!(Some(*digest), *recorded, "seed {seed}, shard {shard}: left replayed, right recorded");
+        }
+    }
+    assert!(entries > 10_000, "hardly anything happened: {entries} entries");
 }

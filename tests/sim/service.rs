@@ -12,6 +12,7 @@ use orchestrator_service::{
         ingress::Ingress,
         mailbox::{MAILBOX_BYTES, Mailbox},
         owed::Owed,
+        record::Tape,
         router::Router,
         turn::{Next, Now, Shard, ShardSettings},
     },
@@ -67,7 +68,7 @@ pub struct Service {
 }
 
 impl Service {
-    pub fn new(plan: &Plan, seed: u64) -> Self {
+    pub fn new(plan: &Plan, seed: u64, tape: Option<Arc<Tape>>) -> Self {
         let mailboxes = (0..plan.shards).map(|_| Mailbox::new(plan.mailbox_capacity, MAILBOX_BYTES)).collect();
         let router = Arc::new(Router::new(mailboxes));
         let wire = Arc::new(WireLimits::default());
@@ -80,7 +81,7 @@ impl Service {
                     seed: seed ^ number as u64,
                 },
                 wire: Arc::clone(&wire),
-                tape: None,
+                tape: tape.clone(),
             })
             .collect();
         let seats = (settings.iter().enumerate())

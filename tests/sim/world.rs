@@ -4,7 +4,10 @@ use std::{
     cmp::{Ordering, Reverse},
     collections::BinaryHeap,
     rc::Rc,
+    sync::Arc,
 };
+
+use orchestrator_service::shard::record::Tape;
 
 use crate::{
     checkers::{Checkers, Fact},
@@ -106,9 +109,14 @@ pub struct World {
 
 impl World {
     pub fn new(seed: u64, print: bool) -> Self {
+        Self::recorded(seed, print, None)
+    }
+
+    /// A world whose service writes down what its engines are fed.
+    pub fn recorded(seed: u64, print: bool, tape: Option<Arc<Tape>>) -> Self {
         let mut rng = Rng::new(seed);
         let plan = Plan::draw(&mut rng);
-        let service = Service::new(&plan, rng.next());
+        let service = Service::new(&plan, rng.next(), tape);
         let truth = Truth::new(&plan, &service);
         let gateways: Vec<Gateway> =
             (plan.gateways.iter().enumerate()).map(|(number, style)| Gateway::new(number, *style, &plan)).collect();
@@ -135,13 +143,7 @@ impl World {
 
     /// Its whole history: safety, liveness, emptiness.
     pub fn run(mut self) -> Log {
-        for gateway in 0..self.gateways.len() {
-            let (beat, tend) = (self.rng.within(0, self.plan.heartbeat_ms), self.rng.within(0, 1_000));
-            self.at(self.now + beat, Event::Beat(gateway));
-            self.at(self.now + tend, Event::Tend(gateway));
-        }
-        self.at(self.now, Event::Act);
-        self.run_until(T0 + self.plan.safety_ms);
+        self.run_safety();
 
         self.begin_liveness();
         self.run_until(self.now + 2 * self.plan.stale_after_ms + 2 * self.plan.heartbeat_ms + 20_000);
@@ -154,6 +156,25 @@ impl World {
         self.run_until(self.now + self.plan.stale_after_ms + 60_000 + 125_000);
         self.check_empty();
         self.log
+    }
+
+    /// Its first phase alone. Each shard then says to the recording, if there is one, in which state it is: in the midst
+    /// of things, where there is more of it than at the end.
+    pub fn record(mut self) {
+        self.run_safety();
+        for seat in &self.service.seats {
+            seat.shard.end();
+        }
+    }
+
+    fn run_safety(&mut self) {
+        for gateway in 0..self.gateways.len() {
+            let (beat, tend) = (self.rng.within(0, self.plan.heartbeat_ms), self.rng.within(0, 1_000));
+            self.at(self.now + beat, Event::Beat(gateway));
+            self.at(self.now + tend, Event::Tend(gateway));
+        }
+        self.at(self.now, Event::Act);
+        self.run_until(T0 + self.plan.safety_ms);
     }
 
     /// Ms since the world began.
