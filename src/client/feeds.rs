@@ -165,15 +165,21 @@ impl Feed {
             Err(error) => return self.skip(&error),
         };
         let followers = self.followers();
+        let mut not_followed = 0;
         for update in updates {
-            if let Err(error) = hand_over(update, &followers) {
-                self.skip(&error);
+            match hand_over(update, &followers) {
+                Ok(is_followed) => not_followed += u64::from(!is_followed),
+                Err(error) => self.skip(&error),
             }
+        }
+        drop(followers);
+        if not_followed > 0 {
+            count_skipped("not_followed", not_followed);
         }
     }
 
     fn skip(&self, reason: &prost::DecodeError) {
-        metrics::counter!("client_updates_skipped_total", "reason" => "undecodable").increment(1);
+        count_skipped("undecodable", 1);
         tracing::debug!(partition = self.partition, %reason, "skipped a feed's message, or an update in it");
     }
 
@@ -182,13 +188,19 @@ impl Feed {
     }
 }
 
-fn hand_over(update: Bytes, followers: &HashMap<Box<str>, Vec<Arc<Waiting>>>) -> Result<(), prost::DecodeError> {
+/// Says whether anybody follows the update's stream. If not, that is all that was decoded.
+fn hand_over(update: Bytes, followers: &HashMap<Box<str>, Vec<Arc<Waiting>>>) -> Result<bool, prost::DecodeError> {
     let stream_id = feed::stream_id(update.clone())?;
     // What is no text is no id, and nobody follows it.
-    let Some(of_stream) = std::str::from_utf8(&stream_id).ok().and_then(|id| followers.get(id)) else { return Ok(()) };
+    let of_stream = std::str::from_utf8(&stream_id).ok().and_then(|stream_id| followers.get(stream_id));
+    let Some(of_stream) = of_stream else { return Ok(false) };
     let update = Arc::new(StateUpdate::decode(update)?);
     of_stream.iter().for_each(|waiting| waiting.push(Arc::clone(&update)));
-    Ok(())
+    Ok(true)
+}
+
+fn count_skipped(reason: &'static str, updates: u64) {
+    metrics::counter!("client_updates_skipped_total", "reason" => reason).increment(updates);
 }
 
 /// The task that reads a feed. However it ends, its followers hear of it.
@@ -242,7 +254,7 @@ impl Waiting {
         state.wake();
         drop(state);
         if skipped > 0 {
-            metrics::counter!("client_updates_skipped_total", "reason" => "slow_reader").increment(skipped as u64);
+            count_skipped("slow_reader", skipped as u64);
         }
     }
 

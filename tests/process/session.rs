@@ -1,5 +1,10 @@
 //! The calls of the README, word for word, and what a viewer sees of them.
 
+use orchestrator_service::client::{
+    StreamId,
+    proto::{StateUpdate, UpdateBatch},
+};
+use prost::Message as _;
 use serde_json::{Value, json};
 
 use crate::{program::Program, support::nats_server::NatsServer, viewer::Viewer};
@@ -79,6 +84,40 @@ async fn over_the_feed_alone_viewers_of_a_gateway_see_the_same() {
     gateway.readiness(200).await;
 
     go_through(&gateway).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_counts_what_it_has_no_use_for_in_a_feed_and_reads_on() {
+    let server = NatsServer::start();
+    let service = Program::serve(&server.url(), &["--publish", "feed"]);
+    let gateway = Program::gateway_with(&server.url(), &["--updates", "feed"]);
+    service.readiness(200).await;
+    gateway.readiness(200).await;
+    let body = r#"{"stream_id": "show", "scenes": [{"name": "Main", "duration_ms": 600000}]}"#;
+    assert_eq!(gateway.call("POST", "/streams", Some(body)).await.0, 201);
+    let mut viewer = Viewer::of(&gateway, "show", "").await;
+    viewer.until(|update| update["cause"] == "TICK").await;
+
+    let stranger = async_nats::connect(server.url()).await.unwrap();
+    let feed = format!("orchestrator.feed.{}", StreamId::parse("show").unwrap().partition());
+    // A batch that is none; one with an update that is none; one with three of a stream that nobody here watches.
+    let other = || StateUpdate { stream_id: "other".to_owned(), ..StateUpdate::default() };
+    let batch = UpdateBatch { update: vec![other(), other(), other()] }.encode_to_vec();
+    for payload in [vec![0xff], vec![10, 1, 0xff], batch] {
+        stranger.publish(feed.clone(), payload.into()).await.unwrap();
+    }
+    stranger.flush().await.unwrap();
+
+    let counted = ["{reason=\"undecodable\"} 2\n", "{reason=\"not_followed\"} 3\n"];
+    let mut metrics = String::new();
+    for _tick in 0..200 {
+        viewer.until(|update| update["cause"] == "TICK").await;
+        metrics = gateway.page("/metrics").await.1;
+        if counted.iter().all(|count| metrics.contains(&format!("\nclient_updates_skipped_total{count}"))) {
+            return;
+        }
+    }
+    panic!("not counted:\n{metrics}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
