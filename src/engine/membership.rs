@@ -5,7 +5,9 @@
 
 use super::{
     Accepted, Batch, Cause, Engine, Event, Handle, Invalid, Limits, MAX_SLOTS, Newcomer, Outbox, Rejection, StreamId,
-    Subscriber, Tick, Unplaced, stream::Stream, subscribers::Silent,
+    Subscriber, Tick, Unplaced,
+    stream::Stream,
+    subscribers::{IN_FLIGHT, Silent},
 };
 
 impl Engine {
@@ -60,9 +62,9 @@ impl Engine {
         outbox: &mut Outbox,
     ) -> Result<Handle, Rejection> {
         let Newcomer { client_id, session, source } = newcomer;
-        let first = self.subscribers.find_client(stream, client_id);
-        let known = self.subscribers.find(stream, client_id, session);
-        let slot = match known {
+        let lookup = self.subscribers.lookup(stream, client_id);
+        let first = self.subscribers.find(lookup);
+        let slot = match self.subscribers.find_session(first, session) {
             Some(slot) => {
                 self.subscribers.set_source(slot, source);
                 if !self.hear(now, slot, outbox) {
@@ -73,14 +75,14 @@ impl Engine {
             None => {
                 self.check_room(first)?;
                 let members = &mut self.streams.get_mut(stream).members;
-                let (slot, first) = self.subscribers.insert(now, stream, client_id, session, source, members.head);
+                let slot = self.subscribers.insert(now, lookup, first, session, source, members.head);
                 members.head = slot;
                 members.total += 1;
                 members.active += 1;
-                members.unique += u32::from(first);
+                members.unique += u32::from(first.is_none());
                 self.counts.total += 1;
                 self.counts.active += 1;
-                self.counts.unique += u64::from(first);
+                self.counts.unique += u64::from(first.is_none());
                 self.with_stream(stream, |stream| stream.audience_changed(now, outbox));
                 slot
             }
@@ -138,8 +140,9 @@ impl Engine {
     fn find_subscriber(&self, subscriber: Subscriber<'_>) -> Result<u32, Rejection> {
         let Subscriber { stream_id, client_id, session } = subscriber;
         let stream = self.find_stream(stream_id)?;
+        let first = self.subscribers.find(self.subscribers.lookup(stream, client_id));
         self.subscribers
-            .find(stream, client_id, session)
+            .find_session(first, session)
             .ok_or_else(|| Rejection::UnknownSubscriber { client_id: client_id.as_str().to_owned(), session })
     }
 
@@ -152,24 +155,36 @@ impl Engine {
         outbox: &mut Outbox,
     ) -> Accepted {
         let mut unplaced = Unplaced::default();
-        for handle in batch.handles {
-            match self.subscribers.find_handle(handle) {
-                Some(slot) if !self.is_dying(slot) && act(self, now, slot, outbox) => {}
-                _ => unplaced.handles.push(handle),
+        for handles in batch.handles.chunks(IN_FLIGHT) {
+            self.subscribers.fetch_handles(handles);
+            for handle in handles {
+                match self.subscribers.find_handle(*handle) {
+                    Some(slot) if !self.is_dying(slot) && act(self, now, slot, outbox) => {}
+                    _ => unplaced.handles.push(*handle),
+                }
             }
         }
         let stream = batch.stream_id.map(|stream_id| self.wake_by_id(now, stream_id, outbox));
         unplaced.no_such_stream = matches!(stream, Some(Err(_)));
-        for client in batch.clients {
-            let stream = stream.as_ref().and_then(|stream| stream.as_ref().ok());
-            let mut next = stream.and_then(|stream| self.subscribers.find_client(*stream, client));
-            if next.is_none() {
-                unplaced.clients.push(client.as_str().to_owned());
-            }
-            while let Some(slot) = next {
-                // Before acting: leaving takes the slot out of the chain.
-                next = self.subscribers.next_session(slot);
-                act(self, now, slot, outbox);
+        let Some(Ok(stream)) = stream else {
+            unplaced.clients = batch.clients.iter().map(|client| client.as_str().to_owned()).collect();
+            return Accepted::Batch(unplaced);
+        };
+        let mut lookups = Vec::with_capacity(IN_FLIGHT);
+        for clients in batch.clients.chunks(IN_FLIGHT) {
+            lookups.clear();
+            lookups.extend(clients.iter().map(|client| self.subscribers.lookup(stream, *client)));
+            self.subscribers.fetch(&lookups);
+            for (client, lookup) in clients.iter().zip(&lookups) {
+                let mut next = self.subscribers.find(*lookup);
+                if next.is_none() {
+                    unplaced.clients.push(client.as_str().to_owned());
+                }
+                while let Some(slot) = next {
+                    // Before acting: leaving takes the slot out of the chain.
+                    next = self.subscribers.next_session(slot);
+                    act(self, now, slot, outbox);
+                }
             }
         }
         Accepted::Batch(unplaced)

@@ -82,7 +82,7 @@ pub use timeline::*;
 use index::Index;
 use requests::Requests;
 use stream::Stream;
-use subscribers::{NONE, Subscribers};
+use subscribers::{IN_FLIGHT, NONE, Subscribers};
 use wheel::{Link, Nodes, Wheel};
 
 /// What an engine is made with.
@@ -209,6 +209,32 @@ impl Engine {
                 self.subscribers.pardon(now.after(ms.min(self.settings.stale_after_ms)));
                 Ok(Accepted::Noted)
             }
+        }
+    }
+
+    /// Brings into the processor's cache what handling these inputs is going to touch, for all at a time; changes
+    /// nothing. Worth it for some dozens of inputs: each of them waits for memory three times, one after the other.
+    pub fn fetch<'a>(&self, inputs: impl IntoIterator<Item = &'a Input<'a>>) {
+        let lookups = inputs.into_iter().filter_map(|input| {
+            let (stream_id, client_id) = match input {
+                Input::Register { stream_id, subscriber, .. } => (stream_id, subscriber.client_id),
+                Input::Heartbeat(subscriber) | Input::Unregister(subscriber) => {
+                    (&subscriber.stream_id, subscriber.client_id)
+                }
+                _ => return None,
+            };
+            let stream = self.by_id.likely(self.hasher.hash_one(stream_id.as_str()));
+            Some(self.subscribers.lookup(stream, client_id))
+        });
+        let mut lookups = lookups.fuse();
+        let mut some = Vec::with_capacity(IN_FLIGHT);
+        loop {
+            some.clear();
+            some.extend(lookups.by_ref().take(IN_FLIGHT));
+            if some.is_empty() {
+                return;
+            }
+            self.subscribers.fetch(&some);
         }
     }
 
