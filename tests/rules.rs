@@ -1,0 +1,269 @@
+//! Rules of the engine that random runs meet too seldom, or cannot see: budgets, memory, and states that take many
+//! steps to come to. Each was found by a change of the engine that no other test noticed.
+
+use orchestrator_service::engine::*;
+use world::{T0, World, config, show};
+
+mod world;
+
+fn stream(id: &str) -> StreamId<'_> {
+    StreamId::parse(id).expect("a valid id")
+}
+
+fn command<'a>(id: &'a str, request_id: Option<&'a str>, command: Command<'a>) -> Input<'a> {
+    Input::Command(Request { stream_id: stream(id), request_id, expected_revision: None, command })
+}
+
+fn register<'a>(id: &'a str, client: &'a str) -> Input<'a> {
+    let client_id = ClientId::parse(client).expect("a valid id");
+    let subscriber = Newcomer { client_id, session: 0, source: None };
+    Input::Register { stream_id: stream(id), subscriber, answered: true }
+}
+
+#[test]
+fn a_call_keeps_to_its_budget_and_keeps_some_of_it_for_the_silent_and_the_dead() {
+    const MANY: usize = 40;
+    const BUDGET: usize = 16;
+    let mut engine = Engine::new(Settings { stale_after_ms: 1_000, ..Settings::default() });
+    let mut outbox = Outbox::default();
+    let mut tell = |engine: &mut Engine, ms: u64, input: Input<'_>| {
+        engine.handle(Tick(T0 + ms), input, &mut outbox).expect("it is carried out");
+    };
+    let draft = Draft { tick_interval_ms: Some(100), ..show() };
+    let start = || Command::Start(Some(config(&draft)));
+    let names: Vec<String> = (0..MANY).map(|number| format!("n{number}")).collect();
+    tell(&mut engine, 0, command("silent", None, start()));
+    for name in &names {
+        tell(&mut engine, 0, register("silent", name));
+    }
+    tell(&mut engine, 500, command("dead", None, start()));
+    for name in &names {
+        tell(&mut engine, 500, command(name, None, start()));
+        tell(&mut engine, 500, register(name, "viewer"));
+        tell(&mut engine, 500, register("dead", name));
+    }
+    tell(&mut engine, 500, command("silent", None, Command::Stop));
+    while let Some(due) = engine.next_deadline().filter(|due| due.0 < T0 + 1_000) {
+        engine.expire(due.max(Tick(T0 + 500)), usize::MAX, &mut outbox);
+    }
+    outbox.clear();
+
+    // All in this millisecond: a tick of each stream, everybody of one silent for too long, everybody of one dead.
+    let now = Tick(T0 + 1_000);
+    engine.handle(now, command("dead", None, Command::Remove), &mut outbox).expect("it is removed");
+    let mut calls = Vec::new();
+    while engine.next_deadline().is_some_and(|due| due <= now) {
+        outbox.clear();
+        engine.expire(now, BUDGET, &mut outbox);
+        engine.check();
+        let some_are_dead = engine.next_deadline() == Some(Tick(0));
+        calls.push((outbox.updates.len(), engine.counts().stale, some_are_dead));
+    }
+
+    // An eighth is kept for the silent and an eighth for the dead; what one leaves is the next one's.
+    let expected = [
+        (12, 2, true),
+        (12, 4, true),
+        (12, 6, true),
+        (4, 16, true),
+        (0, 30, true),
+        (0, 40, true),
+        (0, 40, true),
+        (0, 40, false),
+    ];
+    assert_eq!(calls, expected, "ticks, stale so far, whether some of the dead are left");
+}
+
+#[test]
+fn remembered_answers_keep_no_more_than_64_mib_alive_and_the_oldest_go_first() {
+    const MOST_BYTES: usize = 64 << 20;
+    // 1,000 scenes with 16 bytes and a name each: a 256th of the whole, so that it can be full to the byte.
+    let names: Vec<String> =
+        (0..1_000).map(|n| format!("{n:0>width$}", width = if n < 144 { 247 } else { 246 })).collect();
+    let scenes = names.iter().map(|name| Scene { name, duration_ms: 1_000 }).collect();
+    let mut world = World::with_show(&Draft { scenes, ..show() });
+    let bytes = world.state("show").expect("the show is there").timeline.bytes();
+    assert_eq!(bytes, MOST_BYTES / 256);
+    let most = MOST_BYTES / bytes;
+    let requests: Vec<String> = (0..most + 3).map(|number| number.to_string()).collect();
+    let mut ask = |request: &str| {
+        world.handle(command("show", Some(request), Command::Stop)).expect("a stop, or nothing to stop");
+        world.engine.requests_forgotten_early()
+    };
+    for request in &requests[..most] {
+        assert_eq!(ask(request), 0, "there is room for {most}");
+    }
+    for (forgotten, request) in (1..).zip(&requests[most..]) {
+        assert_eq!(ask(request), forgotten, "each new one takes the place of one");
+    }
+    assert_eq!(ask(&requests[3]), 3, "the oldest that is left is known: nothing is remembered anew");
+    assert_eq!(ask(&requests[2]), 4, "the one before it was forgotten, and is executed and remembered again");
+}
+
+#[test]
+fn previous_scene_passes_over_a_scene_that_was_adjusted_to_nothing() {
+    let mut world = World::with_show(&show());
+    world.join("a", 0);
+    let at = |state: StateUpdate| (state.position_ms, state.scene.map(|scene| state.timeline.name(scene).to_owned()));
+    world.command("show", Command::ForceScene("Main")).unwrap();
+    // Nothing of it has played, so nothing is left of it.
+    let state = world.command("show", Command::AdjustScene(i64::MIN)).unwrap();
+    assert_eq!(at(state), (3_000, Some("Outro".to_owned())));
+
+    let state = world.command("show", Command::PreviousScene).unwrap();
+
+    assert_eq!(at(state), (0, Some("Intro".to_owned())));
+}
+
+#[test]
+fn a_handle_of_a_stream_that_was_removed_a_moment_ago_stands_for_nobody() {
+    let mut world = World::with_show(&show());
+    let (handle, _) = world.join("a", 0);
+    world.command("show", Command::Remove).unwrap();
+    // Before the records of its subscribers are freed, which takes a call.
+    let batch = || Batch { handles: vec![handle], ..Batch::default() };
+    for input in [Input::HeartbeatBatch(batch()), Input::UnregisterBatch(batch())] {
+        let unplaced = Unplaced { handles: vec![handle], ..Unplaced::default() };
+        assert_eq!(world.handle(input), Ok(Accepted::Batch(unplaced)));
+    }
+    world.until(1);
+    assert!(world.engine.is_empty());
+}
+
+#[test]
+fn a_batch_that_meets_a_removed_stream_still_serves_the_others() {
+    let mut world = World::with_show(&show());
+    let (gone, _) = world.join("a", 0);
+    world.command("show", Command::Remove).unwrap();
+    world.command("show", Command::Start(Some(config(&show())))).unwrap();
+    let (there, _) = world.join("a", 0);
+    world.until(89_999);
+    world.command("other", Command::Start(Some(config(&show())))).unwrap();
+    world.register("other", "b", 0, true).unwrap();
+    world.command("other", Command::Remove).unwrap();
+
+    let batch = Batch { handles: vec![there, gone], ..Batch::default() };
+
+    let unplaced = Unplaced { handles: vec![gone], ..Unplaced::default() };
+    assert_eq!(world.handle(Input::HeartbeatBatch(batch)), Ok(Accepted::Batch(unplaced)));
+    world.until(90_000);
+    assert_eq!(world.engine.counts().active, 1, "it was heard");
+}
+
+#[test]
+fn subscribers_that_go_stale_together_make_one_event() {
+    let mut world = World::with_show(&show());
+    for client in ["a", "b", "c"] {
+        world.join(client, 0);
+    }
+    world.until(1_000);
+    world.join("d", 0);
+    world.until(90_499);
+    world.events();
+    world.sleep_until(90_500);
+    world.expire();
+    assert_eq!(world.events(), [Event::StaleRemoved { stream_id: "show".into(), removed: 3, left: 1 }]);
+}
+
+#[test]
+fn updates_and_handles_carry_the_partition_of_their_stream() {
+    let mut world = World::new();
+    // 0x68 by the published test vector of FNV-1a.
+    let state = world.command("foobar", Command::Start(Some(config(&show())))).unwrap();
+    assert_eq!((state.partition, stream("foobar").partition()), (0x68, 0x68));
+    let Ok(Accepted::Registered { handle, state, .. }) = world.register("foobar", "a", 0, true) else {
+        panic!("it is registered")
+    };
+    assert_eq!((state.partition, handle.partition()), (0x68, 0x68));
+}
+
+#[test]
+fn a_source_address_is_read_or_refused() {
+    assert_eq!(parse_source_addr(""), Ok(None));
+    assert_eq!(parse_source_addr("192.0.2.7:51000"), Ok(Some(([192, 0, 2, 7], 51_000).into())));
+    assert!(parse_source_addr("192.0.2.7").is_err_and(|error| error.0.contains("source_addr")));
+}
+
+#[test]
+fn a_command_that_does_not_fit_the_mode_is_refused_with_its_name_and_the_mode() {
+    let mut world = World::with_show(&show());
+    world.command("show", Command::Stop).unwrap();
+    let commands = [
+        (Command::Pause, "Pause"),
+        (Command::Resume, "Resume"),
+        (Command::ForceScene("Main"), "ForceScene"),
+        (Command::SkipScene, "SkipScene"),
+        (Command::PreviousScene, "PreviousScene"),
+        (Command::Seek(0), "Seek"),
+        (Command::AdjustScene(0), "AdjustScene"),
+    ];
+    for (command, name) in commands {
+        let refused = world.command("show", command).expect_err(name);
+        assert_eq!(refused.to_string(), format!("{name} is not possible while the stream is STOPPED"));
+    }
+}
+
+#[test]
+fn an_answer_is_whole_when_every_part_was_carried_out() {
+    let unplaced = Unplaced::default();
+    assert!(Accepted::Batch(unplaced.clone()).is_whole());
+    for unplaced in [
+        Unplaced { no_such_stream: true, ..unplaced.clone() },
+        Unplaced { handles: vec![Handle(1)], ..unplaced.clone() },
+        Unplaced { clients: vec!["a".to_owned()], ..unplaced },
+    ] {
+        assert!(!Accepted::Batch(unplaced.clone()).is_whole(), "{unplaced:?}");
+    }
+    let mut world = World::with_show(&show());
+    let client_id = ClientId::parse("a").expect("a valid id");
+    let good = Newcomer { client_id, session: 0, source: None };
+    for (subscribers, is_whole) in
+        [(vec![], true), (vec![Ok(good)], true), (vec![Ok(good), Err(Invalid("malformed".to_owned()))], false)]
+    {
+        let batch = Input::RegisterBatch { stream_id: stream("show"), subscribers, answered: true };
+        assert_eq!(world.handle(batch).unwrap().is_whole(), is_whole);
+    }
+    assert!(Accepted::Heard.is_whole());
+}
+
+#[test]
+fn what_may_be_replaced_by_something_newer_is_ticks_and_snapshots() {
+    let all = [Cause::Tick, Cause::Snapshot, Cause::Scene, Cause::Command, Cause::Lifecycle];
+    assert_eq!(all.map(Cause::is_change), [false, false, true, true, true]);
+}
+
+#[test]
+fn thousands_on_one_stream_are_each_found_and_each_let_go() {
+    // More than a chunk of records, and so many in the index that the first bits of two hashes are often the same.
+    const MANY: usize = 5_000;
+    let mut engine = Engine::new(Settings::default());
+    let mut outbox = Outbox::default();
+    let mut tell = |input: Input<'_>| engine.handle(Tick(T0), input, &mut outbox);
+    tell(command("show", None, Command::Start(Some(config(&show()))))).unwrap();
+    let names: Vec<String> = (0..MANY).map(|number| format!("viewer-{number}")).collect();
+    for (there, name) in names.iter().enumerate() {
+        let Ok(Accepted::Registered { new, total, .. }) = tell(register("show", name)) else { panic!("{name} joins") };
+        assert_eq!((new, total), (true, there as u64 + 1), "{name}");
+    }
+    for (gone, name) in names.iter().enumerate() {
+        let client_id = ClientId::parse(name).expect("a valid id");
+        let viewer = Subscriber { stream_id: stream("show"), client_id, session: 0 };
+        let left = (MANY - 1 - gone) as u64;
+        assert_eq!(tell(Input::Unregister(viewer)), Ok(Accepted::Unregistered { total: left, source: None }));
+        assert!(matches!(tell(Input::Heartbeat(viewer)), Err(Rejection::UnknownSubscriber { .. })), "{name}");
+    }
+    engine.check();
+}
+
+#[test]
+fn each_use_of_a_slot_has_a_handle_of_the_next_generation() {
+    const GENERATION: u64 = 1 << 28;
+    let mut world = World::with_show(&show());
+    let (mut before, _) = world.join("a", 0);
+    for _ in 0..3 {
+        world.leave("a", 0).unwrap();
+        let (handle, _) = world.join("a", 0);
+        assert_eq!(handle.0, before.0 + GENERATION);
+        before = handle;
+    }
+}
