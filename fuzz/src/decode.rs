@@ -8,6 +8,7 @@ use orchestrator_service::{
         WireLimits,
         encode::{self, Now},
         proto, route,
+        subscription::Subscription,
     },
 };
 use prost::Message as _;
@@ -35,10 +36,10 @@ enum Kind {
 fn request(message: &[u8], kind: Kind) {
     let bytes = Bytes::copy_from_slice(message);
     let (fed, routed) = match kind {
-        Kind::Command => (Fed::Command(bytes.clone()), Some(route::command(message).stream_id)),
+        Kind::Command => (Fed::Command(bytes.clone()), Some(route::command(message))),
         Kind::Subscription => (
             Fed::Subscription { message: bytes.clone(), answered: false },
-            Some(route::subscription(message).stream_id),
+            Subscription::read(message).ok().flatten().map(|read| read.stream_id.to_owned()),
         ),
         Kind::Query => (Fed::Query(bytes.clone()), None),
     };
@@ -47,7 +48,7 @@ fn request(message: &[u8], kind: Kind) {
     let now = Now { tick: Tick(1_000), wall_ms: 1_000 };
     let outcome = fed.apply(now.tick, &mut engine, &WireLimits::default(), &mut outbox);
     engine.check();
-    if let (Some(routed), Message::Command(_) | Message::Subscription(_)) = (routed, &outcome.message) {
+    if let (Some(routed), Message::Command(_) | Message::Subscription { .. }) = (routed, &outcome.message) {
         assert_eq!(routed, outcome.message.stream_id(), "routed to another stream than it names");
     }
     for update in &outbox.updates {

@@ -223,6 +223,24 @@ impl Accepted {
             _ => true,
         }
     }
+
+    /// What a batch came to that was handled in two pieces, this one and the one behind.
+    #[must_use]
+    pub fn and(self, behind: Self) -> Self {
+        match (self, behind) {
+            (Self::Batch(mut unplaced), Self::Batch(more)) => {
+                unplaced.no_such_stream |= more.no_such_stream;
+                unplaced.handles.extend(more.handles);
+                unplaced.clients.extend(more.clients);
+                Self::Batch(unplaced)
+            }
+            (Self::RegisteredBatch { mut handles, .. }, Self::RegisteredBatch { handles: more, state }) => {
+                handles.extend(more);
+                Self::RegisteredBatch { handles, state }
+            }
+            (_, behind) => behind,
+        }
+    }
 }
 
 /// What a batch could not place: whom to register again.

@@ -8,7 +8,8 @@ use crate::{
     wire::{
         Refusal, WireLimits,
         decode::{self, Question},
-        proto::{self, subscription_command::Command as Subscription},
+        proto,
+        subscription::{Kind, Named, Subscription},
     },
 };
 
@@ -57,55 +58,66 @@ pub enum Fed {
 
 /// What came of it.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct Outcome<'a> {
     /// The message, if there was one and it decodes.
-    pub message: Message,
+    pub message: Message<'a>,
     /// The engine's answer, or why it was not asked.
     pub result: Result<Accepted, Refusal>,
 }
 
 /// A decoded message.
 #[derive(Debug)]
-pub enum Message {
+pub enum Message<'a> {
     /// A command.
     Command(proto::OrchestratorCommand),
     /// A subscription.
-    Subscription(proto::SubscriptionCommand),
+    Subscription {
+        /// Which one.
+        kind: Kind,
+        /// The stream that it names.
+        stream_id: &'a str,
+        /// Whom it is about, if it is about one.
+        named: Named<'a>,
+        /// How many it is about.
+        entries: usize,
+    },
     /// Neither, or nothing that decodes.
     None,
 }
 
 impl Fed {
     /// Feeds it to an engine.
-    pub fn apply(self, now: Tick, engine: &mut Engine, limits: &WireLimits, outbox: &mut Outbox) -> Outcome {
+    pub fn apply(&self, now: Tick, engine: &mut Engine, limits: &WireLimits, outbox: &mut Outbox) -> Outcome<'_> {
         let mut message = Message::None;
         let mut handle = |input: Input<'_>| engine.handle(now, input, outbox).map_err(Refusal::from);
         let result = match self {
-            Self::Command(bytes) => decode::message(&bytes, limits).and_then(|command| {
+            Self::Command(bytes) => decode::message(bytes, limits).and_then(|command| {
                 let result = decode::command(&command, limits).map_err(Refusal::from).and_then(handle);
                 message = Message::Command(command);
                 result
             }),
             Self::Subscription { message: bytes, answered } => {
-                decode::message(&bytes, limits).and_then(|subscription| {
-                    let result = decode::subscription(&subscription, answered).map_err(Refusal::from).and_then(handle);
-                    message = Message::Subscription(subscription);
-                    result
+                decode::subscription_message(bytes, limits).and_then(|subscription| {
+                    message = Message::of(&subscription);
+                    decode::subscription(subscription, *answered).map_err(Refusal::from).and_then(handle)
                 })
             }
-            Self::Part { message: bytes, named, handles } => decode::message(&bytes, limits).and_then(|batch| {
-                let result = part_of(&batch, named, handles).map_err(Refusal::from).and_then(handle);
-                message = Message::Subscription(batch);
-                result
-            }),
-            Self::Query(bytes) => decode::message(&bytes, limits).and_then(|query| match decode::question(&query)? {
+            Self::Part { message: bytes, named, handles } => {
+                decode::subscription_message(bytes, limits).and_then(|batch| {
+                    message = Message::of(&batch);
+                    part_of(batch, *named, handles).map_err(Refusal::from).and_then(handle)
+                })
+            }
+            Self::Query(bytes) => decode::message(bytes, limits).and_then(|query| match decode::question(&query)? {
                 Question::State(stream_id) => handle(Input::GetState(stream_id)),
                 Question::Stats(stream_id) => handle(Input::GetStats(stream_id)),
                 Question::List { .. } => Err(Refusal::Unavailable("a list goes round the shards")),
             }),
-            Self::List { from_slot, limit } => handle(Input::ListStreams { from_slot, limit }),
-            Self::Room { max_streams, max_subscribers } => handle(Input::SetRoom { max_streams, max_subscribers }),
-            Self::Overslept(ms) => handle(Input::Overslept { ms }),
+            Self::List { from_slot, limit } => handle(Input::ListStreams { from_slot: *from_slot, limit: *limit }),
+            Self::Room { max_streams, max_subscribers } => {
+                handle(Input::SetRoom { max_streams: *max_streams, max_subscribers: *max_subscribers })
+            }
+            Self::Overslept(ms) => handle(Input::Overslept { ms: *ms }),
             Self::Expire => {
                 engine.expire(now, EXPIRE_BUDGET, outbox);
                 Ok(Accepted::Noted)
@@ -117,7 +129,7 @@ impl Fed {
 
 /// One shard's part of a batch. Every shard checks all of it, so that a malformed batch is refused by the first and
 /// changes nothing.
-fn part_of(message: &proto::SubscriptionCommand, named: bool, handles: Vec<Handle>) -> Result<Input<'_>, Invalid> {
+fn part_of<'a>(message: Subscription<'a>, named: bool, handles: &[Handle]) -> Result<Input<'a>, Invalid> {
     match decode::subscription(message, true)? {
         Input::HeartbeatBatch(batch) => Ok(Input::HeartbeatBatch(own_part(batch, named, handles))),
         Input::UnregisterBatch(batch) => Ok(Input::UnregisterBatch(own_part(batch, named, handles))),
@@ -126,31 +138,24 @@ fn part_of(message: &proto::SubscriptionCommand, named: bool, handles: Vec<Handl
 }
 
 /// The handles that belong here, and the named clients if they do.
-fn own_part(batch: Batch<'_>, named: bool, handles: Vec<Handle>) -> Batch<'_> {
+fn own_part<'a>(batch: Batch<'a>, named: bool, handles: &[Handle]) -> Batch<'a> {
+    let handles = handles.to_vec();
     if named { Batch { handles, ..batch } } else { Batch { handles, ..Batch::default() } }
 }
 
-impl Message {
+impl<'a> Message<'a> {
+    fn of(message: &Subscription<'a>) -> Self {
+        let Subscription { kind, stream_id, named, .. } = *message;
+        Self::Subscription { kind, stream_id, named, entries: message.entries() }
+    }
+
     /// The stream that the message names.
     #[must_use]
     pub fn stream_id(&self) -> &str {
         match self {
             Self::Command(message) => message.command.as_ref().map_or("", decode::command_stream_id),
-            Self::Subscription(message) => stream_of(message),
+            Self::Subscription { stream_id, .. } => stream_id,
             Self::None => "",
         }
-    }
-}
-
-/// The stream that a message names.
-fn stream_of(message: &proto::SubscriptionCommand) -> &str {
-    match &message.command {
-        None => "",
-        Some(Subscription::Register(m)) => &m.stream_id,
-        Some(Subscription::Unregister(m)) => &m.stream_id,
-        Some(Subscription::Heartbeat(m)) => &m.stream_id,
-        Some(Subscription::HeartbeatBatch(m)) => &m.stream_id,
-        Some(Subscription::UnregisterBatch(m)) => &m.stream_id,
-        Some(Subscription::RegisterBatch(m)) => &m.stream_id,
     }
 }

@@ -12,7 +12,7 @@ use prost::Message as _;
 
 use super::{
     log,
-    mailbox::{BatchRound, Body, Mail, Round},
+    mailbox::{BatchRound, Body, Mail, Pieces, Round},
     router::Router,
 };
 use crate::{
@@ -21,8 +21,13 @@ use crate::{
         Refusal, WireLimits,
         decode::{self, Question},
         encode, proto, route, subject,
+        subscription::Subscription,
     },
 };
+
+/// The most entries of a batch that a shard handles at once: about half a millisecond of registers, so that a beat is
+/// not late for a batch.
+pub const MAX_PIECE_ENTRIES: usize = 1_000;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -77,25 +82,31 @@ impl Ingress {
 
     fn command(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {
         self.check_size(&payload)?;
-        Ok((self.router.shard_of(&route::command(&payload).stream_id), Body::Command(payload)))
+        Ok((self.router.shard_of(&route::command(&payload)), Body::Command(payload)))
     }
 
     fn subscription(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {
         self.check_size(&payload)?;
-        let address = route::subscription(&payload);
-        let named_at = (!address.stream_id.is_empty()).then(|| self.router.shard_of(&address.stream_id));
-        let owners = || address.handles.iter().map(|handle| self.router.owner(Handle(*handle).partition()));
-        // Nobody named at all is for any shard to refuse.
-        let first = named_at.or_else(|| owners().next()).unwrap_or(0);
-        if owners().all(|owner| owner == first) {
-            return Ok((first, Body::Subscription(payload)));
+        // What does not decode, or names nobody at all, is for any shard to refuse.
+        let Ok(Some(message)) = Subscription::read(&payload) else { return Ok((0, Body::Subscription(payload))) };
+        let named_at = (!message.stream_id.is_empty()).then(|| self.router.shard_of(message.stream_id));
+        let owner = |handle: &Handle| self.router.owner(handle.partition());
+        let first = named_at.or_else(|| message.handles.first().map(owner)).unwrap_or(0);
+        if message.handles.iter().all(|handle| owner(handle) == first) {
+            if message.entries() <= MAX_PIECE_ENTRIES {
+                return Ok((first, Body::Subscription(payload)));
+            }
+            // All of it is checked before the first piece does anything.
+            decode::subscription(message.clone(), true)?;
+            let left = message.pieces(MAX_PIECE_ENTRIES).into();
+            return Ok((first, Body::Pieces(Pieces { left, so_far: None })));
         }
         let mut handles = vec![Vec::new(); self.router.shards()];
-        for (owner, handle) in owners().zip(&address.handles) {
-            handles[owner].push(Handle(*handle));
+        for handle in &message.handles {
+            handles[owner(handle)].push(*handle);
         }
-        let round = Round::Batch(BatchRound { message: payload, named_at, handles, unplaced: Unplaced::default() });
-        Ok((0, Body::Round(Box::new(round))))
+        let round = BatchRound { message: payload.clone(), named_at, handles, unplaced: Unplaced::default() };
+        Ok((0, Body::Round(Box::new(Round::Batch(round)))))
     }
 
     fn query(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {

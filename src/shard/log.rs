@@ -3,11 +3,12 @@
 use metrics::counter;
 use tracing::{debug, info, trace};
 
+use super::feed::Message;
 use crate::{
     engine::{Accepted, Event, StateUpdate},
     wire::{
-        Refusal,
-        proto::{self, subscription_command::Command as Subscription},
+        Refusal, proto,
+        subscription::{Kind, Named},
     },
 };
 
@@ -33,32 +34,23 @@ pub(super) fn update(update: &StateUpdate) {
 }
 
 /// Somebody came or went.
-pub(super) fn membership(message: &proto::SubscriptionCommand, result: &Result<Accepted, Refusal>) {
-    match (&message.command, result) {
-        (Some(Subscription::Register(m)), Ok(Accepted::Registered { new, total, .. })) => {
-            let (stream_id, client_id, source_addr) = (&*m.stream_id, &*m.client_id, &*m.source_addr);
-            debug!(
-                stream_id,
-                client_id,
-                session = m.session,
-                source_addr,
-                new,
-                subscribers = total,
-                "client registered"
-            );
+pub(super) fn membership(message: &Message<'_>, result: &Result<Accepted, Refusal>) {
+    let (Message::Subscription { kind, stream_id, named, entries }, Ok(accepted)) = (message, result) else { return };
+    let Named { client_id, source_addr, session } = *named;
+    match accepted {
+        Accepted::Registered { new, total, .. } => {
+            debug!(stream_id, client_id, session, source_addr, new, subscribers = total, "client registered");
         }
-        (Some(Subscription::Unregister(m)), Ok(Accepted::Unregistered { total, source })) => {
-            let (stream_id, client_id) = (&*m.stream_id, &*m.client_id);
-            debug!(stream_id, client_id, session = m.session, ?source, subscribers = total, "client unregistered");
+        Accepted::Unregistered { total, source } => {
+            debug!(stream_id, client_id, session, ?source, subscribers = total, "client unregistered");
         }
-        (Some(Subscription::RegisterBatch(m)), Ok(Accepted::RegisteredBatch { handles, .. })) => {
+        Accepted::RegisteredBatch { handles, .. } => {
             let registered = handles.iter().filter(|handle| handle.is_ok()).count();
-            debug!(stream_id = &*m.stream_id, registered, of = handles.len(), "clients registered");
+            debug!(stream_id, registered, of = handles.len(), "clients registered");
         }
-        (Some(Subscription::UnregisterBatch(m)), Ok(Accepted::Batch(unplaced))) => {
+        Accepted::Batch(unplaced) if *kind == Kind::UnregisterBatch => {
             let unknown = unplaced.handles.len() + unplaced.clients.len();
-            let unregistered = m.client_id.len() + m.handle.len() - unknown;
-            debug!(stream_id = &*m.stream_id, unregistered, unknown, "clients unregistered");
+            debug!(stream_id, unregistered = entries - unknown, unknown, "clients unregistered");
         }
         _ => {}
     }

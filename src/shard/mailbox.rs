@@ -1,8 +1,11 @@
 //! The bounded queue into a shard, with a wake-up for its thread.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use async_nats::Subject;
@@ -11,7 +14,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use tokio::sync::Notify;
 
 use crate::{
-    engine::{Counts, Handle, Unplaced},
+    engine::{Accepted, Counts, Handle, Unplaced},
     wire::proto,
 };
 
@@ -39,6 +42,8 @@ pub enum Body {
     Command(Bytes),
     /// A `SubscriptionCommand`, undecoded, of which all belongs to this shard.
     Subscription(Bytes),
+    /// A large batch, checked, in messages of a size that fits into a turn.
+    Pieces(Pieces),
     /// A `Query` about one stream of this shard, undecoded.
     Query(Bytes),
     /// Something that goes from shard to shard.
@@ -76,9 +81,19 @@ pub struct BatchRound {
     pub unplaced: Unplaced,
 }
 
+/// A large batch on its way through one shard.
+#[derive(Debug)]
+pub struct Pieces {
+    /// What is left of it, each a `SubscriptionCommand`.
+    pub left: VecDeque<Bytes>,
+    /// What became of the pieces before.
+    pub so_far: Option<Accepted>,
+}
+
 impl Body {
     fn bytes(&self) -> usize {
         match self {
+            Self::Pieces(pieces) => pieces.left.iter().map(Bytes::len).sum(),
             Self::Command(bytes) | Self::Subscription(bytes) | Self::Query(bytes) => bytes.len(),
             Self::Round(round) => match &**round {
                 Round::Batch(batch) => batch.message.len(),
@@ -94,6 +109,8 @@ impl Body {
 pub struct Mailbox {
     sender: Sender<Mail>,
     receiver: Receiver<Mail>,
+    /// The oldest mail, which was looked at or put back. Only its shard comes here.
+    first: Arc<Mutex<VecDeque<Mail>>>,
     waiting_bytes: Arc<AtomicUsize>,
     wake: Arc<Notify>,
     max_bytes: usize,
@@ -104,7 +121,8 @@ impl Mailbox {
     #[must_use]
     pub fn new(capacity: usize, max_bytes: usize) -> Self {
         let (sender, receiver) = bounded(capacity);
-        Self { sender, receiver, waiting_bytes: Arc::default(), wake: Arc::default(), max_bytes }
+        let (first, waiting_bytes, wake) = Default::default();
+        Self { sender, receiver, first, waiting_bytes, wake, max_bytes }
     }
 
     /// Puts mail in and wakes the shard.
@@ -128,21 +146,40 @@ impl Mailbox {
     /// Takes the oldest mail out.
     #[must_use]
     pub fn take(&self) -> Option<Mail> {
-        let mail = self.receiver.try_recv().ok()?;
+        let first = self.first().pop_front();
+        let mail = first.or_else(|| self.receiver.try_recv().ok())?;
         self.waiting_bytes.fetch_sub(mail.body.bytes(), Ordering::Relaxed);
         Some(mail)
+    }
+
+    /// Puts mail back that was taken, to be taken next: it is not done with.
+    pub fn put_back(&self, mail: Mail) {
+        self.waiting_bytes.fetch_add(mail.body.bytes(), Ordering::Relaxed);
+        self.first().push_front(mail);
+    }
+
+    /// Shows the oldest mail, at most so many, without taking it.
+    pub fn look_ahead<T>(&self, most: usize, look: impl FnOnce(&VecDeque<Mail>) -> T) -> T {
+        let mut first = self.first();
+        let missing = most.saturating_sub(first.len());
+        first.extend(self.receiver.try_iter().take(missing));
+        look(&first)
+    }
+
+    fn first(&self) -> MutexGuard<'_, VecDeque<Mail>> {
+        self.first.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many wait.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.receiver.len()
+        self.first().len() + self.receiver.len()
     }
 
     /// Whether none waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.receiver.is_empty()
+        self.receiver.is_empty() && self.first().is_empty()
     }
 
     /// Waits until mail was put in since the last call. May return without.
@@ -174,5 +211,21 @@ mod tests {
         assert!(mailbox.take().is_some());
         assert!(mailbox.send(mail(40)).is_ok());
         assert_eq!(mailbox.len(), 2);
+    }
+
+    #[test]
+    fn looking_ahead_and_putting_back_keep_the_order_and_the_count() {
+        let mailbox = Mailbox::new(5, 100);
+        let size = |mail: &Mail| mail.body.bytes();
+        (1..=4).for_each(|bytes| mailbox.send(mail(bytes)).unwrap());
+        let seen = mailbox.look_ahead(2, |first| first.iter().map(size).collect::<Vec<_>>());
+        assert_eq!((seen, mailbox.len()), (vec![1, 2], 4));
+        let first = mailbox.take().unwrap();
+        mailbox.put_back(first);
+        assert_eq!(mailbox.look_ahead(9, VecDeque::len), 4);
+        let taken: Vec<usize> = std::iter::from_fn(|| mailbox.take()).map(|mail| size(&mail)).collect();
+        assert_eq!(taken, [1, 2, 3, 4]);
+        assert!(mailbox.is_empty());
+        assert!(mailbox.send(mail(100)).is_ok(), "its bytes are free again");
     }
 }

@@ -12,22 +12,29 @@ use tracing::info;
 
 use super::{
     Totals, add,
-    feed::{Fed, Message, Outcome},
+    feed::{Fed, Outcome},
     ingress::FULL,
     log,
-    mailbox::{BatchRound, Body, Mail, Round},
+    mailbox::{BatchRound, Body, Mail, Pieces, Round},
     owed::Owed,
     record::Tape,
     router::Router,
 };
 use crate::{
-    engine::{Accepted, Counts, Engine, Limits, Outbox, STALE_LINGER_MS, Settings, Tick},
-    wire::{WireLimits, decode::Cursor, encode, proto, subject},
+    engine::{Accepted, Counts, Engine, Input, Limits, Outbox, STALE_LINGER_MS, Settings, Tick},
+    wire::{
+        Refusal, WireLimits,
+        decode::{self, Cursor},
+        encode, proto, subject,
+        subscription::Subscription,
+    },
 };
 
 /// The most messages in one turn: of single commands and heartbeats, about a microsecond each, so that a turn stays
 /// well below the 2 ms that a beat may be late.
 pub const MAX_BATCH: usize = 256;
+/// For how many messages' subscribers memory is asked at once, see [`Engine::fetch`].
+const LOOK_AHEAD: usize = 64;
 /// The most weight in one turn, of the last message aside. A message weighs its bytes: it may name thousands.
 const MAX_BATCH_WEIGHT: usize = 1_024;
 /// As many bytes weigh 1: those of an ordinary command.
@@ -138,7 +145,10 @@ impl Shard {
         self.note_lateness(now.tick);
         let tight = self.share_room(now.tick);
         let mut weight = 0;
-        for _ in 0..MAX_BATCH {
+        for place in 0..MAX_BATCH {
+            if place % LOOK_AHEAD == 0 {
+                self.fetch_ahead();
+            }
             let Some(mail) = self.router.mailbox(self.number).take() else { break };
             if tight {
                 // Its sender may have had an answer of another shard since this turn began.
@@ -150,7 +160,7 @@ impl Shard {
             }
         }
         if self.engine.next_deadline().is_some_and(|due| due <= now.tick) {
-            self.feed(now.tick, Fed::Expire);
+            self.feed(now.tick, &Fed::Expire);
         }
         self.settle(now, owed);
         self.totals.set(self.number, &self.engine.counts());
@@ -166,7 +176,7 @@ impl Shard {
         let late_ms = self.due.map_or(0, |due| now.since(due));
         if late_ms >= OVERSLEPT_MS && self.engine.counts().total > 0 {
             info!(shard = self.number, late_ms, "woke late; nobody goes stale for as long");
-            self.feed(now, Fed::Overslept(late_ms));
+            self.feed(now, &Fed::Overslept(late_ms));
         }
     }
 
@@ -185,7 +195,7 @@ impl Shard {
         let room = (room(max_streams, sum.streams, own.streams), room(max_subscribers, sum.total, own.total));
         if room != self.room {
             self.room = room;
-            self.feed(now, Fed::Room { max_streams: room.0, max_subscribers: room.1 });
+            self.feed(now, &Fed::Room { max_streams: room.0, max_subscribers: room.1 });
         }
         sum.streams + SLACK >= max_streams || sum.total + SLACK >= max_subscribers
     }
@@ -197,10 +207,32 @@ impl Shard {
         self.forgotten = forgotten;
     }
 
+    /// Lets the look-ups of the next messages wait for memory together. Batches do so by themselves.
+    fn fetch_ahead(&self) {
+        /// Longer than any message about one subscriber is as a rule.
+        const SHORT: usize = 256;
+        self.router.mailbox(self.number).look_ahead(LOOK_AHEAD, |mails| {
+            if mails.len() < LOOK_AHEAD / 8 {
+                return;
+            }
+            let inputs: Vec<Input<'_>> = mails
+                .iter()
+                .filter_map(|mail| match &mail.body {
+                    Body::Subscription(message) if message.len() <= SHORT => {
+                        let message = Subscription::read(message).ok()??;
+                        decode::subscription(message, false).ok()
+                    }
+                    _ => None,
+                })
+                .collect();
+            self.engine.fetch(&inputs);
+        });
+    }
+
     /// The one way to the engine, which is also the recorder's.
-    fn feed(&mut self, now: Tick, fed: Fed) -> Outcome {
+    fn feed<'a>(&mut self, now: Tick, fed: &'a Fed) -> Outcome<'a> {
         if let Some(tape) = &self.tape {
-            tape.write(self.number, now, &fed);
+            tape.write(self.number, now, fed);
         }
         fed.apply(now, &mut self.engine, &self.wire, &mut self.outbox)
     }
@@ -211,22 +243,23 @@ impl Shard {
         match body {
             Body::Command(bytes) => {
                 let weight = weight_of(&bytes);
-                let outcome = self.feed(now.tick, Fed::Command(bytes));
+                let fed = Fed::Command(bytes);
+                let outcome = self.feed(now.tick, &fed);
                 self.answer(now, &outcome, subject::COMMAND, reply, owed);
                 weight
             }
             Body::Subscription(message) => {
                 let weight = weight_of(&message);
-                let outcome = self.feed(now.tick, Fed::Subscription { message, answered: reply.is_some() });
-                if let Message::Subscription(message) = &outcome.message {
-                    log::membership(message, &outcome.result);
-                }
+                let fed = Fed::Subscription { message, answered: reply.is_some() };
+                let outcome = self.feed(now.tick, &fed);
+                log::membership(&outcome.message, &outcome.result);
                 self.answer(now, &outcome, subject::SUBSCRIPTION, reply, owed);
                 weight
             }
+            Body::Pieces(pieces) => self.handle_piece(now, pieces, reply, owed),
             Body::Query(bytes) => {
-                let outcome = self.feed(now.tick, Fed::Query(bytes));
-                self.answer_query(now, outcome, reply, owed);
+                let result = self.feed(now.tick, &Fed::Query(bytes)).result;
+                self.answer_query(now, result, reply, owed);
                 1
             }
             Body::Round(round) => match *round {
@@ -237,6 +270,29 @@ impl Shard {
                 Round::Batch(batch) => self.go_round_batch(now, batch, reply, owed),
             },
         }
+    }
+
+    /// Handles the first of the pieces; the rest is the next mail, of this turn or the next one.
+    fn handle_piece(&mut self, now: Now, pieces: Pieces, reply: Option<Subject>, owed: &mut Owed) -> usize {
+        let Pieces { mut left, so_far } = pieces;
+        let Some(message) = left.pop_front() else { return 1 };
+        let weight = weight_of(&message);
+        let fed = Fed::Subscription { message, answered: reply.is_some() };
+        let mut outcome = self.feed(now.tick, &fed);
+        log::membership(&outcome.message, &outcome.result);
+        outcome.result = match (so_far, outcome.result) {
+            (Some(before), Ok(piece)) => Ok(before.and(piece)),
+            // Refused as a whole, or its stream went away between two pieces, and all that were registered with it.
+            (_, result) => result,
+        };
+        match outcome.result {
+            Ok(so_far) if !left.is_empty() => {
+                let body = Body::Pieces(Pieces { left, so_far: Some(so_far) });
+                self.router.mailbox(self.number).put_back(Mail { body, reply });
+            }
+            _ => self.answer(now, &outcome, subject::SUBSCRIPTION, reply, owed),
+        }
+        weight
     }
 
     // --- rounds: this shard adds its part, and passes on or answers --------------------------------------------------
@@ -271,8 +327,8 @@ impl Shard {
             self.reply_with(now, &encode::query_refusal(&FULL), reply, owed);
             return 1;
         }
-        let listed = self.feed(now.tick, Fed::List { from_slot, limit: room });
-        let Ok(Accepted::Streams { states: found, next_slot }) = listed.result else { return 1 };
+        let listed = self.feed(now.tick, &Fed::List { from_slot, limit: room }).result;
+        let Ok(Accepted::Streams { states: found, next_slot }) = listed else { return 1 };
         let room = room - found.len();
         states.extend(found.iter().map(|update| encode::state(update, now)));
         if next_slot.is_none() && !self.is_last() && room > 0 {
@@ -293,7 +349,8 @@ impl Shard {
         let handles = batch.handles.get_mut(self.number).map(std::mem::take).unwrap_or_default();
         let named = batch.named_at == Some(self.number);
         let weight = weight_of(&batch.message);
-        let outcome = self.feed(now.tick, Fed::Part { message: batch.message.clone(), named, handles });
+        let fed = Fed::Part { message: batch.message.clone(), named, handles };
+        let outcome = self.feed(now.tick, &fed);
         let Ok(Accepted::Batch(found)) = &outcome.result else {
             self.answer(now, &outcome, subject::SUBSCRIPTION, reply, owed);
             return weight;
@@ -327,7 +384,7 @@ impl Shard {
     // --- answers ---------------------------------------------------------------------------------------------------
 
     /// Answers a command or subscription, if somebody waits; a refusal is logged and counted in any case.
-    fn answer(&mut self, now: Now, outcome: &Outcome, about: &str, reply: Option<Subject>, owed: &mut Owed) {
+    fn answer(&mut self, now: Now, outcome: &Outcome<'_>, about: &str, reply: Option<Subject>, owed: &mut Owed) {
         let stream_id = outcome.message.stream_id();
         let message = match &outcome.result {
             Ok(accepted) if reply.is_none() && accepted.is_whole() => return,
@@ -338,8 +395,8 @@ impl Shard {
         self.reply_with(now, &message, reply, owed);
     }
 
-    fn answer_query(&mut self, now: Now, outcome: Outcome, reply: Option<Subject>, owed: &mut Owed) {
-        let message = match outcome.result {
+    fn answer_query(&mut self, now: Now, result: Result<Accepted, Refusal>, reply: Option<Subject>, owed: &mut Owed) {
+        let message = match result {
             Ok(Accepted::State(update)) => {
                 proto::QueryReply { state: vec![encode::state(&update, now)], ..Default::default() }
             }

@@ -2,10 +2,8 @@
 
 use super::{
     Refusal, WireLimits,
-    proto::{
-        self, orchestrator_command::Command as ProtoCommand, query::Query as ProtoQuery,
-        subscription_command::Command as ProtoSubscription,
-    },
+    proto::{self, orchestrator_command::Command as ProtoCommand, query::Query as ProtoQuery},
+    subscription::{Kind, Named, Subscription},
 };
 use crate::engine::{
     Batch, ClientId, Command, Config, Draft, Handle, Input, Invalid, Newcomer, Request, Scene, StreamId, Subscriber,
@@ -88,26 +86,38 @@ pub fn command_stream_id(command: &ProtoCommand) -> &str {
     }
 }
 
+/// Reads a message on `orchestrator.subscription`, in place.
+///
+/// # Errors
+/// As [`message`]; `INVALID_ARGUMENT` for one without a command.
+pub fn subscription_message<'a>(bytes: &'a [u8], limits: &WireLimits) -> Result<Subscription<'a>, Refusal> {
+    check_size(bytes, limits)?;
+    let read = Subscription::read(bytes).map_err(|error| Refusal::Undecodable(error.to_string()))?;
+    read.ok_or_else(|| missing("command", "Register to UnregisterBatch").into())
+}
+
 /// A message on `orchestrator.subscription`. `answered` says whether it came with a reply subject.
 ///
 /// # Errors
 /// `INVALID_ARGUMENT`, naming the field and the limit.
-pub fn subscription(message: &proto::SubscriptionCommand, answered: bool) -> Result<Input<'_>, Invalid> {
-    let command = message.command.as_ref().ok_or_else(|| missing("command", "Register to UnregisterBatch"))?;
-    check_entries(command)?;
-    Ok(match command {
-        ProtoSubscription::Register(m) => Input::Register {
-            stream_id: StreamId::parse(&m.stream_id)?,
-            subscriber: newcomer(&m.client_id, &m.source_addr, m.session)?,
-            answered,
-        },
-        ProtoSubscription::Unregister(m) => Input::Unregister(subscriber(&m.stream_id, &m.client_id, m.session)?),
-        ProtoSubscription::Heartbeat(m) => Input::Heartbeat(subscriber(&m.stream_id, &m.client_id, m.session)?),
-        ProtoSubscription::HeartbeatBatch(m) => Input::HeartbeatBatch(batch(&m.stream_id, &m.client_id, &m.handle)?),
-        ProtoSubscription::UnregisterBatch(m) => Input::UnregisterBatch(batch(&m.stream_id, &m.client_id, &m.handle)?),
-        ProtoSubscription::RegisterBatch(m) => Input::RegisterBatch {
-            stream_id: StreamId::parse(&m.stream_id)?,
-            subscribers: m.subscriber.iter().map(|s| newcomer(&s.client_id, &s.source_addr, s.session)).collect(),
+pub fn subscription<'a>(message: Subscription<'a>, answered: bool) -> Result<Input<'a>, Invalid> {
+    check_entries(&message)?;
+    let Subscription { kind, stream_id, named, clients, handles, subscribers } = message;
+    let one = || {
+        let stream_id = StreamId::parse(stream_id)?;
+        Ok(Subscriber { stream_id, client_id: ClientId::parse(named.client_id)?, session: named.session })
+    };
+    Ok(match kind {
+        Kind::Register => {
+            Input::Register { stream_id: StreamId::parse(stream_id)?, subscriber: newcomer(&named)?, answered }
+        }
+        Kind::Unregister => Input::Unregister(one()?),
+        Kind::Heartbeat => Input::Heartbeat(one()?),
+        Kind::HeartbeatBatch => Input::HeartbeatBatch(batch(stream_id, &clients, handles)?),
+        Kind::UnregisterBatch => Input::UnregisterBatch(batch(stream_id, &clients, handles)?),
+        Kind::RegisterBatch => Input::RegisterBatch {
+            stream_id: StreamId::parse(stream_id)?,
+            subscribers: subscribers.iter().map(newcomer).collect(),
             answered,
         },
     })
@@ -116,31 +126,22 @@ pub fn subscription(message: &proto::SubscriptionCommand, answered: bool) -> Res
 /// The most entries of a batch: the answer to all of them, 8 bytes each, fits into the megabyte that a broker takes.
 pub const MAX_BATCH_ENTRIES: usize = 100_000;
 
-fn check_entries(command: &ProtoSubscription) -> Result<(), Invalid> {
-    let (field, entries) = match command {
-        ProtoSubscription::HeartbeatBatch(m) => ("client_id and handle", m.client_id.len() + m.handle.len()),
-        ProtoSubscription::UnregisterBatch(m) => ("client_id and handle", m.client_id.len() + m.handle.len()),
-        ProtoSubscription::RegisterBatch(m) => ("subscriber", m.subscriber.len()),
-        ProtoSubscription::Register(_) | ProtoSubscription::Unregister(_) | ProtoSubscription::Heartbeat(_) => {
-            return Ok(());
-        }
-    };
+fn check_entries(message: &Subscription<'_>) -> Result<(), Invalid> {
+    let entries = message.entries();
     if entries <= MAX_BATCH_ENTRIES {
         return Ok(());
     }
+    let field = if message.kind == Kind::RegisterBatch { "subscriber" } else { "client_id and handle" };
     Err(Invalid::new(format!("{field} must have at most {MAX_BATCH_ENTRIES} entries in a batch, not {entries}")))
 }
 
-fn newcomer<'a>(client_id: &'a str, source_addr: &str, session: u64) -> Result<Newcomer<'a>, Invalid> {
-    Ok(Newcomer { client_id: ClientId::parse(client_id)?, session, source: parse_source_addr(source_addr)? })
-}
-
-fn subscriber<'a>(stream_id: &'a str, client_id: &'a str, session: u64) -> Result<Subscriber<'a>, Invalid> {
-    Ok(Subscriber { stream_id: StreamId::parse(stream_id)?, client_id: ClientId::parse(client_id)?, session })
+fn newcomer<'a>(named: &Named<'a>) -> Result<Newcomer<'a>, Invalid> {
+    let client_id = ClientId::parse(named.client_id)?;
+    Ok(Newcomer { client_id, session: named.session, source: parse_source_addr(named.source_addr)? })
 }
 
 /// A batch may leave the stream out when it names nobody.
-fn batch<'a>(stream_id: &'a str, clients: &'a [String], handles: &[u64]) -> Result<Batch<'a>, Invalid> {
+fn batch<'a>(stream_id: &'a str, clients: &[&'a str], handles: Vec<Handle>) -> Result<Batch<'a>, Invalid> {
     let stream_id = match stream_id {
         "" if clients.is_empty() => None,
         id => Some(StreamId::parse(id)?),
@@ -148,11 +149,7 @@ fn batch<'a>(stream_id: &'a str, clients: &'a [String], handles: &[u64]) -> Resu
     let clients = clients.iter().enumerate().map(|(place, id)| {
         ClientId::parse(id).map_err(|Invalid(message)| Invalid::new(format!("entry {place}: {message}")))
     });
-    Ok(Batch {
-        stream_id,
-        clients: clients.collect::<Result<_, _>>()?,
-        handles: handles.iter().copied().map(Handle).collect(),
-    })
+    Ok(Batch { stream_id, clients: clients.collect::<Result<_, _>>()?, handles })
 }
 
 /// The most streams in one page, and how many there are if nobody says: 1,000 states of the greatest size stay below
@@ -289,7 +286,9 @@ mod tests {
     fn a_message_without_a_command_names_the_field() {
         let error = command(&proto::OrchestratorCommand::default(), &WireLimits::default()).unwrap_err();
         assert!(error.0.contains("command"), "{error}");
-        assert!(subscription(&proto::SubscriptionCommand::default(), true).is_err());
+        let error = subscription_message(&[], &WireLimits::default()).unwrap_err();
+        assert_eq!(error.code(), proto::Code::InvalidArgument);
+        assert!(error.to_string().contains("command"), "{error}");
         assert!(question(&proto::Query::default()).is_err());
     }
 

@@ -9,6 +9,7 @@ pub mod feed;
 pub mod json;
 pub mod route;
 pub mod subject;
+pub mod subscription;
 
 pub use crate::engine::{ClientId, StreamId};
 

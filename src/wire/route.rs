@@ -1,4 +1,4 @@
-//! Which stream a message is for, without decoding it: all that ingress has to know.
+//! Which stream a command is for, without decoding it: all that ingress has to know.
 //!
 //! The peek is a prost message of its own that has only the ids, so it agrees with the full decoding by construction:
 //! also when fields are repeated, or come in another order, or are unknown.
@@ -48,49 +48,10 @@ struct Named {
     stream_id: String,
 }
 
-/// The same for `orchestrator.subscription`, whose batches carry handles of any stream.
-#[derive(Clone, PartialEq, prost::Message)]
-struct PeekSubscription {
-    #[prost(oneof = "WhichSubscription", tags = "1, 2, 3, 4, 5, 6")]
-    command: Option<WhichSubscription>,
-}
-
-#[derive(Clone, PartialEq, prost::Oneof)]
-enum WhichSubscription {
-    #[prost(message, tag = "1")]
-    Register(Named),
-    #[prost(message, tag = "2")]
-    Unregister(Named),
-    #[prost(message, tag = "3")]
-    Heartbeat(Named),
-    #[prost(message, tag = "4")]
-    HeartbeatBatch(NamedBatch),
-    #[prost(message, tag = "5")]
-    RegisterBatch(Named),
-    #[prost(message, tag = "6")]
-    UnregisterBatch(NamedBatch),
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct NamedBatch {
-    #[prost(string, tag = "1")]
-    stream_id: String,
-    #[prost(fixed64, repeated, tag = "3")]
-    handle: Vec<u64>,
-}
-
-/// Whom a message is for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Address {
-    /// The stream, as it is named; not checked, and empty if none is.
-    pub stream_id: String,
-    /// The handles of a batch.
-    pub handles: Vec<u64>,
-}
-
-/// Whom a message on `orchestrator.command` is for; nobody if it does not decode, which the shard will say.
+/// The stream that a message on `orchestrator.command` names, not checked; empty if it does not decode, which the shard
+/// will say.
 #[must_use]
-pub fn command(bytes: &[u8]) -> Address {
+pub fn command(bytes: &[u8]) -> String {
     let which = Peek::decode(bytes).ok().and_then(|peek| peek.command);
     let named = which.map(|which| match which {
         Which::Number1(named)
@@ -107,31 +68,13 @@ pub fn command(bytes: &[u8]) -> Address {
         | Which::Number12(named)
         | Which::Number13(named) => named,
     });
-    Address { stream_id: named.unwrap_or_default().stream_id, handles: Vec::new() }
-}
-
-/// Whom a message on `orchestrator.subscription` is for.
-#[must_use]
-pub fn subscription(bytes: &[u8]) -> Address {
-    let which = PeekSubscription::decode(bytes).ok().and_then(|peek| peek.command);
-    match which {
-        None => Address::default(),
-        Some(
-            WhichSubscription::Register(named)
-            | WhichSubscription::Unregister(named)
-            | WhichSubscription::Heartbeat(named)
-            | WhichSubscription::RegisterBatch(named),
-        ) => Address { stream_id: named.stream_id, handles: Vec::new() },
-        Some(WhichSubscription::HeartbeatBatch(batch) | WhichSubscription::UnregisterBatch(batch)) => {
-            Address { stream_id: batch.stream_id, handles: batch.handle }
-        }
-    }
+    named.unwrap_or_default().stream_id
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::proto::{self, orchestrator_command::Command, subscription_command};
+    use crate::wire::proto::{self, orchestrator_command::Command};
 
     #[test]
     fn a_command_is_for_the_stream_it_names_wherever_its_fields_stand() {
@@ -143,26 +86,15 @@ mod tests {
         };
         let mut bytes = proto::OrchestratorCommand { command: None, ..message.clone() }.encode_to_vec();
         bytes.extend(message.encode_to_vec());
-        assert_eq!(command(&bytes).stream_id, "show");
+        assert_eq!(command(&bytes), "show");
         // The last command counts, as for prost.
         let stop = Command::Stop(proto::Stop { stream_id: "other".into() });
         bytes.extend(proto::OrchestratorCommand { command: Some(stop), ..Default::default() }.encode_to_vec());
-        assert_eq!(command(&bytes).stream_id, "other");
-    }
-
-    #[test]
-    fn a_batch_gives_its_handles() {
-        let batch =
-            proto::HeartbeatBatch { stream_id: "s".into(), client_id: vec!["c".into()], handle: vec![1, u64::MAX] };
-        let message =
-            proto::SubscriptionCommand { command: Some(subscription_command::Command::HeartbeatBatch(batch)) };
-        let address = subscription(&message.encode_to_vec());
-        assert_eq!(address, Address { stream_id: "s".into(), handles: vec![1, u64::MAX] });
+        assert_eq!(command(&bytes), "other");
     }
 
     #[test]
     fn what_does_not_decode_is_for_nobody() {
-        assert_eq!(command(&[0xff, 0xff]), Address::default());
-        assert_eq!(subscription(&[0x0a, 0x05, 0x01]), Address::default());
+        assert_eq!(command(&[0xff, 0xff]), "");
     }
 }

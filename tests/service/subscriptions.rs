@@ -15,6 +15,7 @@ on_both_transports! {
     a_batch_of_leaves_over_several_shards_tells_whom_it_could_not_place,
     a_batch_over_several_shards_without_a_reply_subject_is_carried_out_the_same,
     a_batch_of_clients_of_an_unknown_stream_says_so_and_still_hears_its_handles,
+    a_batch_of_thousands_is_answered_as_a_whole_and_in_order,
 }
 
 /// On different shards of three.
@@ -165,4 +166,36 @@ async fn a_batch_of_clients_of_an_unknown_stream_says_so_and_still_hears_its_han
     assert!(reply.message.contains("\"nothing\""), "{}", reply.message);
     assert_eq!((reply.unknown_handle.len(), reply.unknown_client_id), (0, vec!["v".to_owned()]));
     assert_eq!(caller.stats("").await.total, 0);
+}
+
+async fn a_batch_of_thousands_is_answered_as_a_whole_and_in_order(world: World) {
+    let (_service, caller) = world.with_service().await;
+    caller.done(start("show", long_config())).await;
+    let names: Vec<String> = (0..2_500).map(|n| format!("viewer-{n}")).collect();
+    let mut newcomers: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "")).collect();
+    newcomers[2_100].0 = "";
+
+    let reply = caller.subscription(register_all("show", &newcomers)).await;
+
+    assert_eq!((reply.code(), reply.handles.len()), (Code::InvalidArgument, 2_500));
+    assert!(reply.message.contains("1 of 2500") && reply.message.contains("subscriber[2100]"), "{}", reply.message);
+    assert_eq!(caller.stats("show").await.total, 2_499);
+    let last = caller.subscription(register("show", "viewer-2499")).await;
+    assert_eq!(last.handle, reply.handles[2_499], "in the order of the subscribers");
+
+    let clients: Vec<&str> = names.iter().map(String::as_str).collect();
+    let heard = caller.subscription(heartbeats("show", &clients, reply.handles.clone())).await;
+    assert_eq!((heard.unknown_client_id, heard.unknown_handle), (vec!["viewer-2100".to_owned()], vec![0]));
+
+    let mut malformed = clients.clone();
+    malformed[2_400] = "a\n";
+    let refusal = caller.subscription(unregister_all("show", &malformed, vec![])).await;
+    refused(&refusal, Code::InvalidArgument, &["entry 2400"]);
+    assert_eq!(caller.stats("show").await.total, 2_499, "nobody left for the sake of a malformed batch");
+
+    let left = caller.subscription(unregister_all("show", &clients, vec![])).await;
+    assert_eq!(left.unknown_client_id, ["viewer-2100"]);
+    assert_eq!(caller.stats("show").await.total, 0);
+    let gone = caller.subscription(register_all("nothing", &newcomers)).await;
+    refused(&gone, Code::StreamNotFound, &["\"nothing\""]);
 }
