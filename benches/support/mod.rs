@@ -10,6 +10,8 @@
 pub mod actors;
 pub mod chart;
 pub mod ids;
+pub mod lateness;
+pub mod nats;
 pub mod process;
 pub mod report;
 

@@ -1,0 +1,630 @@
+//! The headline run: ten million viewers of ten thousand streams, over a real nats-server, for five minutes.
+//!
+//! `cargo bench --bench headline` takes about six minutes and wants two cores and 3 GiB; `-- --quick` is done within
+//! one. `--viewers`, `--streams`, `--seconds` and `--publish subjects|feed` make other runs of it.
+//!
+//! Several gateways (tasks of this process, each with a connection of its own) register their viewers in batches and
+//! heartbeat each of them by handle, 1,000 in a message, spread over the heartbeat interval. A batch holds viewers of as
+//! many streams as it can, so that each is for all shards. Every minute each stream loses 1 % of its viewers who say so
+//! and are replaced by others, and 1 % of them who just say nothing any more.
+//!
+//! **Lateness** of an update is the time from the tick's place on the stream's beat until the update has been received
+//! here. The beat is that of the stream's position, which a tick finds at a multiple of the interval; so an update that
+//! says position 1,203 ms at the wall-clock time `server_time_ms` was due 3 ms before that. Clock and position are told
+//! in whole milliseconds, rounded down, which makes an update look up to 1 ms later than it was. It takes in the
+//! service's own lateness, the broker, and this process, all on the same cores.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss, reason = "a bench")]
+
+mod support;
+
+use std::{
+    io::IsTerminal as _,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use async_nats::Client;
+use bytes::Bytes;
+use clap::Parser as _;
+use futures_util::StreamExt as _;
+use orchestrator_service::wire::{
+    feed,
+    proto::{Cause, Reply},
+    subject,
+};
+use prost::Message as _;
+use support::{
+    ids,
+    lateness::Histogram,
+    nats::{
+        caller::{self, A_BATCH},
+        messages,
+        program::Service,
+        server::Server,
+    },
+    process::{cpu_of, rss_of},
+    report::{OURS, Report, Row, number},
+};
+use tokio::task::JoinSet;
+
+const TICK_MS: u64 = 100;
+const GATEWAYS: u64 = 4;
+/// RegisterBatches that a gateway has under way at once while everybody arrives.
+const AT_ONCE: usize = 4;
+/// Between two commands, and between two looks at the totals.
+const PERIOD: Duration = Duration::from_millis(100);
+/// One of so many viewers is replaced each minute, and one falls silent.
+const ONE_OF: u64 = 100;
+/// When a silent viewer has to be gone, after the stale timeout.
+const REMOVAL_SLACK: Duration = Duration::from_secs(1);
+/// Clocks are compared in whole milliseconds.
+const CLOCK_SLACK: Duration = Duration::from_millis(5);
+
+/// The headline run: many viewers of many streams over a real nats-server.
+#[derive(Debug, clap::Parser)]
+struct Options {
+    /// Viewers, all streams together.
+    #[arg(long)]
+    viewers: Option<u64>,
+    /// Streams, each with a tick every 100 ms.
+    #[arg(long)]
+    streams: Option<u64>,
+    /// For how long, after everybody has been registered.
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// Where the service publishes and this program listens.
+    #[arg(long, default_value = "subjects", value_parser = ["subjects", "feed"])]
+    publish: String,
+    /// 100,000 viewers of 100 streams, with shorter times.
+    #[arg(long)]
+    quick: bool,
+    /// Where the JSON goes.
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// How large, and how long.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    viewers: u64,
+    streams: u64,
+    span: Duration,
+    stale: Duration,
+    heartbeat: Duration,
+    /// In which one of a hundred is replaced, and one falls silent.
+    minute: Duration,
+}
+
+impl Plan {
+    fn of(options: &Options) -> Self {
+        let (viewers, streams, seconds, times_s) =
+            if options.quick { (100_000, 100, 40, [15, 5, 10]) } else { (10_000_000, 10_000, 300, [90, 30, 60]) };
+        let [stale, heartbeat, minute] = times_s.map(Duration::from_secs);
+        let span = Duration::from_secs(options.seconds.unwrap_or(seconds).clamp(10, 3_600));
+        let streams = options.streams.unwrap_or(streams).max(GATEWAYS);
+        let viewers = options.viewers.unwrap_or(viewers) / streams * streams;
+        assert!(viewers / streams >= ONE_OF, "each stream needs {ONE_OF} viewers at least");
+        Self { viewers, streams, span, stale, heartbeat, minute }
+    }
+
+    const fn a_stream(&self) -> u64 {
+        self.viewers / self.streams
+    }
+
+    /// How many of a stream are replaced at a time, or fall silent.
+    const fn few(&self) -> u64 {
+        self.a_stream() / ONE_OF
+    }
+
+    /// How many times viewers fall silent early enough to be seen removed.
+    fn silences(&self) -> u64 {
+        let last = self.span.saturating_sub(self.stale + REMOVAL_SLACK + Duration::from_secs(2));
+        // More would meet those who are replaced.
+        ((last.as_secs_f64() / self.minute.as_secs_f64()) as u64).min(ONE_OF / 2)
+    }
+}
+
+fn main() {
+    let options = Options::parse();
+    let plan = Plan::of(&options);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    // Of its own, so that gateways do not hold it up.
+    let ears = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let limit = plan.span + plan.stale + Duration::from_secs(120);
+    let report = runtime.block_on(async {
+        tokio::time::timeout(limit, headline(&options, plan, ears.handle())).await.expect("the run ends in time")
+    });
+    report.print();
+    report.save(&options.out);
+    ears.shutdown_background();
+}
+
+// --- what is known of the viewers --------------------------------------------------------------------------------
+
+/// Some who fell silent together.
+#[derive(Clone, Copy, Debug)]
+struct Silent {
+    /// Before their last heartbeat was sent, and when it was answered.
+    heard: (Instant, Instant),
+    count: u64,
+}
+
+/// What gateways have done, for whoever compares it with the service's totals.
+#[derive(Debug, Default)]
+struct Known {
+    /// Registered, not asked to leave, and heartbeating.
+    live: AtomicU64,
+    /// On their way in or out.
+    moving: AtomicU64,
+    /// All that ever were.
+    moved: AtomicU64,
+    silent: Mutex<Vec<Silent>>,
+    /// Heartbeats of live viewers that the service did not know.
+    thrown_out: AtomicU64,
+    /// Of batches.
+    latest_heartbeat_us: AtomicU64,
+    heartbeats: AtomicU64,
+}
+
+/// Within which limits the service's total has to be.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    least: u64,
+    most: u64,
+}
+
+impl Known {
+    /// A reading of it, to be closed by [`Known::limits`] behind the question to the service.
+    fn open(&self) -> (u64, u64, u64, Instant) {
+        (self.live.load(Relaxed), self.moving.load(Relaxed), self.moved.load(Relaxed), Instant::now())
+    }
+
+    fn limits(&self, before: (u64, u64, u64, Instant), stale: Duration) -> Limits {
+        let after = self.open();
+        // Who moved in between may have been counted or not.
+        let slack = after.2 - before.2;
+        let silent = self.silent.lock().unwrap();
+        let still = |silent: &&Silent| silent.heard.0 + stale > after.3 + CLOCK_SLACK;
+        let yet = |silent: &&Silent| silent.heard.1 + stale + REMOVAL_SLACK > before.3;
+        let sum = |those: &dyn Fn(&&Silent) -> bool| silent.iter().filter(those).map(|some| some.count).sum::<u64>();
+        Limits {
+            least: (before.0.min(after.0) + sum(&still)).saturating_sub(slack),
+            most: before.0.max(after.0) + before.1.max(after.1) + sum(&yet) + slack,
+        }
+    }
+}
+
+// --- gateways ----------------------------------------------------------------------------------------------------
+
+struct Gateway {
+    plan: Plan,
+    number: u64,
+    client: Client,
+    /// The streams whose viewers it has.
+    streams: Vec<String>,
+    /// By place in the stream, then by stream: neighbours watch different streams. 0 for who fell silent.
+    handles: Vec<u64>,
+    /// When each batch was last sent, and answered.
+    heard: Vec<(Instant, Instant)>,
+    silent: Vec<u64>,
+    /// For names that nobody had before.
+    named: u64,
+    known: Arc<Known>,
+}
+
+impl Gateway {
+    async fn new(plan: Plan, number: u64, url: &str, known: Arc<Known>) -> Self {
+        let streams: Vec<String> = (0..plan.streams).filter(|n| n % GATEWAYS == number).map(ids::stream).collect();
+        let handles = vec![0; streams.len() * plan.a_stream() as usize];
+        let heard = vec![(Instant::now(), Instant::now()); handles.len().div_ceil(A_BATCH as usize)];
+        let client = caller::connect(url).await;
+        Self { plan, number, client, streams, handles, heard, silent: Vec::new(), named: 0, known }
+    }
+
+    async fn say(&self, message: Bytes) -> Reply {
+        caller::ask(&self.client, subject::SUBSCRIPTION, message).await
+    }
+
+    /// Numbers for so many new viewers.
+    fn names(&mut self, count: u64) -> std::ops::Range<u64> {
+        let first = (self.number << 40) + self.named;
+        self.named += count;
+        first..first + count
+    }
+
+    /// Everybody comes.
+    async fn open(&mut self) {
+        let mut batches = Vec::new();
+        for stream in 0..self.streams.len() {
+            for first in (0..self.plan.a_stream()).step_by(A_BATCH as usize) {
+                let count = A_BATCH.min(self.plan.a_stream() - first);
+                batches.push((stream, first, self.names(count)));
+            }
+        }
+        let (client, streams) = (&self.client, &self.streams);
+        let registered = batches.into_iter().map(|(stream, first, names)| async move {
+            let message = messages::register_batch(&streams[stream], names);
+            (stream, first, caller::done(client, subject::SUBSCRIPTION, message).await.handles)
+        });
+        let mut registered = futures_util::stream::iter(registered).buffer_unordered(AT_ONCE);
+        while let Some((stream, first, handles)) = registered.next().await {
+            self.known.live.fetch_add(handles.len() as u64, Relaxed);
+            for (place, handle) in (first..).zip(handles) {
+                assert_ne!(handle, 0, "all are registered");
+                self.handles[place as usize * streams.len() + stream] = handle;
+            }
+        }
+        self.heard.fill((Instant::now(), Instant::now()));
+    }
+
+    /// Heartbeats, replacements and silences, each at its time, until the end.
+    async fn run(mut self, began: Instant) -> Self {
+        let Plan { span, heartbeat, minute, .. } = self.plan;
+        let (mut beats, mut replaced, mut silences) = (0_u32, 0_u32, 0);
+        let beat = heartbeat / self.heard.len() as u32;
+        let replacement = minute / self.streams.len() as u32;
+        loop {
+            let now = began.elapsed();
+            let due = [beat * beats, replacement * replaced, minute * (silences as u32 + 1)];
+            let (first, at) = due.iter().enumerate().min_by_key(|(_, due)| **due).unwrap();
+            if *at >= span {
+                return self;
+            }
+            if *at > now {
+                tokio::time::sleep(*at - now).await;
+            }
+            match first {
+                0 => {
+                    let late = began.elapsed().saturating_sub(*at).as_micros() as u64;
+                    self.known.latest_heartbeat_us.fetch_max(late, Relaxed);
+                    self.heartbeat(beats as usize % self.heard.len()).await;
+                    beats += 1;
+                }
+                1 => {
+                    let (stream, round) =
+                        (replaced as usize % self.streams.len(), replaced as usize / self.streams.len());
+                    self.replace(stream, round as u64).await;
+                    replaced += 1;
+                }
+                _ => {
+                    if silences < self.plan.silences() {
+                        self.fall_silent(silences);
+                    }
+                    silences += 1;
+                }
+            }
+        }
+    }
+
+    async fn heartbeat(&mut self, batch: usize) {
+        let first = batch * A_BATCH as usize;
+        let those = &self.handles[first..(first + A_BATCH as usize).min(self.handles.len())];
+        let those: Vec<u64> = those.iter().copied().filter(|handle| *handle != 0).collect();
+        self.known.heartbeats.fetch_add(those.len() as u64, Relaxed);
+        let sent = Instant::now();
+        let reply = self.say(messages::heartbeats_by_handle(those)).await;
+        self.known.thrown_out.fetch_add(reply.unknown_handle.len() as u64, Relaxed);
+        self.heard[batch] = (sent, Instant::now());
+    }
+
+    /// Where a stream's viewers are who are chosen this time: spread over all places, so that their heartbeats are.
+    fn chosen(&self, from: u64) -> Vec<usize> {
+        let apart = self.plan.a_stream() / self.plan.few();
+        (0..self.plan.few()).map(|few| (few * apart + from % apart) as usize).collect()
+    }
+
+    /// Some of a stream leave, and others come.
+    async fn replace(&mut self, stream: usize, round: u64) {
+        let places = self.chosen(ONE_OF / 2 + round % (ONE_OF / 2));
+        let at = |place: &usize| place * self.streams.len() + stream;
+        let leaving: Vec<u64> = places.iter().map(|place| self.handles[at(place)]).collect();
+        let count = leaving.len() as u64;
+        self.known.moved.fetch_add(count, Relaxed);
+        self.known.moving.fetch_add(count, Relaxed);
+        self.known.live.fetch_sub(count, Relaxed);
+        let reply = self.say(messages::unregister_by_handle(leaving)).await;
+        self.known.thrown_out.fetch_add(reply.unknown_handle.len() as u64, Relaxed);
+        let names = self.names(count);
+        let message = messages::register_batch(&self.streams[stream], names);
+        let handles = caller::done(&self.client, subject::SUBSCRIPTION, message).await.handles;
+        self.known.live.fetch_add(count, Relaxed);
+        self.known.moving.fetch_sub(count, Relaxed);
+        for (place, handle) in places.into_iter().zip(handles) {
+            self.handles[place * self.streams.len() + stream] = handle;
+        }
+    }
+
+    /// Some of each stream say nothing any more.
+    fn fall_silent(&mut self, round: u64) {
+        let mut counts = vec![0; self.heard.len()];
+        for place in self.chosen(round) {
+            for stream in 0..self.streams.len() {
+                let at = place * self.streams.len() + stream;
+                self.silent.push(std::mem::take(&mut self.handles[at]));
+                counts[at / A_BATCH as usize] += 1;
+            }
+        }
+        let counted: u64 = counts.iter().sum();
+        let those = self.heard.iter().zip(counts).filter(|(_, count)| *count > 0);
+        let mut silent = self.known.silent.lock().unwrap();
+        silent.extend(those.map(|(heard, count)| Silent { heard: *heard, count }));
+        self.known.moved.fetch_add(counted, Relaxed);
+        self.known.live.fetch_sub(counted, Relaxed);
+    }
+
+    /// How many of those who fell silent the service still knows. They are heartbeats, so this is for the end.
+    async fn silent_yet_known(&self) -> u64 {
+        let mut known = 0;
+        for those in self.silent.chunks(A_BATCH as usize) {
+            let reply = self.say(messages::heartbeats_by_handle(those.to_vec())).await;
+            known += (those.len() - reply.unknown_handle.len()) as u64;
+        }
+        known
+    }
+}
+
+// --- who listens -------------------------------------------------------------------------------------------------
+
+/// What of an update is of interest here.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Seen {
+    #[prost(uint64, tag = "3")]
+    current_time: u64,
+    #[prost(uint64, tag = "15")]
+    server_time_ms: u64,
+    #[prost(enumeration = "Cause", tag = "21")]
+    cause: i32,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    counting: AtomicBool,
+    updates: AtomicU64,
+    /// End to end, and what of it the service told itself.
+    lateness: Mutex<(Histogram, Histogram)>,
+}
+
+impl Heard {
+    fn take(&self, updates: impl Iterator<Item = Bytes>) {
+        let received_us = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64;
+        let mut lateness = self.lateness.lock().unwrap();
+        let mut count = 0;
+        for update in updates {
+            let seen = Seen::decode(update).expect("an update");
+            count += 1;
+            if !matches!(seen.cause(), Cause::Tick | Cause::Scene) || !self.counting.load(Relaxed) {
+                continue;
+            }
+            let off_beat_ms = seen.current_time % TICK_MS;
+            let late_us = received_us.saturating_sub(seen.server_time_ms * 1_000) + off_beat_ms * 1_000;
+            lateness.0.add(Duration::from_micros(late_us));
+            lateness.1.add(Duration::from_millis(off_beat_ms));
+        }
+        self.updates.fetch_add(count, Relaxed);
+    }
+}
+
+async fn listen(url: String, of_feeds: bool, heard: Arc<Heard>) {
+    let client = caller::connect(&url).await;
+    let pattern = if of_feeds { "orchestrator.feed.*" } else { "stream.*.updates" };
+    let mut chunks = client.subscribe(pattern).await.expect("a subscription").ready_chunks(256);
+    while let Some(chunk) = chunks.next().await {
+        let payloads = chunk.into_iter().map(|message| message.payload);
+        if of_feeds {
+            payloads.for_each(|batch| heard.take(feed::updates(batch).expect("a batch of updates").into_iter()));
+        } else {
+            heard.take(payloads);
+        }
+    }
+}
+
+// --- the run -----------------------------------------------------------------------------------------------------
+
+/// What was seen while it ran.
+#[derive(Debug, Default)]
+struct Watched {
+    commands: Histogram,
+    peak_rss: u64,
+    /// Processor time in the busiest five seconds, share of a core.
+    busiest: f64,
+    too_many: u64,
+    too_few: u64,
+    /// How many had been removed for their silence at what time.
+    removals: Vec<(Instant, u64)>,
+}
+
+async fn headline(options: &Options, plan: Plan, ears: &tokio::runtime::Handle) -> Report {
+    let Plan { viewers, streams, span, stale, .. } = plan;
+    let about = plan.span.as_secs() + plan.viewers / 400_000 + 5;
+    println!("{viewers} viewers of {streams} streams, --publish {}: about {about} s", options.publish);
+    let server = Server::start();
+    let url = server.url();
+    let stale_option = format!("{}s", stale.as_secs());
+    let service = Service::start(&url, &["--publish", &options.publish, "--stale-timeout", &stale_option]).await;
+    let heard = Arc::new(Heard::default());
+    ears.spawn(listen(url.clone(), options.publish == "feed", Arc::clone(&heard)));
+    let client = caller::connect(&url).await;
+    let empty = rss_of(service.pid());
+    caller::start_streams(&client, streams, TICK_MS).await;
+    let with_streams = rss_of(service.pid());
+
+    let known = Arc::new(Known::default());
+    let began = Instant::now();
+    let mut opening = JoinSet::new();
+    for number in 0..GATEWAYS {
+        let mut gateway = Gateway::new(plan, number, &url, Arc::clone(&known)).await;
+        opening.spawn(async move {
+            gateway.open().await;
+            gateway
+        });
+    }
+    let gateways = opening.join_all().await;
+    let opened = began.elapsed();
+    println!("registered in {opened:.1?}, {:.0} a second", viewers as f64 / opened.as_secs_f64());
+    assert!(opened + plan.heartbeat < stale, "the first would be stale before their first heartbeat");
+
+    // Gateways begin at once; what is measured begins when the burst of registrations is over.
+    let began = Instant::now();
+    let mut running = JoinSet::new();
+    gateways.into_iter().for_each(|gateway| drop(running.spawn(gateway.run(began))));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    heard.counting.store(true, Relaxed);
+    let (updates, at) = (heard.updates.load(Relaxed), Instant::now());
+    let cpu = || [service.pid(), server.pid(), std::process::id()].map(cpu_of);
+    let before = cpu();
+    let watched = watch(&service, &client, &known, &heard, plan, began).await;
+    let took = at.elapsed().as_secs_f64();
+    let after = cpu();
+    let updates = (heard.updates.load(Relaxed) - updates) as f64 / took;
+    heard.counting.store(false, Relaxed);
+    let rss = rss_of(service.pid());
+
+    let gateways = running.join_all().await;
+    let mut counters = Vec::new();
+    for (what, name, label) in [
+        ("ticks superseded", "orchestrator_dropped_total", "tick_superseded"),
+        ("requests dropped", "orchestrator_receive_dropped", ""),
+        ("requests refused", "orchestrator_refused_total", ""),
+    ] {
+        counters.push((what, service.metric(name, label).await as f64));
+    }
+    let mut yet_known = 0;
+    for gateway in &gateways {
+        yet_known += gateway.silent_yet_known().await;
+    }
+    let mut report = Report::new("headline", "The headline run", options.quick);
+    let scale = format!("{} viewers, {} streams, {}", number(viewers as f64), number(streams as f64), options.publish);
+    let row = |what: &str, value: f64, unit: &str| Row::new(what, &scale, OURS, value, unit);
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let share = |place: usize| (after[place] - before[place]) * 100.0 / took;
+    let asked = streams as f64 * 1_000.0 / TICK_MS as f64;
+    let silent: u64 = known.silent.lock().unwrap().iter().map(|some| some.count).sum();
+    let delays = removal_delays(&known, &watched.removals);
+    let (lateness, off_beat) = heard.lateness.lock().unwrap().clone();
+    let rows = &mut report.rows;
+    rows.extend([
+        row("memory at the end", mib(rss), "MiB").aimed("<= 1024"),
+        row("memory at its most", mib(watched.peak_rss), "MiB"),
+        row("memory of a stream", (with_streams - empty) as f64 / streams as f64, "bytes"),
+        row("memory of a viewer", rss.saturating_sub(with_streams) as f64 / viewers as f64, "bytes"),
+        row("registered", viewers as f64 / opened.as_secs_f64(), "/s"),
+        row("share of a core", share(0), "%").aimed("<= 100"),
+        row("share of a core, busiest 5 s", watched.busiest, "%"),
+        row("share of a core, nats-server", share(1), "%"),
+        row("share of a core, gateways and listener", share(2), "%"),
+        row("heartbeats", known.heartbeats.load(Relaxed) as f64 / span.as_secs_f64(), "/s"),
+        row("heartbeat messages late by at most", known.latest_heartbeat_us.load(Relaxed) as f64 / 1e3, "ms"),
+        row("updates received", updates, "/s").aimed(format!(">= {:.0}", asked * 0.995)),
+    ]);
+    for (what, times) in [("lateness of updates", &lateness), ("lateness by the service's word", &off_beat)] {
+        let p99 = row(&format!("{what}, p99"), times.quantile_ms(0.99), "ms");
+        rows.extend([
+            row(&format!("{what}, p50"), times.quantile_ms(0.5), "ms"),
+            if what == "lateness of updates" { p99.aimed("<= 5") } else { p99 },
+            row(&format!("{what}, most"), times.longest_ms(), "ms"),
+        ]);
+    }
+    rows.extend([
+        row("a command's round trip, p50", watched.commands.quantile_ms(0.5), "ms"),
+        row("a command's round trip, p99", watched.commands.quantile_ms(0.99), "ms").aimed("<= 5"),
+        row("a command's round trip, most", watched.commands.longest_ms(), "ms"),
+        row("fell silent", silent as f64, "viewers"),
+        row("silent and removed", watched.removals.last().map_or(0, |last| last.1) as f64, "viewers"),
+        row("silent and still known at the end", yet_known as f64, "viewers").aimed("<= 0"),
+        row("live and thrown out", known.thrown_out.load(Relaxed) as f64, "viewers").aimed("<= 0"),
+        row("total above what it may be, at most", watched.too_many as f64, "viewers").aimed("<= 0"),
+        row("total below what it must be, at most", watched.too_few as f64, "viewers").aimed("<= 0"),
+    ]);
+    if let (Some(first), Some(last)) = (delays.first(), delays.last()) {
+        let limit = (stale + REMOVAL_SLACK + PERIOD).as_secs_f64();
+        rows.push(row("removed after the last heartbeat, soonest", *first, "s"));
+        rows.push(row("removed after the last heartbeat, latest", *last, "s").aimed(format!("<= {limit}")));
+    }
+    rows.extend(counters.into_iter().map(|(what, value)| row(what, value, "in all")));
+    report
+}
+
+/// Asks, commands and shows, until the time is over.
+async fn watch(
+    service: &Service,
+    client: &Client,
+    known: &Known,
+    heard: &Heard,
+    plan: Plan,
+    began: Instant,
+) -> Watched {
+    let mut watched = Watched::default();
+    let mut order = ids::Shuffled::new(11, plan.streams);
+    let mut pace = tokio::time::interval(PERIOD);
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut busy = (Instant::now(), cpu_of(service.pid()));
+    let mut shown = (Instant::now(), heard.updates.load(Relaxed));
+    let every = Duration::from_secs(if std::io::stderr().is_terminal() { 1 } else { 10 });
+    while began.elapsed() < plan.span {
+        pace.tick().await;
+        let stream = ids::stream(order.next().unwrap());
+        let asked = Instant::now();
+        caller::done(client, subject::COMMAND, messages::status(&stream, 1)).await;
+        watched.commands.add(asked.elapsed());
+        let before = known.open();
+        let total = caller::stats(client).await.total;
+        let limits = known.limits(before, plan.stale);
+        watched.too_many = watched.too_many.max(total.saturating_sub(limits.most));
+        watched.too_few = watched.too_few.max(limits.least.saturating_sub(total));
+        let removed = service.metric("orchestrator_stale_removed_total", "").await;
+        if removed > watched.removals.last().map_or(0, |last| last.1) {
+            watched.removals.push((Instant::now(), removed));
+        }
+        watched.peak_rss = watched.peak_rss.max(rss_of(service.pid()));
+        if busy.0.elapsed() >= Duration::from_secs(5) {
+            let now = (Instant::now(), cpu_of(service.pid()));
+            watched.busiest = watched.busiest.max((now.1 - busy.1) * 100.0 / (now.0 - busy.0).as_secs_f64());
+            busy = now;
+        }
+        if shown.0.elapsed() >= every {
+            let now = (Instant::now(), heard.updates.load(Relaxed));
+            let line = format!(
+                "[{:3.0}/{} s] {total} viewers, {removed} removed, {:.0} updates/s, {} MiB, command p99 {} ms",
+                began.elapsed().as_secs_f64(),
+                plan.span.as_secs(),
+                (now.1 - shown.1) as f64 / (now.0 - shown.0).as_secs_f64(),
+                rss_of(service.pid()) >> 20,
+                number(watched.commands.quantile_ms(0.99)),
+            );
+            if every > Duration::from_secs(1) {
+                eprintln!("{line}")
+            } else {
+                eprint!("\r{line}   ")
+            }
+            shown = now;
+        }
+    }
+    eprintln!();
+    watched
+}
+
+/// From the last heartbeat that was answered until the removal was seen, s, sorted. The service removes in the order of
+/// last heartbeats, as near as the milliseconds in which they arrived.
+fn removal_delays(known: &Known, removals: &[(Instant, u64)]) -> Vec<f64> {
+    let mut silent = known.silent.lock().unwrap().clone();
+    silent.sort_by_key(|some| some.heard.1);
+    let mut removals = removals.iter().peekable();
+    let (mut through, mut delays) = (0, Vec::new());
+    for some in silent {
+        through += some.count;
+        while removals.next_if(|(_, removed)| *removed < through).is_some() {}
+        if let Some((at, _)) = removals.peek() {
+            delays.push(at.duration_since(some.heard.1).as_secs_f64());
+        }
+    }
+    delays.sort_by(f64::total_cmp);
+    delays
+}

@@ -1,0 +1,8 @@
+//! What benches over a real nats-server share: the server, the program under test, contestants as processes of their
+//! own, and who talks to them.
+
+pub mod caller;
+pub mod messages;
+pub mod program;
+pub mod raw;
+pub mod server;
