@@ -1,11 +1,11 @@
 //! A hash index of slots that does not own its keys and grows in small steps.
 //!
 //! One hashbrown table would move all its entries at once when it grows: 40 ms at a million. Here the hash picks one
-//! of 256 tables, each of which grows by itself, so a step is a 256th of that.
+//! of 4,096 tables, each of which grows by itself. They fill alike, but not so alike that many grow in the same moment.
 
 use hashbrown::HashTable;
 
-const TABLES: usize = 256;
+const TABLES: usize = 4_096;
 
 /// Slots, found by a hash and a comparison that the caller makes with its own records.
 #[derive(Debug)]

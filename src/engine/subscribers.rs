@@ -37,8 +37,9 @@ use super::{
 pub const STALE_LINGER_MS: u64 = 500;
 
 pub(super) const NONE: u32 = u32::MAX;
-/// Records are allocated in chunks, so that a growing slab never moves: 16,384 of them are 1 MiB.
-const CHUNK: usize = 1 << 14;
+/// Records are allocated in chunks, so that a growing slab never moves: 4,096 of them are 256 KiB. A larger chunk would
+/// make the turn long in which the system gives it.
+const CHUNK: usize = 1 << 12;
 /// How many look-ups of a batch are under way at once: each waits for memory, and the processor waits for many as long
 /// as for one. So many records are an eighth of what the nearest cache holds.
 pub(super) const IN_FLIGHT: usize = 128;

@@ -149,6 +149,15 @@ impl<'a> Message<'a> {
         Self::Subscription { kind, stream_id, named, entries: message.entries() }
     }
 
+    /// How many subscribers it is about.
+    #[must_use]
+    pub const fn entries(&self) -> usize {
+        match self {
+            Self::Subscription { entries, .. } => *entries,
+            Self::Command(_) | Self::None => 0,
+        }
+    }
+
     /// The stream that the message names.
     #[must_use]
     pub fn stream_id(&self) -> &str {

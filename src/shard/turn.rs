@@ -35,12 +35,13 @@ use crate::{
 pub const MAX_BATCH: usize = 256;
 /// For how many messages' subscribers memory is asked at once, see [`Engine::fetch`].
 const LOOK_AHEAD: usize = 64;
-/// The most weight in one turn, of the last message aside. A message weighs its bytes: it may name thousands.
-const MAX_BATCH_WEIGHT: usize = 1_024;
-/// As many bytes weigh 1: those of an ordinary command.
+/// The most weight in one turn, of the last message aside: a batch of 1,000, or as many bytes as decoding them takes
+/// as long. A register takes half a microsecond, a look at a timer likewise.
+const MAX_BATCH_WEIGHT: usize = 1_000;
+/// As many bytes weigh 1: those of an ordinary command, or of an entry of a batch.
 const BYTES_A_WEIGHT: usize = 64;
 /// The most timers looked at in one turn.
-pub const EXPIRE_BUDGET: usize = 2_048;
+pub const EXPIRE_BUDGET: usize = 1_024;
 /// A turn that comes so much later than it was due means that the process stood still, ms. Less than a subscriber is
 /// stale for: else one could be stale and gone in the turn of waking, before its heartbeat is read.
 const OVERSLEPT_MS: u64 = STALE_LINGER_MS / 2;
@@ -249,9 +250,10 @@ impl Shard {
                 weight
             }
             Body::Subscription(message) => {
-                let weight = weight_of(&message);
+                let bytes = weight_of(&message);
                 let fed = Fed::Subscription { message, answered: reply.is_some() };
                 let outcome = self.feed(now.tick, &fed);
+                let weight = bytes.max(outcome.message.entries());
                 log::membership(&outcome.message, &outcome.result);
                 self.answer(now, &outcome, subject::SUBSCRIPTION, reply, owed);
                 weight
@@ -276,9 +278,10 @@ impl Shard {
     fn handle_piece(&mut self, now: Now, pieces: Pieces, reply: Option<Subject>, owed: &mut Owed) -> usize {
         let Pieces { mut left, so_far } = pieces;
         let Some(message) = left.pop_front() else { return 1 };
-        let weight = weight_of(&message);
+        let bytes = weight_of(&message);
         let fed = Fed::Subscription { message, answered: reply.is_some() };
         let mut outcome = self.feed(now.tick, &fed);
+        let weight = bytes.max(outcome.message.entries());
         log::membership(&outcome.message, &outcome.result);
         outcome.result = match (so_far, outcome.result) {
             (Some(before), Ok(piece)) => Ok(before.and(piece)),
@@ -348,7 +351,7 @@ impl Shard {
     fn go_round_batch(&mut self, now: Now, mut batch: BatchRound, reply: Option<Subject>, owed: &mut Owed) -> usize {
         let handles = batch.handles.get_mut(self.number).map(std::mem::take).unwrap_or_default();
         let named = batch.named_at == Some(self.number);
-        let weight = weight_of(&batch.message);
+        let weight = weight_of(&batch.message).max(handles.len());
         let fed = Fed::Part { message: batch.message.clone(), named, handles };
         let outcome = self.feed(now.tick, &fed);
         let Ok(Accepted::Batch(found)) = &outcome.result else {
