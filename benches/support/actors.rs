@@ -84,12 +84,12 @@ impl Subscribers {
     }
 }
 
-/// Starts a stream's task: it makes an update each interval. What was late, and by how much, goes into `late`.
+/// Starts a stream's task: it makes an update each interval, and tells how late it was.
 pub fn stream(
     id: String,
     scenes: Vec<(String, u64)>,
     interval: Duration,
-    late: mpsc::UnboundedSender<Duration>,
+    note_late: impl Fn(Duration) + Send + 'static,
 ) -> (JoinHandle<()>, watch::Receiver<Bytes>) {
     let (updates, receiver) = watch::channel(Bytes::new());
     let task = tokio::spawn(async move {
@@ -100,7 +100,6 @@ pub fn stream(
         let mut sequence = 0;
         loop {
             let due = ticks.tick().await;
-            let _ = late.send(due.elapsed());
             sequence += 1;
             let position = begun.elapsed().as_millis() as u64 % total_ms;
             let mut start = 0;
@@ -129,6 +128,7 @@ pub fn stream(
             if updates.send(update.encode_to_vec().into()).is_err() {
                 return;
             }
+            note_late(due.elapsed());
         }
     });
     (task, receiver)
