@@ -12,7 +12,8 @@
 //! here. The beat is that of the stream's position, which a tick finds at a multiple of the interval; so an update that
 //! says position 1,203 ms at the wall-clock time `server_time_ms` was due 3 ms before that. Clock and position are told
 //! in whole milliseconds, rounded down, which makes an update look up to 1 ms later than it was. It takes in the
-//! service's own lateness, the broker, and this process, all on the same cores.
+//! service's own lateness, the broker, and this process, all on the same cores. What the machine itself adds is shown
+//! beside it: by how much a thread is late that only sleeps, and the round trip of a request that is only echoed.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss, reason = "a bench")]
 
@@ -48,14 +49,17 @@ use support::{
         server::Server,
     },
     process::{cpu_of, rss_of},
-    report::{OURS, Report, Row, number},
+    report::{BARE, OURS, Report, Row, number},
 };
 use tokio::task::JoinSet;
 
 const TICK_MS: u64 = 100;
 const GATEWAYS: u64 = 4;
+const ECHO: &str = "bench.echo";
 /// RegisterBatches that a gateway has under way at once while everybody arrives.
 const AT_ONCE: usize = 4;
+/// Messages that a gateway has under way at once later on, so that a slow answer holds up no heartbeat.
+const UNDER_WAY: usize = 128;
 /// Between two commands, and between two looks at the totals.
 const PERIOD: Duration = Duration::from_millis(100);
 /// One of so many viewers is replaced each minute, and one falls silent.
@@ -220,6 +224,12 @@ struct Gateway {
     known: Arc<Known>,
 }
 
+/// What came of something that a gateway had under way.
+enum Done {
+    Heartbeat { batch: usize, sent: Instant, answered: Instant, unknown: Vec<u64> },
+    Replaced { stream: usize, places: Vec<usize>, handles: Vec<u64>, unknown: usize },
+}
+
 impl Gateway {
     async fn new(plan: Plan, number: u64, url: &str, known: Arc<Known>) -> Self {
         let streams: Vec<String> = (0..plan.streams).filter(|n| n % GATEWAYS == number).map(ids::stream).collect();
@@ -227,10 +237,6 @@ impl Gateway {
         let heard = vec![(Instant::now(), Instant::now()); handles.len().div_ceil(A_BATCH as usize)];
         let client = caller::connect(url).await;
         Self { plan, number, client, streams, handles, heard, silent: Vec::new(), named: 0, known }
-    }
-
-    async fn say(&self, message: Bytes) -> Reply {
-        caller::ask(&self.client, subject::SUBSCRIPTION, message).await
     }
 
     /// Numbers for so many new viewers.
@@ -271,75 +277,114 @@ impl Gateway {
         let (mut beats, mut replaced, mut silences) = (0_u32, 0_u32, 0);
         let beat = heartbeat / self.heard.len() as u32;
         let replacement = minute / self.streams.len() as u32;
+        let mut under_way = JoinSet::new();
         loop {
-            let now = began.elapsed();
-            let due = [beat * beats, replacement * replaced, minute * (silences as u32 + 1)];
-            let (first, at) = due.iter().enumerate().min_by_key(|(_, due)| **due).unwrap();
-            if *at >= span {
-                return self;
+            // Between two beats, so that a viewer who leaves is not heartbeating just then.
+            let due = [beat * beats, replacement * replaced + beat / 2, minute * (silences as u32 + 1)];
+            let (first, at) = due.into_iter().enumerate().min_by_key(|(_, due)| *due).unwrap();
+            if at >= span {
+                break;
             }
-            if *at > now {
-                tokio::time::sleep(*at - now).await;
+            let wait = tokio::time::sleep_until((began + at).into());
+            tokio::pin!(wait);
+            loop {
+                tokio::select! {
+                    Some(done) = under_way.join_next() => self.note(done.unwrap()),
+                    () = &mut wait, if under_way.len() < UNDER_WAY => break,
+                }
             }
             match first {
                 0 => {
-                    let late = began.elapsed().saturating_sub(*at).as_micros() as u64;
+                    let late = (began + at).elapsed().as_micros() as u64;
                     self.known.latest_heartbeat_us.fetch_max(late, Relaxed);
-                    self.heartbeat(beats as usize % self.heard.len()).await;
+                    under_way.spawn(self.heartbeat(beats as usize % self.heard.len()));
                     beats += 1;
                 }
                 1 => {
                     let (stream, round) =
                         (replaced as usize % self.streams.len(), replaced as usize / self.streams.len());
-                    self.replace(stream, round as u64).await;
+                    under_way.spawn(self.replace(stream, round as u64));
                     replaced += 1;
                 }
                 _ => {
                     if silences < self.plan.silences() {
+                        // So that it is known when each was last heard.
+                        while let Some(done) = under_way.join_next().await {
+                            self.note(done.unwrap());
+                        }
                         self.fall_silent(silences);
                     }
                     silences += 1;
                 }
             }
         }
+        while let Some(done) = under_way.join_next().await {
+            self.note(done.unwrap());
+        }
+        self
     }
 
-    async fn heartbeat(&mut self, batch: usize) {
+    fn note(&mut self, done: Done) {
+        match done {
+            Done::Heartbeat { batch, sent, answered, unknown } => {
+                self.heard[batch] = (sent, answered);
+                // Who has left meanwhile is rightly unknown.
+                let first = batch * A_BATCH as usize;
+                let those = &self.handles[first..(first + A_BATCH as usize).min(self.handles.len())];
+                let thrown_out = unknown.iter().filter(|handle| those.contains(handle)).count();
+                self.known.thrown_out.fetch_add(thrown_out as u64, Relaxed);
+            }
+            Done::Replaced { stream, places, handles, unknown } => {
+                self.known.thrown_out.fetch_add(unknown as u64, Relaxed);
+                for (place, handle) in places.into_iter().zip(handles) {
+                    self.handles[place * self.streams.len() + stream] = handle;
+                }
+            }
+        }
+    }
+
+    fn heartbeat(&self, batch: usize) -> impl Future<Output = Done> + use<> {
         let first = batch * A_BATCH as usize;
         let those = &self.handles[first..(first + A_BATCH as usize).min(self.handles.len())];
         let those: Vec<u64> = those.iter().copied().filter(|handle| *handle != 0).collect();
         self.known.heartbeats.fetch_add(those.len() as u64, Relaxed);
-        let sent = Instant::now();
-        let reply = self.say(messages::heartbeats_by_handle(those)).await;
-        self.known.thrown_out.fetch_add(reply.unknown_handle.len() as u64, Relaxed);
-        self.heard[batch] = (sent, Instant::now());
+        let client = self.client.clone();
+        async move {
+            let sent = Instant::now();
+            let message = messages::heartbeats_by_handle(those);
+            let reply: Reply = caller::ask(&client, subject::SUBSCRIPTION, message).await;
+            Done::Heartbeat { batch, sent, answered: Instant::now(), unknown: reply.unknown_handle }
+        }
+    }
+
+    /// Some of a stream leave, and others come.
+    fn replace(&mut self, stream: usize, round: u64) -> impl Future<Output = Done> + use<> {
+        let places = self.chosen(ONE_OF / 2 + round % (ONE_OF / 2));
+        let (count, streams) = (places.len() as u64, self.streams.len());
+        let leaving = places.iter().map(|place| std::mem::take(&mut self.handles[place * streams + stream]));
+        let leaving: Vec<u64> = leaving.filter(|handle| *handle != 0).collect();
+        assert_eq!(leaving.len() as u64, count, "they are there");
+        let names = self.names(count);
+        let (client, known, id) = (self.client.clone(), Arc::clone(&self.known), self.streams[stream].clone());
+        known.moved.fetch_add(count, Relaxed);
+        known.moving.fetch_add(count, Relaxed);
+        known.live.fetch_sub(count, Relaxed);
+        async move {
+            let left: Reply =
+                caller::ask(&client, subject::SUBSCRIPTION, messages::unregister_by_handle(leaving)).await;
+            let message = messages::register_batch(&id, names);
+            let handles = caller::done(&client, subject::SUBSCRIPTION, message).await.handles;
+            known.moved.fetch_add(count, Relaxed);
+            known.live.fetch_add(count, Relaxed);
+            known.moving.fetch_sub(count, Relaxed);
+            Done::Replaced { stream, places, handles, unknown: left.unknown_handle.len() }
+        }
     }
 
     /// Where a stream's viewers are who are chosen this time: spread over all places, so that their heartbeats are.
     fn chosen(&self, from: u64) -> Vec<usize> {
         let apart = self.plan.a_stream() / self.plan.few();
         (0..self.plan.few()).map(|few| (few * apart + from % apart) as usize).collect()
-    }
-
-    /// Some of a stream leave, and others come.
-    async fn replace(&mut self, stream: usize, round: u64) {
-        let places = self.chosen(ONE_OF / 2 + round % (ONE_OF / 2));
-        let at = |place: &usize| place * self.streams.len() + stream;
-        let leaving: Vec<u64> = places.iter().map(|place| self.handles[at(place)]).collect();
-        let count = leaving.len() as u64;
-        self.known.moved.fetch_add(count, Relaxed);
-        self.known.moving.fetch_add(count, Relaxed);
-        self.known.live.fetch_sub(count, Relaxed);
-        let reply = self.say(messages::unregister_by_handle(leaving)).await;
-        self.known.thrown_out.fetch_add(reply.unknown_handle.len() as u64, Relaxed);
-        let names = self.names(count);
-        let message = messages::register_batch(&self.streams[stream], names);
-        let handles = caller::done(&self.client, subject::SUBSCRIPTION, message).await.handles;
-        self.known.live.fetch_add(count, Relaxed);
-        self.known.moving.fetch_sub(count, Relaxed);
-        for (place, handle) in places.into_iter().zip(handles) {
-            self.handles[place * self.streams.len() + stream] = handle;
-        }
     }
 
     /// Some of each stream say nothing any more.
@@ -364,7 +409,8 @@ impl Gateway {
     async fn silent_yet_known(&self) -> u64 {
         let mut known = 0;
         for those in self.silent.chunks(A_BATCH as usize) {
-            let reply = self.say(messages::heartbeats_by_handle(those.to_vec())).await;
+            let message = messages::heartbeats_by_handle(those.to_vec());
+            let reply: Reply = caller::ask(&self.client, subject::SUBSCRIPTION, message).await;
             known += (those.len() - reply.unknown_handle.len()) as u64;
         }
         known
@@ -426,12 +472,37 @@ async fn listen(url: String, of_feeds: bool, heard: Arc<Heard>) {
     }
 }
 
+/// Answers with nothing: what a round trip takes that is not the service's.
+async fn echo(url: String) {
+    let client = caller::connect(&url).await;
+    let mut requests = client.subscribe(ECHO).await.expect("a subscription");
+    while let Some(message) = requests.next().await {
+        let reply = message.reply.expect("somebody waits");
+        client.publish(reply, message.payload).await.expect("the client takes it");
+    }
+}
+
+/// Sees how long the machine lets a thread wait that only sleeps: nothing else on it can be better than that.
+fn metronome(stop: Arc<AtomicBool>) -> std::thread::JoinHandle<Histogram> {
+    const STEP: Duration = Duration::from_millis(1);
+    std::thread::spawn(move || {
+        let mut late = Histogram::default();
+        while !stop.load(Relaxed) {
+            let before = Instant::now();
+            std::thread::sleep(STEP);
+            late.add(before.elapsed().saturating_sub(STEP));
+        }
+        late
+    })
+}
+
 // --- the run -----------------------------------------------------------------------------------------------------
 
 /// What was seen while it ran.
 #[derive(Debug, Default)]
 struct Watched {
     commands: Histogram,
+    echoes: Histogram,
     peak_rss: u64,
     /// Processor time in the busiest five seconds, share of a core.
     busiest: f64,
@@ -439,6 +510,19 @@ struct Watched {
     too_few: u64,
     /// How many had been removed for their silence at what time.
     removals: Vec<(Instant, u64)>,
+}
+
+/// Reads how many have been removed, for as long as it is polled.
+async fn note_removals(service: &Service, removals: &Mutex<Vec<(Instant, u64)>>) {
+    let mut pace = tokio::time::interval(PERIOD);
+    loop {
+        pace.tick().await;
+        let removed = service.metric("orchestrator_stale_removed_total", "").await;
+        let mut removals = removals.lock().unwrap();
+        if removed > removals.last().map_or(0, |last| last.1) {
+            removals.push((Instant::now(), removed));
+        }
+    }
 }
 
 async fn headline(options: &Options, plan: Plan, ears: &tokio::runtime::Handle) -> Report {
@@ -451,6 +535,7 @@ async fn headline(options: &Options, plan: Plan, ears: &tokio::runtime::Handle) 
     let service = Service::start(&url, &["--publish", &options.publish, "--stale-timeout", &stale_option]).await;
     let heard = Arc::new(Heard::default());
     ears.spawn(listen(url.clone(), options.publish == "feed", Arc::clone(&heard)));
+    ears.spawn(echo(url.clone()));
     let client = caller::connect(&url).await;
     let empty = rss_of(service.pid());
     caller::start_streams(&client, streams, TICK_MS).await;
@@ -480,11 +565,21 @@ async fn headline(options: &Options, plan: Plan, ears: &tokio::runtime::Handle) 
     let (updates, at) = (heard.updates.load(Relaxed), Instant::now());
     let cpu = || [service.pid(), server.pid(), std::process::id()].map(cpu_of);
     let before = cpu();
-    let watched = watch(&service, &client, &known, &heard, plan, began).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let sleeper = metronome(Arc::clone(&stop));
+    let removals = Mutex::default();
+    let watching = watch(&service, &client, &known, &heard, &removals, plan, began);
+    let mut watched = tokio::select! {
+        watched = watching => watched,
+        () = note_removals(&service, &removals) => Watched::default(),
+    };
+    watched.removals = removals.into_inner().unwrap();
     let took = at.elapsed().as_secs_f64();
     let after = cpu();
     let updates = (heard.updates.load(Relaxed) - updates) as f64 / took;
     heard.counting.store(false, Relaxed);
+    stop.store(true, Relaxed);
+    let sleeper = sleeper.join().unwrap();
     let rss = rss_of(service.pid());
 
     let gateways = running.join_all().await;
@@ -536,6 +631,11 @@ async fn headline(options: &Options, plan: Plan, ears: &tokio::runtime::Handle) 
         row("a command's round trip, p50", watched.commands.quantile_ms(0.5), "ms"),
         row("a command's round trip, p99", watched.commands.quantile_ms(0.99), "ms").aimed("<= 5"),
         row("a command's round trip, most", watched.commands.longest_ms(), "ms"),
+        Row::new("a command's round trip, p50", &scale, BARE, watched.echoes.quantile_ms(0.5), "ms"),
+        Row::new("a command's round trip, p99", &scale, BARE, watched.echoes.quantile_ms(0.99), "ms"),
+        Row::new("a command's round trip, most", &scale, BARE, watched.echoes.longest_ms(), "ms"),
+        row("a thread that only sleeps 1 ms is late, p99", sleeper.quantile_ms(0.99), "ms"),
+        row("a thread that only sleeps 1 ms is late, most", sleeper.longest_ms(), "ms"),
         row("fell silent", silent as f64, "viewers"),
         row("silent and removed", watched.removals.last().map_or(0, |last| last.1) as f64, "viewers"),
         row("silent and still known at the end", yet_known as f64, "viewers").aimed("<= 0"),
@@ -558,6 +658,7 @@ async fn watch(
     client: &Client,
     known: &Known,
     heard: &Heard,
+    removals: &Mutex<Vec<(Instant, u64)>>,
     plan: Plan,
     began: Instant,
 ) -> Watched {
@@ -574,15 +675,15 @@ async fn watch(
         let asked = Instant::now();
         caller::done(client, subject::COMMAND, messages::status(&stream, 1)).await;
         watched.commands.add(asked.elapsed());
+        let asked = Instant::now();
+        client.request(ECHO, Bytes::new()).await.expect("an echo");
+        watched.echoes.add(asked.elapsed());
         let before = known.open();
         let total = caller::stats(client).await.total;
         let limits = known.limits(before, plan.stale);
         watched.too_many = watched.too_many.max(total.saturating_sub(limits.most));
         watched.too_few = watched.too_few.max(limits.least.saturating_sub(total));
-        let removed = service.metric("orchestrator_stale_removed_total", "").await;
-        if removed > watched.removals.last().map_or(0, |last| last.1) {
-            watched.removals.push((Instant::now(), removed));
-        }
+        let removed = removals.lock().unwrap().last().map_or(0, |last| last.1);
         watched.peak_rss = watched.peak_rss.max(rss_of(service.pid()));
         if busy.0.elapsed() >= Duration::from_secs(5) {
             let now = (Instant::now(), cpu_of(service.pid()));
