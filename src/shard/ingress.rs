@@ -1,7 +1,8 @@
 //! Messages from outside: to which shard, or why not.
 //!
 //! This is the one place that everything passes through, so it does as little as it can: it peeks at the id and leaves
-//! the decoding to the shard.
+//! the decoding to the shard. Only what is so large that it would make a shard's turn long is checked here, and a large
+//! batch cut into pieces.
 
 use std::sync::Arc;
 
@@ -28,6 +29,10 @@ use crate::{
 /// The most entries of a batch that a shard handles at once: about half a millisecond of registers, so that a beat is
 /// not late for a batch.
 pub const MAX_PIECE_ENTRIES: usize = 1_000;
+
+/// A command of more bytes is checked before it reaches a shard: a megabyte of half a million scenes takes 25 ms to
+/// find out that there are too many.
+const LARGE_COMMAND_BYTES: usize = 64 << 10;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -82,6 +87,9 @@ impl Ingress {
 
     fn command(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {
         self.check_size(&payload)?;
+        if payload.len() > LARGE_COMMAND_BYTES {
+            decode::command(&decode::message(&payload, &self.limits)?, &self.limits)?;
+        }
         Ok((self.router.shard_of(&route::command(&payload)), Body::Command(payload)))
     }
 

@@ -128,6 +128,7 @@ pub struct Owed {
     /// Where updates are encoded: one allocation serves many.
     buffer: BytesMut,
     published: u64,
+    superseded: u64,
 }
 
 impl Owed {
@@ -146,6 +147,7 @@ impl Owed {
             bytes: 0,
             buffer: BytesMut::new(),
             published: 0,
+            superseded: 0,
         }
     }
 
@@ -196,9 +198,7 @@ impl Owed {
                 self.order.push_back(update.slot);
             }
         }
-        if superseded {
-            counter!("orchestrator_dropped_total", "reason" => "tick_superseded").increment(1);
-        }
+        self.superseded += u64::from(superseded);
     }
 
     /// Owes an answer.
@@ -300,6 +300,11 @@ impl Owed {
     /// How many updates were handed over, for metrics. Reading it sets it back.
     pub fn take_published(&mut self) -> u64 {
         std::mem::take(&mut self.published)
+    }
+
+    /// How many ticks were replaced by a newer update before they were handed over, likewise.
+    pub fn take_superseded(&mut self) -> u64 {
+        std::mem::take(&mut self.superseded)
     }
 
     /// The broker has the changes that had been handed over when [`Owed::handed_over`] was `until`.

@@ -165,7 +165,7 @@ impl Shard {
         }
         self.settle(now, owed);
         self.totals.set(self.number, &self.engine.counts());
-        self.tell_forgotten();
+        self.tell_dropped(owed);
         // What is due at once is due now: a time gone by would look like a turn that came late.
         self.due = self.engine.next_deadline().map(|due| due.max(now.tick));
         let more = !self.router.mailbox(self.number).is_empty() || self.due.is_some_and(|due| due <= now.tick);
@@ -201,8 +201,10 @@ impl Shard {
         sum.streams + SLACK >= max_streams || sum.total + SLACK >= max_subscribers
     }
 
-    /// Answers that were forgotten before their time, for want of room.
-    fn tell_forgotten(&mut self) {
+    /// Counts what was given up: answers forgotten before their time, for want of room, and ticks that newer updates
+    /// have replaced.
+    fn tell_dropped(&mut self, owed: &mut Owed) {
+        counter!("orchestrator_dropped_total", "reason" => "tick_superseded").increment(owed.take_superseded());
         let forgotten = self.engine.requests_forgotten_early();
         counter!("orchestrator_dropped_total", "reason" => "request_forgotten").increment(forgotten - self.forgotten);
         self.forgotten = forgotten;

@@ -266,6 +266,11 @@ async fn scenes_out_of_their_limits_are_refused_with_the_limit(world: World) {
     let cases = [
         bad_config(config(&[]), &["scenes", "1 to 1000", "0"]),
         bad_config(config(&too_many), &["scenes", "1 to 1000", "1001"]),
+        // So large that it is checked before it reaches a shard.
+        bad_config(
+            OrchestratorConfig { scenes: vec![SceneConfig::default(); 300_000], ..Default::default() },
+            &["scenes", "1 to 1000", "300000"],
+        ),
         bad_config(config(&[("a", 1), ("b", 1), ("a", 1)]), &["scenes[2].name", "distinct", "\"a\""]),
         bad_config(config(&[("a", 1), ("", 1)]), &["scenes[1].name", "1 to 256 bytes"]),
         bad_config(config(&[(&long, 1)]), &["scenes[0].name", "1 to 256 bytes", "257"]),
