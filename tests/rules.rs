@@ -267,3 +267,64 @@ fn each_use_of_a_slot_has_a_handle_of_the_next_generation() {
         before = handle;
     }
 }
+
+#[test]
+fn the_answers_to_two_pieces_of_a_batch_are_one_answer_to_the_whole() {
+    let unplaced = |no_such_stream, handle, client: &str| Unplaced {
+        no_such_stream,
+        handles: vec![Handle(handle)],
+        clients: vec![client.to_owned()],
+    };
+    for (before, behind) in [(false, false), (false, true), (true, false), (true, true)] {
+        let whole = Accepted::Batch(unplaced(before, 1, "a")).and(Accepted::Batch(unplaced(behind, 2, "b")));
+        let expected = Unplaced {
+            no_such_stream: before || behind,
+            handles: vec![Handle(1), Handle(2)],
+            clients: vec!["a".to_owned(), "b".to_owned()],
+        };
+        assert_eq!(whole, Accepted::Batch(expected), "no such stream: {before}, then {behind}");
+    }
+    let mut world = World::with_show(&show());
+    let mut piece = |clients: &[&str]| {
+        let newcomer = |id| Newcomer { client_id: ClientId::parse(id).expect("a valid id"), session: 0, source: None };
+        let subscribers = clients.iter().map(|id| Ok(newcomer(*id))).collect();
+        match world.handle(Input::RegisterBatch { stream_id: stream("show"), subscribers, answered: true }) {
+            Ok(Accepted::RegisteredBatch { handles, state }) => (handles, state),
+            other => panic!("a batch was answered with {other:?}"),
+        }
+    };
+    let ((first, old), (second, new)) = (piece(&["a", "b"]), piece(&["c"]));
+    let whole = Accepted::RegisteredBatch { handles: first.clone(), state: old }
+        .and(Accepted::RegisteredBatch { handles: second.clone(), state: new.clone() });
+    let handles = [first, second].concat();
+    assert_eq!(whole, Accepted::RegisteredBatch { handles, state: new }, "all handles, and the newest state");
+}
+
+#[test]
+fn a_refused_stream_id_is_told_which_character_is_to_blame() {
+    for (id, bad) in [("a.b", "'.'"), ("show 1", "' '"), ("z\u{fc}", "'\u{fc}'"), ("Ā-b", "'Ā'"), ("ok*>", "'*'")] {
+        let error = StreamId::parse(id).expect_err(id);
+        assert!(error.0.ends_with(&format!("this one holds {bad}")), "{id}: {error}");
+    }
+}
+
+#[test]
+fn two_faults_of_a_uuid_do_not_make_up_for_one_another() {
+    const UUID: &str = "aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa";
+    let mut world = World::with_show(&show());
+    world.join(UUID, 0);
+    for first in 0..UUID.len() {
+        for second in first..UUID.len() {
+            let fault = |place: usize, c: char| match c {
+                _ if place != first && place != second => c,
+                '-' => 'x',
+                _ => 'A',
+            };
+            // A text of its own, and so another client.
+            let text: String = UUID.chars().enumerate().map(|(place, c)| fault(place, c)).collect();
+            let joined = world.register("show", &text, 0, true);
+            assert!(matches!(joined, Ok(Accepted::Registered { new: true, .. })), "{text}");
+        }
+    }
+    assert_eq!(world.engine.counts().unique, 1 + 36 * 37 / 2);
+}
