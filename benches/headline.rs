@@ -45,7 +45,7 @@ use support::{
     nats::{
         caller::{self, A_BATCH},
         messages,
-        program::Service,
+        program::{Service, until_told_to_stop},
         server::Server,
     },
     process::{cpu_of, rss_of},
@@ -144,7 +144,8 @@ fn main() {
     let ears = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let limit = plan.span + plan.stale + Duration::from_secs(120);
     let report = runtime.block_on(async {
-        tokio::time::timeout(limit, headline(&options, plan, ears.handle())).await.expect("the run ends in time")
+        let run = until_told_to_stop(headline(&options, plan, ears.handle()));
+        tokio::time::timeout(limit, run).await.expect("the run ends in time")
     });
     report.print();
     report.save(&options.out);

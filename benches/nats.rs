@@ -30,7 +30,7 @@ use support::{
     nats::{
         caller::{self, A_BATCH, Listener},
         messages,
-        program::{Role, Service},
+        program::{Role, Service, until_told_to_stop},
         raw::{Block, Flooded, flood},
         server::Server,
     },
@@ -62,6 +62,7 @@ fn main() {
                 return play(&words[1..]).await;
             }
             let measured = measure(words[0], words[1], words[2] == "quick");
+            let measured = until_told_to_stop(measured);
             tokio::time::timeout(LONGEST_STEP, measured).await.expect("a step ends in time");
         });
     }
@@ -331,7 +332,7 @@ fn rate_of(who: &str, flooded: &Flooded) -> f64 {
 async fn receive_batched(quick: bool) {
     let server = Server::start();
     let client = caller::connect(&server.url()).await;
-    let factor = if quick { 1 } else { 8 };
+    let factor = if quick { 1 } else { 3 };
     let mut receiver = Receiver::start(&server.url(), OURS).await;
     let handles = std::mem::take(&mut receiver.handles);
     let by_key = (0..VIEWERS / A_BATCH)

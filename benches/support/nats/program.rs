@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::signal::unix::{SignalKind, signal};
+
 /// How long a process may take until it is ready.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -26,6 +28,17 @@ impl Drop for Guard {
         // An error means that it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// `work`, or a panic on SIGTERM and Ctrl-C: so that children are ended then as well.
+pub async fn until_told_to_stop<T>(work: impl Future<Output = T>) -> T {
+    let mut terminate = signal(SignalKind::terminate()).expect("a handler");
+    let mut interrupt = signal(SignalKind::interrupt()).expect("a handler");
+    tokio::select! {
+        done = work => done,
+        _ = terminate.recv() => panic!("told to stop"),
+        _ = interrupt.recv() => panic!("told to stop"),
     }
 }
 
