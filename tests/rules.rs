@@ -235,7 +235,7 @@ fn what_may_be_replaced_by_something_newer_is_ticks_and_snapshots() {
 #[test]
 fn thousands_on_one_stream_are_each_found_and_each_let_go() {
     // More than a chunk of records, and so many in the index that the first bits of two hashes are often the same.
-    const MANY: usize = 5_000;
+    const MANY: usize = 20_000;
     let mut engine = Engine::new(Settings::default());
     let mut outbox = Outbox::default();
     let mut tell = |input: Input<'_>| engine.handle(Tick(T0), input, &mut outbox);
