@@ -532,8 +532,9 @@ async fn bare_receiver(client: Client) {
 
 async fn requests_of(client: &Client) -> Subscriber {
     let requests = client.queue_subscribe(subject::ALL_REQUESTS, subject::QUEUE_GROUP.to_owned()).await;
-    client.flush().await.expect("the broker knows of it");
-    requests.expect("a subscription")
+    let requests = requests.expect("a subscription");
+    caller::settle(client).await;
+    requests
 }
 
 /// What the client dropped is what arrived and was not counted, when nothing waits.
@@ -565,7 +566,7 @@ async fn actors_receiver(client: Client) {
 
 async fn bare_echo(client: Client) {
     let mut requests = client.subscribe("bench.echo").await.expect("a subscription");
-    client.flush().await.expect("the broker knows of it");
+    caller::settle(&client).await;
     Role::ready();
     while let Some(message) = requests.next().await {
         if let Some(reply) = message.reply {

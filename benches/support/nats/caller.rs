@@ -34,6 +34,13 @@ pub async fn connect(url: &str) -> Client {
     options.connect(url).await.expect("a connection")
 }
 
+/// Waits until the broker knows of all that this connection has subscribed to: a round trip behind it, to nobody. A
+/// flush only empties the client's own buffer.
+pub async fn settle(client: &Client) {
+    let answer = client.request("bench.nobody", Bytes::new()).await;
+    assert!(answer.is_err(), "nobody answers");
+}
+
 /// Asks, and decodes the answer.
 pub async fn ask<M: prost::Message + Default>(client: &Client, subject: &'static str, message: Bytes) -> M {
     let answer = client.request(subject, message).await.unwrap_or_else(|error| panic!("{subject}: {error}"));
@@ -90,7 +97,7 @@ impl Listener {
     pub async fn start(url: &str, subject: &'static str, of_feeds: bool) -> Self {
         let client = connect(url).await;
         let subscription = client.subscribe(subject).await.expect("a subscription");
-        client.flush().await.expect("the broker knows of it");
+        settle(&client).await;
         let counted = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&counted);
         let task = tokio::spawn(async move {

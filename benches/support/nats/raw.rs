@@ -12,7 +12,7 @@ use async_nats::Client;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 
-use super::messages;
+use super::{caller, messages};
 use orchestrator_service::wire::subject;
 
 /// How long an answer to a marker may take.
@@ -67,7 +67,7 @@ pub async fn flood(
 ) -> (Flooded, Vec<Block>) {
     let inbox = client.new_inbox();
     let mut answers = client.subscribe(inbox.clone()).await.expect("an inbox");
-    client.flush().await.expect("the broker knows of it");
+    caller::settle(client).await;
     let (answered, marks) = mpsc::channel();
     let reader = tokio::spawn(async move {
         while answers.next().await.is_some() {
