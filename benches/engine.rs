@@ -183,7 +183,7 @@ fn streams(criterion: &mut Criterion) {
             assert!(outbox.updates.len() >= STREAMS as usize);
             outbox.clear();
             // In time the subscribers would go stale.
-            if now.since(NOW) % 60_000 == 0 {
+            if now.since(NOW).is_multiple_of(60_000) {
                 handle(&mut engine, &mut outbox, now, Input::Overslept { ms: 90_000 });
             }
         });

@@ -4,6 +4,8 @@
 //! viewer; their beats are spread over the interval. Each update is made, encoded and handed over, but not sent. An
 //! update is late by the time from its beat, which is on the stream's own grid, until it is handed over.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss, reason = "a bench")]
+
 mod support;
 
 use std::{

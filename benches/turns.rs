@@ -3,6 +3,8 @@
 //! `cargo bench --bench turns` takes about a minute, `-- --quick` a quarter of it. A shard takes its turns as its
 //! thread would let it, with messages in its mailbox and in virtual time; each turn is timed, in processor time.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::cast_precision_loss, reason = "a bench")]
+
 mod support;
 
 use std::{

@@ -8,7 +8,7 @@ use orchestrator_service::{
         WireLimits,
         encode::{self, Now},
         proto, route,
-        subscription::Subscription,
+        subscription::Address,
     },
 };
 use prost::Message as _;
@@ -39,7 +39,7 @@ fn request(message: &[u8], kind: Kind) {
         Kind::Command => (Fed::Command(bytes.clone()), Some(route::command(message))),
         Kind::Subscription => (
             Fed::Subscription { message: bytes.clone(), answered: false },
-            Subscription::read(message).ok().flatten().map(|read| read.stream_id.to_owned()),
+            Address::read(message).ok().flatten().map(|read| read.stream_id.to_owned()),
         ),
         Kind::Query => (Fed::Query(bytes.clone()), None),
     };

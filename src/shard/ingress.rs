@@ -22,7 +22,7 @@ use crate::{
         Refusal, WireLimits,
         decode::{self, Question},
         encode, proto, route, subject,
-        subscription::Subscription,
+        subscription::Address,
     },
 };
 
@@ -96,21 +96,22 @@ impl Ingress {
     fn subscription(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {
         self.check_size(&payload)?;
         // What does not decode, or names nobody at all, is for any shard to refuse.
-        let Ok(Some(message)) = Subscription::read(&payload) else { return Ok((0, Body::Subscription(payload))) };
-        let named_at = (!message.stream_id.is_empty()).then(|| self.router.shard_of(message.stream_id));
+        let Ok(Some(address)) = Address::read(&payload) else { return Ok((0, Body::Subscription(payload))) };
+        let named_at = (!address.stream_id.is_empty()).then(|| self.router.shard_of(address.stream_id));
         let owner = |handle: &Handle| self.router.owner(handle.partition());
-        let first = named_at.or_else(|| message.handles.first().map(owner)).unwrap_or(0);
-        if message.handles.iter().all(|handle| owner(handle) == first) {
-            if message.entries() <= MAX_PIECE_ENTRIES {
+        let first = named_at.or_else(|| address.handles.first().map(owner)).unwrap_or(0);
+        if address.handles.iter().all(|handle| owner(handle) == first) {
+            if address.entries <= MAX_PIECE_ENTRIES {
                 return Ok((first, Body::Subscription(payload)));
             }
             // All of it is checked before the first piece does anything.
+            let message = decode::subscription_message(&payload, &self.limits)?;
             decode::subscription(message.clone(), true)?;
             let left = message.pieces(MAX_PIECE_ENTRIES).into();
-            return Ok((first, Body::Pieces(Pieces { left, so_far: None })));
+            return Ok((first, Body::Pieces(Box::new(Pieces { left, so_far: None }))));
         }
         let mut handles = vec![Vec::new(); self.router.shards()];
-        for handle in &message.handles {
+        for handle in &address.handles {
             handles[owner(handle)].push(*handle);
         }
         let round = BatchRound { message: payload.clone(), named_at, handles, unplaced: Unplaced::default() };

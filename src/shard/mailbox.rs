@@ -43,7 +43,7 @@ pub enum Body {
     /// A `SubscriptionCommand`, undecoded, of which all belongs to this shard.
     Subscription(Bytes),
     /// A large batch, checked, in messages of a size that fits into a turn.
-    Pieces(Pieces),
+    Pieces(Box<Pieces>),
     /// A `Query` about one stream of this shard, undecoded.
     Query(Bytes),
     /// Something that goes from shard to shard.

@@ -34,6 +34,9 @@ use crate::{
 pub const OWED_CAPACITY: usize = 65_536;
 /// How many bytes of them.
 pub const OWED_BYTES: usize = 64 << 20;
+/// How many ticks may wait before the shard rests rather than replace them by newer ones: what a publisher that is at its
+/// limit sends in about 20 ms.
+const BEHIND: usize = 8_192;
 /// Largest message of a feed, bytes: half of what a broker takes by default.
 const MAX_FEED_BYTES: usize = 512 << 10;
 /// What an entry of a feed takes besides the update, bytes at the most.
@@ -167,6 +170,12 @@ impl Owed {
     #[must_use]
     pub fn is_half_full(&self) -> bool {
         self.firm.len() + self.unconfirmed.len() >= OWED_CAPACITY / 2 || self.bytes >= OWED_BYTES / 2
+    }
+
+    /// Whether so many ticks wait that the publisher cannot keep up, or is away.
+    #[must_use]
+    pub const fn is_behind(&self) -> bool {
+        self.waiting > BEHIND
     }
 
     /// Whether there is something to hand over.

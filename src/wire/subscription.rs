@@ -56,6 +56,17 @@ pub struct Named<'a> {
     pub session: u64,
 }
 
+/// Whom a message is for, as far as that can be told without looking at those whom it names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Address<'a> {
+    /// `stream_id`.
+    pub stream_id: &'a str,
+    /// `handle` of a batch.
+    pub handles: Vec<Handle>,
+    /// How many subscribers it names.
+    pub entries: usize,
+}
+
 /// A command with the fields that it has; the others are empty. Not checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription<'a> {
@@ -111,7 +122,9 @@ impl<'a> Subscription<'a> {
             match (self.kind, tag) {
                 (_, 1) => self.stream_id = text(wire_type, &mut bytes)?,
                 (Kind::HeartbeatBatch | Kind::UnregisterBatch, 2) => self.clients.push(text(wire_type, &mut bytes)?),
-                (Kind::HeartbeatBatch | Kind::UnregisterBatch, 3) => self.read_handles(wire_type, &mut bytes)?,
+                (Kind::HeartbeatBatch | Kind::UnregisterBatch, 3) => {
+                    read_handles(wire_type, &mut bytes, &mut self.handles)?
+                }
                 (Kind::RegisterBatch, 2) => {
                     let mut named = Named::default();
                     let mut entry = block(wire_type, &mut bytes)?;
@@ -126,20 +139,6 @@ impl<'a> Subscription<'a> {
                 (_, tag) => skip_field(wire_type, tag, &mut bytes, DecodeContext::default())?,
             }
         }
-        Ok(())
-    }
-
-    /// Packed, or one by one as older writers do.
-    fn read_handles(&mut self, wire_type: WireType, bytes: &mut &'a [u8]) -> Result<(), DecodeError> {
-        if wire_type == WireType::SixtyFourBit {
-            self.handles.push(Handle(bytes.try_get_u64_le().map_err(|_| cut_off())?));
-            return Ok(());
-        }
-        let (handles, rest) = block(wire_type, bytes)?.as_chunks();
-        if !rest.is_empty() {
-            return Err(cut_off());
-        }
-        self.handles.extend(handles.iter().map(|handle| Handle(u64::from_le_bytes(*handle))));
         Ok(())
     }
 
@@ -192,6 +191,51 @@ impl<'a> Subscription<'a> {
     }
 }
 
+impl<'a> Address<'a> {
+    /// Reads the address of a `SubscriptionCommand`; none if it names no command. Agrees with [`Subscription::read`]
+    /// where that reads the message, and may read one that it does not.
+    ///
+    /// # Errors
+    /// When the bytes are no such message, as far as that shows.
+    pub fn read(mut bytes: &'a [u8]) -> Result<Option<Self>, DecodeError> {
+        let mut read: Option<(Kind, Self)> = None;
+        while bytes.has_remaining() {
+            let (tag, wire_type) = decode_key(&mut bytes)?;
+            let Some(kind) = Kind::numbered(tag) else {
+                skip_field(wire_type, tag, &mut bytes, DecodeContext::default())?;
+                continue;
+            };
+            let before = read.take().filter(|(before, _)| *before == kind);
+            let mut address = before.map(|(_, address)| address).unwrap_or_default();
+            address.merge(kind, block(wire_type, &mut bytes)?)?;
+            read = Some((kind, address));
+        }
+        Ok(read.map(|(_, address)| address))
+    }
+
+    fn merge(&mut self, kind: Kind, mut bytes: &'a [u8]) -> Result<(), DecodeError> {
+        let is_batch = matches!(kind, Kind::HeartbeatBatch | Kind::UnregisterBatch);
+        let mut named = 0;
+        while bytes.has_remaining() {
+            let (tag, wire_type) = decode_key(&mut bytes)?;
+            match tag {
+                1 => self.stream_id = text(wire_type, &mut bytes)?,
+                3 if is_batch => {
+                    let before = self.handles.len();
+                    read_handles(wire_type, &mut bytes, &mut self.handles)?;
+                    named += self.handles.len() - before;
+                }
+                tag => {
+                    named += usize::from(tag == 2);
+                    skip_field(wire_type, tag, &mut bytes, DecodeContext::default())?;
+                }
+            }
+        }
+        self.entries = if is_batch || kind == Kind::RegisterBatch { self.entries + named } else { 1 };
+        Ok(())
+    }
+}
+
 impl<'a> Named<'a> {
     /// Reads one field, given the numbers of client, source and session.
     fn merge(
@@ -210,6 +254,20 @@ impl<'a> Named<'a> {
         }
         Ok(())
     }
+}
+
+/// Packed, or one by one as older writers do.
+fn read_handles(wire_type: WireType, bytes: &mut &[u8], handles: &mut Vec<Handle>) -> Result<(), DecodeError> {
+    if wire_type == WireType::SixtyFourBit {
+        handles.push(Handle(bytes.try_get_u64_le().map_err(|_| cut_off())?));
+        return Ok(());
+    }
+    let (packed, rest) = block(wire_type, bytes)?.as_chunks();
+    if !rest.is_empty() {
+        return Err(cut_off());
+    }
+    handles.extend(packed.iter().map(|handle| Handle(u64::from_le_bytes(*handle))));
+    Ok(())
 }
 
 /// A field of a length and so many bytes.
@@ -295,6 +353,12 @@ mod tests {
             (Err(_), Err(_)) => {}
             (read, _) => prop_assert!(false, "read {:?}, by prost {:?}", read, by_prost),
         }
+        if let Ok(whole) = Subscription::read(bytes) {
+            let of = |whole: Subscription<'_>| (whole.stream_id.to_owned(), whole.handles.clone(), whole.entries());
+            let address = Address::read(bytes).expect("what is read whole is read in part");
+            let address = address.map(|address| (address.stream_id.to_owned(), address.handles, address.entries));
+            prop_assert_eq!(address, whole.map(of));
+        }
         Ok(())
     }
 
@@ -305,13 +369,13 @@ mod tests {
         let batch = (text(), texts(), prop::collection::vec(any::<u64>(), 0..4));
         let subscribers = prop::collection::vec((text(), text(), 0..3u64), 0..4);
         prop_oneof![
-            one.clone().prop_map(|(stream_id, client_id, source_addr, session)| Command::Register(proto::Register {
+            one.prop_map(|(stream_id, client_id, source_addr, session)| Command::Register(proto::Register {
                 stream_id,
                 client_id,
                 source_addr,
                 session
             })),
-            one.clone().prop_map(|(stream_id, client_id, _, session)| Command::Unregister(proto::Unregister {
+            one.prop_map(|(stream_id, client_id, _, session)| Command::Unregister(proto::Unregister {
                 stream_id,
                 client_id,
                 session
