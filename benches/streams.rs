@@ -100,17 +100,18 @@ impl Lateness {
         let scale = format!("{} k", number / 1_000);
         let row = |what, value, unit| Row::new(what, &scale, who, value, unit);
         let share = row("processor time", cpu / seconds * 100.0, "% of a core");
+        let ours = who == OURS;
         tell(&match number {
-            10_000 => share.aimed("<= 8"),
-            50_000 => share.aimed("<= 25"),
-            500_000 => share.aimed("<= 200"),
+            10_000 if ours => share.aimed("<= 8"),
+            50_000 if ours => share.aimed("<= 25"),
+            500_000 if ours => share.aimed("<= 200"),
             _ => share,
         });
         let made = self.count() as f64 / (number as f64 * seconds * 1e3 / INTERVAL_MS as f64) * 100.0;
         tell(&row("updates made", made, "% of those due"));
         tell(&row("lateness p50", self.quantile(500), "ms"));
         let p99 = row("lateness p99", self.quantile(990), "ms");
-        tell(&if number == 50_000 { p99.aimed("<= 2") } else { p99 });
+        tell(&if number == 50_000 && ours { p99.aimed("<= 2") } else { p99 });
         tell(&row("lateness p99.9", self.quantile(999), "ms"));
     }
 }
@@ -136,7 +137,8 @@ fn ours(number: u64, seconds: u64) {
         .into_iter()
         .map(|(engine, begins)| {
             let lateness = Arc::clone(&lateness);
-            std::thread::spawn(move || play(engine, &begins, origin + INTERVAL_MS, begun, seconds, &lateness))
+            // Beyond the measurement: the time of a thread that has ended is not told any more.
+            std::thread::spawn(move || play(engine, &begins, origin + INTERVAL_MS, begun, seconds + 2, &lateness))
         })
         .collect();
     // Warm after a second.

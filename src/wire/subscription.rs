@@ -2,7 +2,7 @@
 //!
 //! Heartbeats are most of what the service reads, and prost would allocate each of their texts. This reader takes the
 //! same bytes for the same message as prost does, in any order and with anything unknown between, which a property
-//! test and a fuzzer hold it to; it takes a third of the time.
+//! test and a fuzzer hold it to. A batch takes less than half of prost's time.
 
 use bytes::{Buf as _, Bytes};
 use prost::{

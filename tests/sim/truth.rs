@@ -309,12 +309,17 @@ impl Truth {
         let removed =
             said.as_ref().is_some_and(|said| said.epoch > epoch || said.epoch == epoch && said.mode() == Mode::Unknown);
         let panicked = self.shards[shard].panicked.is_some_and(|panicked| panicked.serial > handled.serial);
+        let stale_after_ms = self.stale_after_ms;
         let known = &mut self.subs[sub];
         if removed || panicked || known.left > handled.serial {
             return;
         }
         match &mut known.sure {
             Some(sure) if sure.epoch == epoch && sure.handle == handle => {
+                if handled.tick >= sure.stale_at(stale_after_ms) {
+                    // Stale in between, and back before its record was gone: it did not watch all the time.
+                    sure.since = handled.tick;
+                }
                 sure.heard = sure.heard.max(handled.tick);
                 sure.joined = handled.tick;
             }
