@@ -8,7 +8,7 @@ use orchestrator_service::{
         WireLimits,
         encode::{self, Now},
         proto, route,
-        subscription::Address,
+        subscription::{Address, Subscription},
     },
 };
 use prost::Message as _;
@@ -34,6 +34,9 @@ enum Kind {
 
 /// What a stranger can send: routed where it is decoded, handled or refused, and nothing panics.
 fn request(message: &[u8], kind: Kind) {
+    if let Kind::Subscription = kind {
+        read_by_hand(message);
+    }
     let bytes = Bytes::copy_from_slice(message);
     let (fed, routed) = match kind {
         Kind::Command => (Fed::Command(bytes.clone()), Some(route::command(message))),
@@ -64,6 +67,34 @@ fn request(message: &[u8], kind: Kind) {
             assert!(engine.is_empty(), "refused, but something is there");
         }
     }
+}
+
+/// What prost reads, the reader that allocates nothing reads as well, and the same.
+fn read_by_hand(message: &[u8]) {
+    use proto::subscription_command::Command;
+    let Ok(by_prost) = proto::SubscriptionCommand::decode(message) else { return };
+    let read = Subscription::read(message).expect("prost reads it");
+    let Some(command) = by_prost.command else { return assert_eq!(read, None) };
+    let read = read.expect("prost finds a command");
+    let address = Address::read(message).expect("it reads").expect("a command");
+    let (stream_id, clients, handles): (_, Vec<&String>, &[u64]) = match &command {
+        Command::Register(m) => (&m.stream_id, vec![&m.client_id], &[]),
+        Command::Unregister(m) => (&m.stream_id, vec![&m.client_id], &[]),
+        Command::Heartbeat(m) => (&m.stream_id, vec![&m.client_id], &[]),
+        Command::HeartbeatBatch(m) => (&m.stream_id, m.client_id.iter().collect(), &m.handle),
+        Command::UnregisterBatch(m) => (&m.stream_id, m.client_id.iter().collect(), &m.handle),
+        Command::RegisterBatch(m) => (&m.stream_id, m.subscriber.iter().map(|s| &s.client_id).collect(), &[]),
+    };
+    assert_eq!((read.stream_id, address.stream_id), (&**stream_id, &**stream_id));
+    assert_eq!(read.handles.iter().map(|handle| handle.0).collect::<Vec<_>>(), handles);
+    assert_eq!(address.handles, read.handles);
+    assert_eq!((read.entries(), address.entries), (clients.len() + handles.len(), clients.len() + handles.len()));
+    let named = match command {
+        Command::Register(_) | Command::Unregister(_) | Command::Heartbeat(_) => vec![read.named.client_id],
+        Command::RegisterBatch(_) => read.subscribers.iter().map(|named| named.client_id).collect(),
+        Command::HeartbeatBatch(_) | Command::UnregisterBatch(_) => read.clients.clone(),
+    };
+    assert_eq!(named, clients);
 }
 
 /// What a client reads.

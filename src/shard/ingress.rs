@@ -97,6 +97,7 @@ impl Ingress {
         self.check_size(&payload)?;
         // What does not decode, or names nobody at all, is for any shard to refuse.
         let Ok(Some(address)) = Address::read(&payload) else { return Ok((0, Body::Subscription(payload))) };
+        decode::check_entry_count(address.entries)?;
         let named_at = (!address.stream_id.is_empty()).then(|| self.router.shard_of(address.stream_id));
         let owner = |handle: &Handle| self.router.owner(handle.partition());
         let first = named_at.or_else(|| address.handles.first().map(owner)).unwrap_or(0);

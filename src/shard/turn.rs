@@ -363,9 +363,10 @@ impl Shard {
     fn go_round_batch(&mut self, now: Now, mut batch: BatchRound, reply: Option<Subject>, owed: &mut Owed) -> usize {
         let handles = batch.handles.get_mut(self.number).map(std::mem::take).unwrap_or_default();
         let named = batch.named_at == Some(self.number);
-        let weight = weight_of(&batch.message).max(handles.len());
+        let bytes = weight_of(&batch.message);
         let fed = Fed::Part { message: batch.message.clone(), named, handles };
         let outcome = self.feed(now.tick, &fed);
+        let weight = bytes.max(outcome.message.entries());
         let Ok(Accepted::Batch(found)) = &outcome.result else {
             self.answer(now, &outcome, subject::SUBSCRIPTION, reply, owed);
             return weight;

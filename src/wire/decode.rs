@@ -101,7 +101,7 @@ pub fn subscription_message<'a>(bytes: &'a [u8], limits: &WireLimits) -> Result<
 /// # Errors
 /// `INVALID_ARGUMENT`, naming the field and the limit.
 pub fn subscription<'a>(message: Subscription<'a>, answered: bool) -> Result<Input<'a>, Invalid> {
-    check_entries(&message)?;
+    check_entry_count(message.entries())?;
     let Subscription { kind, stream_id, named, clients, handles, subscribers } = message;
     let one = || {
         let stream_id = StreamId::parse(stream_id)?;
@@ -126,13 +126,17 @@ pub fn subscription<'a>(message: Subscription<'a>, answered: bool) -> Result<Inp
 /// The most entries of a batch: the answer to all of them, 8 bytes each, fits into the megabyte that a broker takes.
 pub const MAX_BATCH_ENTRIES: usize = 100_000;
 
-fn check_entries(message: &Subscription<'_>) -> Result<(), Invalid> {
-    let entries = message.entries();
+/// Checks how many a batch names, before anybody looks at them.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`, naming the limit.
+pub fn check_entry_count(entries: usize) -> Result<(), Invalid> {
     if entries <= MAX_BATCH_ENTRIES {
         return Ok(());
     }
-    let field = if message.kind == Kind::RegisterBatch { "subscriber" } else { "client_id and handle" };
-    Err(Invalid::new(format!("{field} must have at most {MAX_BATCH_ENTRIES} entries in a batch, not {entries}")))
+    Err(Invalid::new(format!(
+        "a batch must have at most {MAX_BATCH_ENTRIES} entries (subscriber, or client_id and handle), not {entries}"
+    )))
 }
 
 fn newcomer<'a>(named: &Named<'a>) -> Result<Newcomer<'a>, Invalid> {

@@ -2,7 +2,7 @@
 //!
 //! Heartbeats are most of what the service reads, and prost would allocate each of their texts. This reader takes the
 //! same bytes for the same message as prost does, in any order and with anything unknown between, which a property
-//! test and a fuzzer hold it to. A batch takes less than half of prost's time.
+//! test and a fuzzer hold it to. (Of groups nested a hundred deep in an unknown field it skips one level more.) A batch takes less than half of prost's time.
 
 use bytes::{Buf as _, Bytes};
 use prost::{
@@ -146,8 +146,9 @@ impl<'a> Subscription<'a> {
     #[must_use]
     pub fn pieces(&self, most: usize) -> Vec<Bytes> {
         let stream_id = || self.stream_id.to_owned();
-        let batches = self.clients.chunks(most).map(|clients| (clients, [].as_slice()));
-        let batches = batches.chain(self.handles.chunks(most).map(|handles| ([].as_slice(), handles)));
+        // Handles first, as the engine does it with a whole one.
+        let batches = self.handles.chunks(most).map(|handles| ([].as_slice(), handles));
+        let batches = batches.chain(self.clients.chunks(most).map(|clients| (clients, [].as_slice())));
         let batches = batches.map(|(clients, handles)| proto::HeartbeatBatch {
             stream_id: stream_id(),
             client_id: clients.iter().map(|id| (*id).to_owned()).collect(),
@@ -435,7 +436,7 @@ mod tests {
         let whole = Subscription::read(&message).unwrap().unwrap();
         let pieces = whole.pieces(2);
         let read: Vec<_> = pieces.iter().map(|piece| Subscription::read(piece).unwrap().unwrap()).collect();
-        assert_eq!(read.iter().map(Subscription::entries).collect::<Vec<_>>(), [2, 2, 1, 2, 1]);
+        assert_eq!(read.iter().map(Subscription::entries).collect::<Vec<_>>(), [2, 1, 2, 2, 1]);
         assert!(read.iter().all(|piece| (piece.kind, piece.stream_id) == (Kind::UnregisterBatch, "s")));
         assert_eq!(read.iter().flat_map(|piece| piece.clients.clone()).collect::<Vec<_>>(), whole.clients);
         assert_eq!(read.iter().flat_map(|piece| piece.handles.clone()).collect::<Vec<_>>(), whole.handles);
