@@ -57,10 +57,7 @@ impl Timeline {
     /// # Errors
     /// Names the field, its place and the limit.
     pub fn new(scenes: &[Scene<'_>], limits: &Limits) -> Result<Self, Invalid> {
-        if scenes.is_empty() || scenes.len() > limits.max_scenes {
-            let count = scenes.len();
-            return Err(Invalid::new(format!("scenes must have 1 to {} entries, not {count}", limits.max_scenes)));
-        }
+        Self::check_scene_count(scenes.len(), limits)?;
         let mut seen = HashSet::with_capacity_and_hasher(scenes.len(), FixedState::default());
         let mut spans = Vec::with_capacity(scenes.len());
         let mut names = String::new();
@@ -87,6 +84,17 @@ impl Timeline {
             spans.push(Span { end_ms, name_end });
         }
         Ok(Self { spans: spans.into(), names: names.into() })
+    }
+
+    /// Checks how many scenes there are, before anybody looks at them.
+    ///
+    /// # Errors
+    /// Names the field and the limit.
+    pub fn check_scene_count(count: usize, limits: &Limits) -> Result<(), Invalid> {
+        if (1..=limits.max_scenes).contains(&count) {
+            return Ok(());
+        }
+        Err(Invalid::new(format!("scenes must have 1 to {} entries, not {count}", limits.max_scenes)))
     }
 
     /// The whole length, ms.

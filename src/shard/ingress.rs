@@ -1,15 +1,15 @@
 //! Messages from outside: to which shard, or why not.
 //!
 //! This is the one place that everything passes through, so it does as little as it can: it peeks at the id and leaves
-//! the decoding to the shard. Only what is so large that it would make a shard's turn long is checked here, and a large
-//! batch cut into pieces.
+//! the decoding to the shard. What has more scenes or entries than it may is refused here, and a large batch is checked
+//! and cut into pieces, because each would make a shard's turn long.
 
 use std::sync::Arc;
 
 use async_nats::Subject;
 use bytes::Bytes;
 use metrics::counter;
-use prost::Message as _;
+use prost::{DecodeError, Message as _};
 
 use super::{
     log,
@@ -17,7 +17,7 @@ use super::{
     router::Router,
 };
 use crate::{
-    engine::{Counts, Handle, Unplaced},
+    engine::{Counts, Handle, Timeline, Unplaced},
     wire::{
         Refusal, WireLimits,
         decode::{self, Question},
@@ -29,10 +29,6 @@ use crate::{
 /// The most entries of a batch that a shard handles at once: about half a millisecond of registers, so that a beat is
 /// not late for a batch.
 pub const MAX_PIECE_ENTRIES: usize = 1_000;
-
-/// A command of more bytes is checked before it reaches a shard: a megabyte of half a million scenes takes 25 ms to
-/// find out that there are too many.
-const LARGE_COMMAND_BYTES: usize = 64 << 10;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -87,16 +83,18 @@ impl Ingress {
 
     fn command(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {
         self.check_size(&payload)?;
-        if payload.len() > LARGE_COMMAND_BYTES {
-            decode::command(&decode::message(&payload, &self.limits)?, &self.limits)?;
+        let address = route::command(&payload).map_err(undecodable)?;
+        // A megabyte has room for half a million of them, which would be a long turn. The rest the shard says better.
+        if address.scenes > self.limits.engine.max_scenes {
+            Timeline::check_scene_count(address.scenes, &self.limits.engine)?;
         }
-        Ok((self.router.shard_of(&route::command(&payload)), Body::Command(payload)))
+        Ok((self.router.shard_of(&address.stream_id), Body::Command(payload)))
     }
 
     fn subscription(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {
         self.check_size(&payload)?;
-        // What does not decode, or names nobody at all, is for any shard to refuse.
-        let Ok(Some(address)) = Address::read(&payload) else { return Ok((0, Body::Subscription(payload))) };
+        // What names nobody at all is for any shard to refuse.
+        let address = Address::read(&payload).map_err(undecodable)?.unwrap_or_default();
         decode::check_entry_count(address.entries)?;
         let named_at = (!address.stream_id.is_empty()).then(|| self.router.shard_of(address.stream_id));
         let owner = |handle: &Handle| self.router.owner(handle.partition());
@@ -139,6 +137,10 @@ impl Ingress {
     fn check_size(&self, payload: &Bytes) -> Result<(), Refusal> {
         decode::check_size(payload, &self.limits)
     }
+}
+
+fn undecodable(error: DecodeError) -> Refusal {
+    Refusal::Undecodable(error.to_string())
 }
 
 /// What the sender of a message for a full mailbox is told.
