@@ -7,6 +7,8 @@ use crate::{reading::in_short, truth::Truth};
 
 /// A running stream's ticks come at least as often in these worlds, and as late, ms.
 const BEAT_MS: u64 = 6_500;
+/// Longest way of a message once nothing is slow any more, from publisher to broker to gateway, ms.
+const ON_ITS_WAY_MS: u64 = 200;
 
 /// Every gateway that was there for a stream's last change has it, and what is watched lives.
 pub struct ViewsConverge;
@@ -20,7 +22,9 @@ impl Checker for ViewsConverge {
         let state = answer.state.first();
         let seen = view.map_or("nothing".to_owned(), in_short);
         let stream = &truth.streams[*stream];
-        if stream.change_said_at > *connected_since {
+        // A stream that nobody watches may be removed just now, and its last update be on its way.
+        let said_at = stream.change_said_at;
+        if said_at > *connected_since && said_at + ON_ITS_WAY_MS <= now {
             let told = match (state, view) {
                 (Some(state), Some(view)) => (view.epoch, view.revision) >= (state.epoch, state.revision),
                 (None, Some(view)) => view.mode() == Mode::Unknown || truth.panicked_at(stream.shard).is_some(),
