@@ -63,7 +63,7 @@ impl Engine {
     ) -> Result<Handle, Rejection> {
         let Newcomer { client_id, session, source } = newcomer;
         let lookup = self.subscribers.lookup(stream, client_id);
-        let first = self.subscribers.find(lookup);
+        let first = self.subscribers.find(&lookup);
         let slot = match self.subscribers.find_session(first, session) {
             Some(slot) => {
                 self.subscribers.set_source(slot, source);
@@ -140,7 +140,7 @@ impl Engine {
     fn find_subscriber(&self, subscriber: Subscriber<'_>) -> Result<u32, Rejection> {
         let Subscriber { stream_id, client_id, session } = subscriber;
         let stream = self.find_stream(stream_id)?;
-        let first = self.subscribers.find(self.subscribers.lookup(stream, client_id));
+        let first = self.subscribers.find(&self.subscribers.lookup(stream, client_id));
         self.subscribers
             .find_session(first, session)
             .ok_or_else(|| Rejection::UnknownSubscriber { client_id: client_id.as_str().to_owned(), session })
@@ -174,9 +174,9 @@ impl Engine {
         for clients in batch.clients.chunks(IN_FLIGHT) {
             lookups.clear();
             lookups.extend(clients.iter().map(|client| self.subscribers.lookup(stream, *client)));
-            self.subscribers.fetch(&lookups);
+            self.subscribers.fetch(&mut lookups);
             for (client, lookup) in clients.iter().zip(&lookups) {
-                let mut next = self.subscribers.find(*lookup);
+                let mut next = self.subscribers.find(lookup);
                 if next.is_none() {
                     unplaced.clients.push(client.as_str().to_owned());
                 }

@@ -234,7 +234,7 @@ impl Engine {
             if some.is_empty() {
                 return;
             }
-            self.subscribers.fetch(&some);
+            self.subscribers.fetch(&mut some);
         }
     }
 

@@ -81,28 +81,29 @@ enum Key<'a> {
 
 impl<'a> Key<'a> {
     /// A UUID in its canonical form is 16 bytes; anything else, also one in capitals, stays text.
+    #[inline]
     fn of(client: ClientId<'a>) -> Self {
         let text = client.as_str();
         parse_uuid(text.as_bytes()).map_or(Self::Text(text), Self::Uuid)
     }
 }
 
+#[inline]
 fn parse_uuid(text: &[u8]) -> Option<u128> {
     let text: &[u8; 36] = text.try_into().ok()?;
     let four =
         |from: usize| u64::from(u32::from_le_bytes([text[from], text[from + 1], text[from + 2], text[from + 3]]));
-    let eight = |from, behind| four(from) | four(behind) << 32;
+    let eight = |from, behind| parse_hex(four(from) | four(behind) << 32);
     let hyphens = (text[8] ^ b'-') | (text[13] ^ b'-') | (text[18] ^ b'-') | (text[23] ^ b'-');
-    let parts = [eight(0, 4), eight(9, 14), eight(19, 24), eight(28, 32)].map(parse_hex);
-    let (uuid, bad) = parts
-        .iter()
-        .rev()
-        .fold((0, u64::from(hyphens)), |(uuid, bad), (value, wrong)| (uuid << 32 | u128::from(*value), bad | wrong));
-    (bad == 0).then_some(uuid)
+    // Not an array that is mapped: that would be a call of a function.
+    let ((a, bad_a), (b, bad_b), (c, bad_c), (d, bad_d)) = (eight(0, 4), eight(9, 14), eight(19, 24), eight(28, 32));
+    let (low, high) = (u64::from(b) << 32 | u64::from(a), u64::from(d) << 32 | u64::from(c));
+    (u64::from(hyphens) | bad_a | bad_b | bad_c | bad_d == 0).then_some(u128::from(high) << 64 | u128::from(low))
 }
 
 /// Eight lower-case hexadecimal digits, the first in the lowest byte, all at a time and without branches: every look-up
 /// by name begins here. Returns the value, its first byte the lowest, and 0 if all of them are digits.
+#[inline]
 const fn parse_hex(digits: u64) -> (u32, u64) {
     const EACH: u64 = 0x0101_0101_0101_0101;
     // 0 to 9 are 0x30 to 0x39, a to f are 0x61 to 0x66: this bit tells them apart.
@@ -119,9 +120,11 @@ const fn parse_hex(digits: u64) -> (u32, u64) {
 /// A client of a stream, ready to be looked up.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lookup<'a> {
-    stream: u32,
     key: Key<'a>,
     hash: u64,
+    stream: u32,
+    /// The slot to look at first, if [`Subscribers::fetch`] has found one.
+    likely: u32,
 }
 
 /// Why the wheel let go of a subscriber.
@@ -143,7 +146,7 @@ pub(super) struct Removed {
 
 /// Slots in chunks, and those of them that are free.
 struct Records {
-    chunks: Vec<Box<[Record]>>,
+    chunks: Vec<Box<[Record; CHUNK]>>,
     /// First free slot.
     free: u32,
     /// How many slots were ever used.
@@ -183,7 +186,7 @@ impl Records {
                 mate_before: NONE,
                 mate_behind: NONE,
             };
-            self.chunks.push(vec![blank; CHUNK].into());
+            self.chunks.push(boxed(blank));
         }
         self.used += 1;
         self.used - 1
@@ -211,6 +214,14 @@ impl fmt::Debug for Records {
             .field("pardoned_until", pardoned_until)
             .field("used", &(0..*used).map(|slot| self.get(slot)).collect::<Vec<_>>())
             .finish()
+    }
+}
+
+/// A chunk of blank records, made where it will stay: it is too large for the stack.
+fn boxed(blank: Record) -> Box<[Record; CHUNK]> {
+    match vec![blank; CHUNK].into_boxed_slice().try_into() {
+        Ok(chunk) => chunk,
+        Err(_) => unreachable!("a vector of that length is an array of that length"),
     }
 }
 
@@ -273,17 +284,25 @@ impl Subscribers {
     }
 
     /// Makes ready to look a client up.
+    #[inline]
     pub(super) fn lookup<'a>(&self, stream: u32, client: ClientId<'a>) -> Lookup<'a> {
         let key = Key::of(client);
-        Lookup { stream, key, hash: hash(&self.hasher, stream, key) }
+        Lookup { key, hash: hash(&self.hasher, stream, key), stream, likely: NONE }
     }
 
     /// The first session of a client on a stream; the others follow through [`Subscribers::next_session`].
-    pub(super) fn find(&self, Lookup { stream, key, hash }: Lookup<'_>) -> Option<u32> {
-        self.index.find(hash, |slot| {
-            let record = self.records.get(*slot);
+    #[inline]
+    pub(super) fn find(&self, lookup: &Lookup<'_>) -> Option<u32> {
+        let Lookup { key, hash, stream, likely } = *lookup;
+        let is_it = |slot: u32| {
+            let record = self.records.get(slot);
             record.stream == stream && key_of(record, &self.texts) == key
-        })
+        };
+        // What was the first session of a client stays that until it is gone.
+        if likely < self.records.used && is_it(likely) {
+            return Some(likely);
+        }
+        self.index.find(hash, |slot| is_it(*slot))
     }
 
     /// One session of a client, of which `first` is the first.
@@ -292,12 +311,11 @@ impl Subscribers {
     }
 
     /// Brings into the cache what looking up each of these will touch.
-    pub(super) fn fetch(&self, lookups: &[Lookup<'_>]) {
-        let mut likely = [u32::MAX; IN_FLIGHT];
-        for (slot, lookup) in likely.iter_mut().zip(lookups) {
-            *slot = self.index.likely(lookup.hash);
+    pub(super) fn fetch(&self, lookups: &mut [Lookup<'_>]) {
+        for lookup in &mut *lookups {
+            lookup.likely = self.index.likely(lookup.hash);
         }
-        self.touch(likely.into_iter());
+        self.touch(lookups.iter().map(|lookup| lookup.likely));
     }
 
     /// The same for handles.
@@ -342,7 +360,7 @@ impl Subscribers {
     pub(super) fn insert(
         &mut self,
         now: Tick,
-        Lookup { stream, key, hash }: Lookup<'_>,
+        Lookup { key, hash, stream, .. }: Lookup<'_>,
         first: Option<u32>,
         session: u64,
         source: Option<SocketAddr>,
@@ -473,7 +491,7 @@ impl Subscribers {
     /// Takes a record out of its client's chain of sessions, and of the index if it was the only one.
     fn unchain(&mut self, slot: u32) -> bool {
         let (lookup, next) = (self.lookup_of(slot), self.records.get(slot).next_session);
-        let (first, hash) = (self.find(lookup), lookup.hash);
+        let (first, hash) = (self.find(&lookup), lookup.hash);
         debug_assert!(first.is_some(), "slot {slot} is not in the index");
         if first != Some(slot) {
             let before = self.sessions(first).find(|before| self.records.get(*before).next_session == slot);
@@ -494,7 +512,7 @@ impl Subscribers {
     fn lookup_of(&self, slot: u32) -> Lookup<'_> {
         let record = self.records.get(slot);
         let key = key_of(record, &self.texts);
-        Lookup { stream: record.stream, key, hash: hash(&self.hasher, record.stream, key) }
+        Lookup { key, hash: hash(&self.hasher, record.stream, key), stream: record.stream, likely: NONE }
     }
 
     fn drop_source(&mut self, slot: u32) {
@@ -515,7 +533,7 @@ impl Subscribers {
             let record = self.records.get(slot);
             texts += usize::from(record.seen & IS_TEXT != 0);
             v6 += usize::from(record.seen & IS_V6 != 0);
-            let first = self.find(self.lookup_of(slot));
+            let first = self.find(&self.lookup_of(slot));
             assert!(self.sessions(first).any(|other| other == slot), "slot {slot} is not in its client's chain");
             if first == Some(slot) {
                 firsts += 1;
@@ -550,6 +568,7 @@ fn hash_of(records: &Records, texts: &Slab<Box<str>>, hasher: &FixedState, slot:
     hash(hasher, record.stream, key_of(record, texts))
 }
 
+#[inline]
 fn hash(hasher: &FixedState, stream: u32, key: Key<'_>) -> u64 {
     let mut hasher = hasher.build_hasher();
     hasher.write_u32(stream);
