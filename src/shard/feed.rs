@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::turn::EXPIRE_BUDGET;
 use crate::{
-    engine::{Accepted, Batch, Engine, Handle, Input, Invalid, Outbox, Tick},
+    engine::{Accepted, Engine, Input, Outbox, Tick},
     wire::{
         Refusal, WireLimits,
         decode::{self, Question},
@@ -27,15 +27,6 @@ pub enum Fed {
     },
     /// A `Query` about one stream, undecoded.
     Query(Bytes),
-    /// This shard's part of a batch that goes round.
-    Part {
-        /// The whole batch, undecoded.
-        message: Bytes,
-        /// Whether the clients that it names are here.
-        named: bool,
-        /// The handles that are.
-        handles: Vec<Handle>,
-    },
     /// A part of the list of streams.
     List {
         /// First slot.
@@ -102,12 +93,6 @@ impl Fed {
                     decode::subscription(subscription, *answered).map_err(Refusal::from).and_then(handle)
                 })
             }
-            Self::Part { message: bytes, named, handles } => {
-                decode::subscription_message(bytes, limits).and_then(|batch| {
-                    message = Message::of(&batch);
-                    part_of(batch, *named, handles).map_err(Refusal::from).and_then(handle)
-                })
-            }
             Self::Query(bytes) => decode::message(bytes, limits).and_then(|query| match decode::question(&query)? {
                 Question::State(stream_id) => handle(Input::GetState(stream_id)),
                 Question::Stats(stream_id) => handle(Input::GetStats(stream_id)),
@@ -125,22 +110,6 @@ impl Fed {
         };
         Outcome { message, result }
     }
-}
-
-/// One shard's part of a batch. Every shard checks all of it, so that a malformed batch is refused by the first and
-/// changes nothing.
-fn part_of<'a>(message: Subscription<'a>, named: bool, handles: &[Handle]) -> Result<Input<'a>, Invalid> {
-    match decode::subscription(message, true)? {
-        Input::HeartbeatBatch(batch) => Ok(Input::HeartbeatBatch(own_part(batch, named, handles))),
-        Input::UnregisterBatch(batch) => Ok(Input::UnregisterBatch(own_part(batch, named, handles))),
-        _ => Err(Invalid("command must be a batch of handles to go round the shards".to_owned())),
-    }
-}
-
-/// The handles that belong here, and the named clients if they do.
-fn own_part<'a>(batch: Batch<'a>, named: bool, handles: &[Handle]) -> Batch<'a> {
-    let handles = handles.to_vec();
-    if named { Batch { handles, ..batch } } else { Batch { handles, ..Batch::default() } }
 }
 
 impl<'a> Message<'a> {

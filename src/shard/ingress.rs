@@ -1,10 +1,10 @@
 //! Messages from outside: to which shard, or why not.
 //!
 //! This is the one place that everything passes through, so it does as little as it can: it peeks at the id and leaves
-//! the decoding to the shard. What has more scenes or entries than it may is refused here, and a large batch is checked
-//! and cut into pieces, because each would make a shard's turn long.
+//! the decoding to the shard. What has more scenes or entries than it may is refused here, and a batch that is large or
+//! concerns several shards is checked and cut into pieces, because each would make a shard's turn long.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use async_nats::Subject;
 use bytes::Bytes;
@@ -13,16 +13,16 @@ use prost::{DecodeError, Message as _};
 
 use super::{
     log,
-    mailbox::{BatchRound, Body, Mail, Pieces, Round},
+    mailbox::{Body, Mail, Piece, Pieces, Round},
     router::Router,
 };
 use crate::{
-    engine::{Counts, Handle, Timeline, Unplaced},
+    engine::{Counts, Handle, Timeline},
     wire::{
         Refusal, WireLimits,
         decode::{self, Question},
         encode, proto, route, subject,
-        subscription::Address,
+        subscription::{Address, Subscription},
     },
 };
 
@@ -99,22 +99,32 @@ impl Ingress {
         let named_at = (!address.stream_id.is_empty()).then(|| self.router.shard_of(address.stream_id));
         let owner = |handle: &Handle| self.router.owner(handle.partition());
         let first = named_at.or_else(|| address.handles.first().map(owner)).unwrap_or(0);
-        if address.handles.iter().all(|handle| owner(handle) == first) {
-            if address.entries <= MAX_PIECE_ENTRIES {
-                return Ok((first, Body::Subscription(payload)));
-            }
-            // All of it is checked before the first piece does anything.
-            let message = decode::subscription_message(&payload, &self.limits)?;
-            decode::subscription(message.clone(), true)?;
-            let left = message.pieces(MAX_PIECE_ENTRIES).into();
-            return Ok((first, Body::Pieces(Box::new(Pieces { left, so_far: None }))));
+        if address.entries <= MAX_PIECE_ENTRIES && address.handles.iter().all(|handle| owner(handle) == first) {
+            return Ok((first, Body::Subscription(payload)));
         }
+        // All of it is checked before the first piece does anything.
+        let message = decode::subscription_message(&payload, &self.limits)?;
+        decode::subscription(message.clone(), true)?;
+        let left = self.cut(&message, named_at);
+        let first = left.front().map_or(first, |piece| piece.shard);
+        Ok((first, Body::Pieces(Box::new(Pieces { stream_id: message.stream_id.into(), left, so_far: None }))))
+    }
+
+    /// What each shard gets of a batch: its handles, and everything else if the stream that the batch names is there.
+    fn cut(&self, message: &Subscription<'_>, named_at: Option<usize>) -> VecDeque<Piece> {
         let mut handles = vec![Vec::new(); self.router.shards()];
-        for handle in &address.handles {
-            handles[owner(handle)].push(*handle);
+        for handle in &message.handles {
+            handles[self.router.owner(handle.partition())].push(*handle);
         }
-        let round = BatchRound { message: payload.clone(), named_at, handles, unplaced: Unplaced::default() };
-        Ok((0, Body::Round(Box::new(Round::Batch(round)))))
+        let parts = handles.into_iter().enumerate().filter_map(|(shard, handles)| match named_at {
+            Some(named_at) if named_at == shard => Some((shard, Subscription { handles, ..message.clone() })),
+            _ if handles.is_empty() => None,
+            _ => Some((shard, Subscription { handles, ..Subscription::empty(message.kind) })),
+        });
+        let pieces = parts.flat_map(|(shard, part)| {
+            part.pieces(MAX_PIECE_ENTRIES).into_iter().map(move |message| Piece { shard, message })
+        });
+        pieces.collect()
     }
 
     fn query(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {
@@ -145,3 +155,69 @@ fn undecodable(error: DecodeError) -> Refusal {
 
 /// What the sender of a message for a full mailbox is told.
 pub(super) const FULL: Refusal = Refusal::Unavailable("the service is overloaded; try again");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        shard::mailbox::{MAILBOX_BYTES, Mailbox},
+        wire::proto::{HeartbeatBatch, subscription_command::Command},
+    };
+
+    /// Where a batch goes: for each piece its shard, its stream, how many clients and which handles.
+    type Route = Vec<(usize, String, usize, Vec<u64>)>;
+
+    fn route(batch: HeartbeatBatch) -> (usize, Route) {
+        let mailboxes = (0..3).map(|_| Mailbox::new(8, MAILBOX_BYTES)).collect();
+        let ingress = Ingress::new(Arc::new(Router::new(mailboxes)), Arc::default());
+        let message = proto::SubscriptionCommand { command: Some(Command::HeartbeatBatch(batch)) };
+        let refused = ingress.accept(subject::SUBSCRIPTION, message.encode_to_vec().into(), None);
+        assert_eq!(refused, None);
+        let mut mail = (0..3).filter_map(|shard| Some((shard, ingress.router.mailbox(shard).take()?)));
+        let (shard, Mail { body, .. }) = mail.next().expect("one shard has it");
+        assert!(mail.next().is_none(), "only one has it");
+        let pieces = match body {
+            Body::Pieces(pieces) => pieces.left,
+            Body::Subscription(message) => VecDeque::from([Piece { shard, message }]),
+            other => panic!("{other:?}"),
+        };
+        let read = |Piece { shard, message }: &Piece| {
+            let read = Subscription::read(message).unwrap().unwrap();
+            let handles = read.handles.iter().map(|handle| handle.0).collect();
+            (*shard, read.stream_id.to_owned(), read.clients.len(), handles)
+        };
+        (shard, pieces.iter().map(read).collect())
+    }
+
+    fn handle(partition: u64, slot: u64) -> u64 {
+        partition << 56 | 1 << 28 | slot
+    }
+
+    #[test]
+    fn a_batch_is_cut_into_what_each_shard_handles_in_one_turn() {
+        let stream_id = (0..).map(|n| format!("s{n}")).find(|id| crate::engine::partition(id) % 3 == 1).unwrap();
+        let clients = |count: usize| (0..count).map(|n| format!("c{n}")).collect::<Vec<_>>();
+        let (here, there) = (handle(1, 7), handle(2, 8));
+        let s = || stream_id.clone();
+
+        let small = HeartbeatBatch { stream_id: s(), client_id: clients(999), handle: vec![here] };
+        assert_eq!(route(small), (1, vec![(1, s(), 999, vec![here])]), "left as it is");
+
+        let large = HeartbeatBatch { stream_id: s(), client_id: clients(1_500), handle: vec![there, here] };
+        let pieces = vec![
+            (1, s(), 0, vec![here]),
+            (1, s(), 1_000, vec![]),
+            (1, s(), 500, vec![]),
+            (2, String::new(), 0, vec![there]),
+        ];
+        assert_eq!(route(large), (1, pieces));
+
+        let handles = HeartbeatBatch { handle: vec![there, handle(0, 1), handle(3, 2)], ..Default::default() };
+        let own = vec![handle(0, 1), handle(3, 2)];
+        assert_eq!(route(handles), (0, vec![(0, String::new(), 0, own), (2, String::new(), 0, vec![there])]));
+
+        // The stream that it names is asked for, though nobody of it is named.
+        let elsewhere = HeartbeatBatch { stream_id: s(), client_id: vec![], handle: vec![there] };
+        assert_eq!(route(elsewhere), (1, vec![(1, s(), 0, vec![]), (2, String::new(), 0, vec![there])]));
+    }
+}

@@ -14,7 +14,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use tokio::sync::Notify;
 
 use crate::{
-    engine::{Accepted, Counts, Handle, Unplaced},
+    engine::{Accepted, Counts},
     wire::proto,
 };
 
@@ -42,11 +42,11 @@ pub enum Body {
     Command(Bytes),
     /// A `SubscriptionCommand`, undecoded, of which all belongs to this shard.
     Subscription(Bytes),
-    /// A large batch, checked, in messages of a size that fits into a turn.
+    /// A batch that is too large for one turn or of several shards: checked, and cut.
     Pieces(Box<Pieces>),
     /// A `Query` about one stream of this shard, undecoded.
     Query(Bytes),
-    /// Something that goes from shard to shard.
+    /// Something that goes from each shard to the next.
     Round(Box<Round>),
 }
 
@@ -64,39 +64,34 @@ pub enum Round {
         /// The states so far.
         states: Vec<proto::StateUpdate>,
     },
-    /// A batch whose parts belong to several shards.
-    Batch(BatchRound),
 }
 
-/// A batch on its way round the shards.
-#[derive(Debug)]
-pub struct BatchRound {
-    /// The message, of which the named clients belong to the shard `named_at`.
-    pub message: Bytes,
-    /// The shard of the stream that the batch names, if it does.
-    pub named_at: Option<usize>,
-    /// The handles of each shard.
-    pub handles: Vec<Vec<Handle>>,
-    /// What could not be placed so far.
-    pub unplaced: Unplaced,
-}
-
-/// A large batch on its way through one shard.
+/// A batch on its way through the shards that it concerns, one after the other.
 #[derive(Debug)]
 pub struct Pieces {
-    /// What is left of it, each a `SubscriptionCommand`.
-    pub left: VecDeque<Bytes>,
+    /// The stream that the whole of it names, if it does.
+    pub stream_id: Box<str>,
+    /// What is left of it.
+    pub left: VecDeque<Piece>,
     /// What became of the pieces before.
     pub so_far: Option<Accepted>,
+}
+
+/// What one shard handles of a batch in one turn.
+#[derive(Debug)]
+pub struct Piece {
+    /// Which shard.
+    pub shard: usize,
+    /// A `SubscriptionCommand`.
+    pub message: Bytes,
 }
 
 impl Body {
     fn bytes(&self) -> usize {
         match self {
-            Self::Pieces(pieces) => pieces.left.iter().map(Bytes::len).sum(),
+            Self::Pieces(pieces) => pieces.left.iter().map(|piece| piece.message.len()).sum(),
             Self::Command(bytes) | Self::Subscription(bytes) | Self::Query(bytes) => bytes.len(),
             Self::Round(round) => match &**round {
-                Round::Batch(batch) => batch.message.len(),
                 Round::Stats(_) => 0,
                 Round::List { states, .. } => states.len() * BYTES_A_STATE,
             },

@@ -20,7 +20,7 @@ use tracing::{error, info};
 
 use super::feed::Fed;
 use crate::{
-    engine::{Engine, Handle, Limits, Outbox, Settings, Tick},
+    engine::{Engine, Limits, Outbox, Settings, Tick},
     wire::WireLimits,
 };
 
@@ -37,7 +37,7 @@ pub struct Entry {
     #[prost(uint64, tag = "2")]
     pub tick: u64,
     /// What.
-    #[prost(oneof = "What", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(oneof = "What", tags = "3, 4, 5, 6, 7, 9, 10, 11, 12, 13")]
     pub what: Option<What>,
 }
 
@@ -59,9 +59,6 @@ pub enum What {
     /// A query.
     #[prost(bytes = "bytes", tag = "7")]
     Query(Bytes),
-    /// A part of a batch.
-    #[prost(message, tag = "8")]
-    Part(Part),
     /// A part of a list.
     #[prost(message, tag = "9")]
     List(List),
@@ -91,20 +88,6 @@ pub struct Begin {
     /// The limits, in the order of the fields of [`WireLimits`] and [`Limits`].
     #[prost(uint64, repeated, tag = "3")]
     pub limits: Vec<u64>,
-}
-
-/// [`Fed::Part`].
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Part {
-    /// The batch.
-    #[prost(bytes = "bytes", tag = "1")]
-    pub message: Bytes,
-    /// Whether its named clients are here.
-    #[prost(bool, tag = "2")]
-    pub named: bool,
-    /// The handles that are.
-    #[prost(fixed64, repeated, tag = "3")]
-    pub handles: Vec<u64>,
 }
 
 /// [`Fed::List`].
@@ -162,9 +145,6 @@ impl Tape {
             Fed::Subscription { message, answered: true } => What::AnsweredSubscription(message),
             Fed::Subscription { message, answered: false } => What::Subscription(message),
             Fed::Query(bytes) => What::Query(bytes),
-            Fed::Part { message, named, handles } => {
-                What::Part(Part { message, named, handles: handles.iter().map(|handle| handle.0).collect() })
-            }
             Fed::List { from_slot, limit } => What::List(List { from_slot, limit: limit as u64 }),
             Fed::Room { max_streams, max_subscribers } => What::Room(Room { max_streams, max_subscribers }),
             Fed::Overslept(ms) => What::Overslept(ms),
@@ -353,9 +333,6 @@ fn fed(what: What) -> Fed {
         What::AnsweredSubscription(message) => Fed::Subscription { message, answered: true },
         What::Subscription(message) => Fed::Subscription { message, answered: false },
         What::Query(bytes) => Fed::Query(bytes),
-        What::Part(Part { message, named, handles }) => {
-            Fed::Part { message, named, handles: handles.into_iter().map(Handle).collect() }
-        }
         What::List(List { from_slot, limit }) => {
             Fed::List { from_slot, limit: usize::try_from(limit).unwrap_or(usize::MAX) }
         }

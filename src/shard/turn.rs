@@ -15,7 +15,7 @@ use super::{
     feed::{Fed, Outcome},
     ingress::FULL,
     log,
-    mailbox::{BatchRound, Body, Mail, Pieces, Round},
+    mailbox::{Body, Mail, Piece, Pieces, Round},
     owed::Owed,
     record::Tape,
     router::Router,
@@ -258,7 +258,7 @@ impl Shard {
                 let weight = weight_of(&bytes);
                 let fed = Fed::Command(bytes);
                 let outcome = self.feed(now.tick, &fed);
-                self.answer(now, &outcome, subject::COMMAND, reply, owed);
+                self.answer(now, &outcome.result, outcome.message.stream_id(), subject::COMMAND, reply, owed);
                 weight
             }
             Body::Subscription(message) => {
@@ -267,10 +267,10 @@ impl Shard {
                 let outcome = self.feed(now.tick, &fed);
                 let weight = bytes.max(outcome.message.entries());
                 log::membership(&outcome.message, &outcome.result);
-                self.answer(now, &outcome, subject::SUBSCRIPTION, reply, owed);
+                self.answer(now, &outcome.result, outcome.message.stream_id(), subject::SUBSCRIPTION, reply, owed);
                 weight
             }
-            Body::Pieces(pieces) => self.handle_piece(now, *pieces, reply, owed),
+            Body::Pieces(pieces) => self.handle_piece(now, pieces, reply, owed),
             Body::Query(bytes) => {
                 let result = self.feed(now.tick, &Fed::Query(bytes)).result;
                 self.answer_query(now, result, reply, owed);
@@ -281,31 +281,30 @@ impl Shard {
                 Round::List { room, from_slot, states } => {
                     self.go_round_list(now, room, from_slot, states, reply, owed)
                 }
-                Round::Batch(batch) => self.go_round_batch(now, batch, reply, owed),
             },
         }
     }
 
-    /// Handles the first of the pieces; the rest is the next mail, of this turn or the next one.
-    fn handle_piece(&mut self, now: Now, pieces: Pieces, reply: Option<Subject>, owed: &mut Owed) -> usize {
-        let Pieces { mut left, so_far } = pieces;
-        let Some(message) = left.pop_front() else { return 1 };
+    /// Handles the first of the pieces. The next one is for this shard's next turn, or for another shard; the last one
+    /// answers.
+    fn handle_piece(&mut self, now: Now, mut pieces: Box<Pieces>, reply: Option<Subject>, owed: &mut Owed) -> usize {
+        let Some(Piece { message, .. }) = pieces.left.pop_front() else { return 1 };
         let bytes = weight_of(&message);
         let fed = Fed::Subscription { message, answered: reply.is_some() };
-        let mut outcome = self.feed(now.tick, &fed);
+        let outcome = self.feed(now.tick, &fed);
         let weight = bytes.max(outcome.message.entries());
         log::membership(&outcome.message, &outcome.result);
-        outcome.result = match (so_far, outcome.result) {
+        let result = match (pieces.so_far.take(), outcome.result) {
             (Some(before), Ok(piece)) => Ok(before.and(piece)),
             // Refused as a whole, or its stream went away between two pieces, and all that were registered with it.
             (_, result) => result,
         };
-        match outcome.result {
-            Ok(so_far) if !left.is_empty() => {
-                let body = Body::Pieces(Box::new(Pieces { left, so_far: Some(so_far) }));
-                self.router.mailbox(self.number).put_back(Mail { body, reply });
+        match (result, pieces.left.front().map(|next| next.shard)) {
+            (Ok(so_far), Some(next)) => {
+                pieces.so_far = Some(so_far);
+                self.pass_on(now, next, Body::Pieces(pieces), reply, owed);
             }
-            _ => self.answer(now, &outcome, subject::SUBSCRIPTION, reply, owed),
+            (result, _) => self.answer(now, &result, &pieces.stream_id, subject::SUBSCRIPTION, reply, owed),
         }
         weight
     }
@@ -322,7 +321,7 @@ impl Shard {
             let message = proto::QueryReply { stats: Some(encode::stats(&sum)), ..Default::default() };
             self.reply_with(now, &message, reply, owed);
         } else {
-            self.pass_on(now, Round::Stats(sum), reply, owed);
+            self.pass_on(now, self.number + 1, Body::Round(Box::new(Round::Stats(sum))), reply, owed);
         }
         1
     }
@@ -347,7 +346,8 @@ impl Shard {
         let room = room - found.len();
         states.extend(found.iter().map(|update| encode::state(update, now)));
         if next_slot.is_none() && !self.is_last() && room > 0 {
-            self.pass_on(now, Round::List { room, from_slot: 0, states }, reply, owed);
+            let round = Round::List { room, from_slot: 0, states };
+            self.pass_on(now, self.number + 1, Body::Round(Box::new(round)), reply, owed);
             return found.len();
         }
         let shard = self.number as u32;
@@ -360,49 +360,33 @@ impl Shard {
         found.len()
     }
 
-    fn go_round_batch(&mut self, now: Now, mut batch: BatchRound, reply: Option<Subject>, owed: &mut Owed) -> usize {
-        let handles = batch.handles.get_mut(self.number).map(std::mem::take).unwrap_or_default();
-        let named = batch.named_at == Some(self.number);
-        let bytes = weight_of(&batch.message);
-        let fed = Fed::Part { message: batch.message.clone(), named, handles };
-        let outcome = self.feed(now.tick, &fed);
-        let weight = bytes.max(outcome.message.entries());
-        let Ok(Accepted::Batch(found)) = &outcome.result else {
-            self.answer(now, &outcome, subject::SUBSCRIPTION, reply, owed);
-            return weight;
-        };
-        batch.unplaced.no_such_stream |= found.no_such_stream;
-        batch.unplaced.handles.extend(&found.handles);
-        batch.unplaced.clients.extend_from_slice(&found.clients);
-        if self.is_last() {
-            let message = encode::batch_reply(&batch.unplaced, outcome.message.stream_id());
-            log::refused(message.code(), &message.message, subject::SUBSCRIPTION);
-            self.reply_with(now, &message, reply, owed);
-        } else {
-            self.pass_on(now, Round::Batch(batch), reply, owed);
+    /// Gives mail to the shard that handles what is left of it, which may be this one.
+    fn pass_on(&mut self, now: Now, to: usize, body: Body, reply: Option<Subject>, owed: &mut Owed) {
+        if to == self.number {
+            self.router.mailbox(to).put_back(Mail { body, reply });
+            return;
         }
-        weight
-    }
-
-    fn pass_on(&mut self, now: Now, round: Round, reply: Option<Subject>, owed: &mut Owed) {
-        let is_batch = matches!(round, Round::Batch { .. });
-        let mail = Mail { body: Body::Round(Box::new(round)), reply };
-        if let Err(Mail { reply, .. }) = self.router.send(self.number + 1, mail) {
-            log::refused(FULL.code(), &FULL.to_string(), "a round of the shards");
-            if is_batch {
-                self.reply_with(now, &encode::refusal(&FULL, ""), reply, owed);
-            } else {
-                self.reply_with(now, &encode::query_refusal(&FULL), reply, owed);
-            }
+        let Err(Mail { body, reply }) = self.router.send(to, Mail { body, reply }) else { return };
+        log::refused(FULL.code(), &FULL.to_string(), "a round of the shards");
+        match body {
+            Body::Pieces(pieces) => self.reply_with(now, &encode::refusal(&FULL, &pieces.stream_id), reply, owed),
+            _ => self.reply_with(now, &encode::query_refusal(&FULL), reply, owed),
         }
     }
 
     // --- answers ---------------------------------------------------------------------------------------------------
 
     /// Answers a command or subscription, if somebody waits; a refusal is logged and counted in any case.
-    fn answer(&mut self, now: Now, outcome: &Outcome<'_>, about: &str, reply: Option<Subject>, owed: &mut Owed) {
-        let stream_id = outcome.message.stream_id();
-        let message = match &outcome.result {
+    fn answer(
+        &mut self,
+        now: Now,
+        result: &Result<Accepted, Refusal>,
+        stream_id: &str,
+        about: &str,
+        reply: Option<Subject>,
+        owed: &mut Owed,
+    ) {
+        let message = match result {
             Ok(accepted) if reply.is_none() && accepted.is_whole() => return,
             Ok(accepted) => encode::reply(accepted, stream_id, now),
             Err(refusal) => encode::refusal(refusal, stream_id),

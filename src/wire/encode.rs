@@ -224,8 +224,7 @@ pub fn reply(accepted: &Accepted, stream_id: &str, now: Now) -> proto::Reply {
 }
 
 /// The answer to a batch: what it could not place.
-#[must_use]
-pub fn batch_reply(unplaced: &Unplaced, stream_id: &str) -> proto::Reply {
+fn batch_reply(unplaced: &Unplaced, stream_id: &str) -> proto::Reply {
     let unknown = unplaced.handles.len() + unplaced.clients.len();
     let (code, message) = if unplaced.no_such_stream {
         (proto::Code::StreamNotFound, format!("stream_id: there is no stream {stream_id:?}"))

@@ -85,7 +85,9 @@ pub struct Subscription<'a> {
 }
 
 impl<'a> Subscription<'a> {
-    fn empty(kind: Kind) -> Self {
+    /// One that names nobody.
+    #[must_use]
+    pub fn empty(kind: Kind) -> Self {
         let (clients, handles, subscribers) = (Vec::new(), Vec::new(), Vec::new());
         Self { kind, stream_id: "", named: Named::default(), clients, handles, subscribers }
     }
@@ -142,43 +144,49 @@ impl<'a> Subscription<'a> {
         Ok(())
     }
 
-    /// The same in messages of at most so many entries, in order.
+    /// The same batch in messages of at most so many entries, in order; in one if it has none.
     #[must_use]
     pub fn pieces(&self, most: usize) -> Vec<Bytes> {
-        let stream_id = || self.stream_id.to_owned();
+        let bare = || Self { stream_id: self.stream_id, ..Self::empty(self.kind) };
         // Handles first, as the engine does it with a whole one.
-        let batches = self.handles.chunks(most).map(|handles| ([].as_slice(), handles));
-        let batches = batches.chain(self.clients.chunks(most).map(|clients| (clients, [].as_slice())));
-        let batches = batches.map(|(clients, handles)| proto::HeartbeatBatch {
-            stream_id: stream_id(),
-            client_id: clients.iter().map(|id| (*id).to_owned()).collect(),
-            handle: handles.iter().map(|handle| handle.0).collect(),
-        });
-        let commands: Vec<Command> = match self.kind {
-            Kind::Register | Kind::Unregister | Kind::Heartbeat => Vec::new(),
-            Kind::HeartbeatBatch => batches.map(Command::HeartbeatBatch).collect(),
-            Kind::UnregisterBatch => batches
-                .map(|proto::HeartbeatBatch { stream_id, client_id, handle }| {
-                    Command::UnregisterBatch(proto::UnregisterBatch { stream_id, client_id, handle })
-                })
-                .collect(),
+        let handles = self.handles.chunks(most).map(|handles| Self { handles: handles.to_vec(), ..bare() });
+        let clients = self.clients.chunks(most).map(|clients| Self { clients: clients.to_vec(), ..bare() });
+        let subscribers =
+            (self.subscribers.chunks(most)).map(|subscribers| Self { subscribers: subscribers.to_vec(), ..bare() });
+        let mut pieces: Vec<Self> = handles.chain(clients).chain(subscribers).collect();
+        if pieces.is_empty() {
+            pieces.push(bare());
+        }
+        pieces.iter().map(|piece| piece.to_proto().encode_to_vec().into()).collect()
+    }
+
+    /// What [`Subscription::read`] would read this from.
+    #[must_use]
+    pub fn to_proto(&self) -> proto::SubscriptionCommand {
+        let Named { client_id, source_addr, session } = self.named;
+        let (stream_id, client_id, source_addr) = (self.stream_id.into(), client_id.into(), source_addr.into());
+        let clients = || self.clients.iter().map(|&id| id.into()).collect();
+        let handle = self.handles.iter().map(|handle| handle.0).collect();
+        let command = match self.kind {
+            Kind::Register => Command::Register(proto::Register { stream_id, client_id, source_addr, session }),
+            Kind::Unregister => Command::Unregister(proto::Unregister { stream_id, client_id, session }),
+            Kind::Heartbeat => Command::Heartbeat(proto::Heartbeat { stream_id, client_id, session }),
+            Kind::HeartbeatBatch => {
+                Command::HeartbeatBatch(proto::HeartbeatBatch { stream_id, client_id: clients(), handle })
+            }
+            Kind::UnregisterBatch => {
+                Command::UnregisterBatch(proto::UnregisterBatch { stream_id, client_id: clients(), handle })
+            }
             Kind::RegisterBatch => {
-                let pieces = self.subscribers.chunks(most).map(|subscribers| {
-                    let subscriber = subscribers.iter().map(|named| proto::Subscriber {
-                        client_id: named.client_id.to_owned(),
-                        source_addr: named.source_addr.to_owned(),
-                        session: named.session,
-                    });
-                    Command::RegisterBatch(proto::RegisterBatch {
-                        stream_id: stream_id(),
-                        subscriber: subscriber.collect(),
-                    })
+                let subscriber = self.subscribers.iter().map(|named| proto::Subscriber {
+                    client_id: named.client_id.into(),
+                    source_addr: named.source_addr.into(),
+                    session: named.session,
                 });
-                pieces.collect()
+                Command::RegisterBatch(proto::RegisterBatch { stream_id, subscriber: subscriber.collect() })
             }
         };
-        let encode = |command| proto::SubscriptionCommand { command: Some(command) }.encode_to_vec().into();
-        commands.into_iter().map(encode).collect()
+        proto::SubscriptionCommand { command: Some(command) }
     }
 
     /// How many subscribers it names.
@@ -350,7 +358,10 @@ mod tests {
     fn compare(bytes: &[u8]) -> Result<(), TestCaseError> {
         let by_prost = proto::SubscriptionCommand::decode(bytes);
         match (Subscription::read(bytes), &by_prost) {
-            (Ok(read), Ok(message)) => prop_assert_eq!(read, message.command.as_ref().map(of)),
+            (Ok(read), Ok(message)) => {
+                prop_assert_eq!(&read, &message.command.as_ref().map(of));
+                prop_assert_eq!(&read.map(|read| read.to_proto()).unwrap_or_default(), message);
+            }
             (Err(_), Err(_)) => {}
             (read, _) => prop_assert!(false, "read {:?}, by prost {:?}", read, by_prost),
         }
@@ -440,6 +451,10 @@ mod tests {
         assert!(read.iter().all(|piece| (piece.kind, piece.stream_id) == (Kind::UnregisterBatch, "s")));
         assert_eq!(read.iter().flat_map(|piece| piece.clients.clone()).collect::<Vec<_>>(), whole.clients);
         assert_eq!(read.iter().flat_map(|piece| piece.handles.clone()).collect::<Vec<_>>(), whole.handles);
+
+        let nobody = Subscription { stream_id: "s", ..Subscription::empty(Kind::HeartbeatBatch) };
+        let pieces = nobody.pieces(2);
+        assert_eq!(pieces.iter().map(|piece| Subscription::read(piece).unwrap()).collect::<Vec<_>>(), [Some(nobody)]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
     gateway::encoded,
     net::{Answer, AnswerBody, Party, Sent, What},
     reading::stream_id,
-    service::goes_round,
+    service::round,
     world::{Event, Phase, World},
 };
 
@@ -170,7 +170,7 @@ impl World {
             payload: encoded(&message),
             request: None,
             what: What::Command { stream, request_id },
-            round: false,
+            round: Vec::new(),
         };
         if request_id.is_some() {
             self.directors[director].last = Some((Rc::new(sent()), answered));
@@ -184,8 +184,9 @@ impl World {
         let Some((last, answered)) = self.directors[director].last.clone() else { return };
         let What::Command { stream, request_id } = last.what else { return };
         let what = What::Command { stream, request_id };
-        let Sent { from, subject, ref payload, round, .. } = *last;
-        self.ask(Sent { from, subject, payload: payload.clone(), request: None, what, round }, answered);
+        let Sent { from, subject, ref payload, ref round, .. } = *last;
+        let (payload, round) = (payload.clone(), round.clone());
+        self.ask(Sent { from, subject, payload, request: None, what, round }, answered);
     }
 
     fn config(&mut self) -> proto::OrchestratorConfig {
@@ -233,7 +234,7 @@ impl World {
     // --- questions -----------------------------------------------------------------------------------------------
 
     fn question(&mut self, director: usize, query: query::Query, what: What) -> Option<usize> {
-        let round = goes_round(&self.service, "", &[], &what);
+        let round = round(&self.service, "", &[], &what);
         let payload = encoded(&proto::Query { query: Some(query) });
         let (from, subject) = (Party::Director(director), subject::QUERY);
         self.ask(Sent { from, subject, payload, request: None, what, round }, true)

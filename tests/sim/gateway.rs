@@ -20,7 +20,7 @@ use crate::{
     net::{Answer, AnswerBody, Party, Sent, Update, Updates, What},
     plan::{Plan, Style},
     reading::stream_id,
-    service::goes_round,
+    service::round,
     world::{Event, Phase, World},
 };
 
@@ -31,8 +31,8 @@ pub type SubId = usize;
 const PATIENCE_MS: u64 = 2_500;
 /// Whom the service refused is registered again after that, ms.
 const RETRY_MS: u64 = 1_000;
-/// Most subscribers in one message.
-const MOST_IN_A_BATCH: usize = 400;
+/// Most subscribers in one message: more than a shard handles at once.
+const MOST_IN_A_BATCH: usize = 1_600;
 
 #[derive(Debug)]
 pub struct Viewer {
@@ -171,7 +171,7 @@ impl World {
             Command::UnregisterBatch(batch) => (&*batch.stream_id, &batch.handle[..]),
             _ => ("", &[][..]),
         };
-        let round = goes_round(&self.service, stream_id, handles, &what);
+        let round = round(&self.service, stream_id, handles, &what);
         let payload = proto::SubscriptionCommand { command: Some(command) }.encode_to_vec().into();
         let (from, subject) = (Party::Gateway(gateway), subject::SUBSCRIPTION);
         self.ask(Sent { from, subject, payload, request: None, what, round }, answered);

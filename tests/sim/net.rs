@@ -56,8 +56,8 @@ pub struct Sent {
     /// Number of the request whose answer is waited for.
     pub request: Option<usize>,
     pub what: What,
-    /// Whether it goes round the shards.
-    pub round: bool,
+    /// The shards that it goes round, in order; none if it is for one alone.
+    pub round: Vec<usize>,
 }
 
 /// What a request is about.

@@ -1,7 +1,11 @@
 //! The service under test: shards with all that is around them, called as `shard/thread.rs` and `service/publisher.rs`
 //! call them, only that time is the world's.
 
-use std::{collections::VecDeque, rc::Rc, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    rc::Rc,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use orchestrator_service::{
@@ -237,15 +241,13 @@ impl World {
         let router = Arc::clone(&self.service.router);
         let seat = &mut self.service.seats[shard];
         let handled: Vec<Rc<Sent>> = seat.mail.drain(..seat.mail.len() - router.mailbox(shard).len()).collect();
-        let last = shard + 1 == self.plan.shards;
         for sent in handled {
             self.truth.handled(shard, self.now, &sent);
-            if sent.round && !last {
-                let next = &mut self.service.seats[shard + 1];
-                if router.mailbox(shard + 1).len() > next.mail.len() {
-                    next.mail.push_back(sent);
-                    self.wake(shard + 1, self.now);
-                }
+            let Some(next) = sent.round.iter().copied().find(|next| *next > shard) else { continue };
+            let seat = &mut self.service.seats[next];
+            if router.mailbox(next).len() > seat.mail.len() {
+                seat.mail.push_back(sent);
+                self.wake(next, self.now);
             }
         }
     }
@@ -456,16 +458,16 @@ fn next_number(next: Next) -> u64 {
     }
 }
 
-/// Whether a request goes round the shards: what `Ingress` decides, said once more.
-pub fn goes_round(service: &Service, stream_id: &str, handles: &[u64], what: &What) -> bool {
-    match what {
+/// The shards that a request goes round, in order; none if it is for one alone. What `Ingress` decides, said once more.
+pub fn round(service: &Service, stream_id: &str, handles: &[u64], what: &What) -> Vec<usize> {
+    let all = match what {
         What::Beat(_) | What::Leave(_) => {
             let named = (!stream_id.is_empty()).then(|| service.shard_of(stream_id));
-            let mut owners = named.into_iter().chain(handles.iter().map(|handle| service.owner_of_handle(*handle)));
-            let first = owners.next();
-            owners.any(|owner| Some(owner) != first)
+            let owners = named.into_iter().chain(handles.iter().map(|handle| service.owner_of_handle(*handle)));
+            owners.collect::<BTreeSet<usize>>().into_iter().collect()
         }
-        What::Stats { stream: None } | What::List => true,
-        What::Command { .. } | What::Join(_) | What::State { .. } | What::Stats { .. } => false,
-    }
+        What::Stats { stream: None } | What::List => (0..service.seats.len()).collect(),
+        What::Command { .. } | What::Join(_) | What::State { .. } | What::Stats { .. } => Vec::new(),
+    };
+    if all.len() > 1 { all } else { Vec::new() }
 }

@@ -203,7 +203,7 @@ impl Truth {
     /// A shard handled a request, or its part of one.
     pub fn handled(&mut self, shard: usize, now: u64, sent: &Sent) {
         self.serial += 1;
-        if let Some(request) = sent.request.filter(|_| !sent.round) {
+        if let Some(request) = sent.request.filter(|_| sent.round.is_empty()) {
             self.requests[request].handled.push(Handled { serial: self.serial, tick: now });
         }
         let (pardoned, stale) = (self.shards[shard].pardoned_until, self.stale_after_ms);
