@@ -120,31 +120,93 @@ pub fn write_state(buffer: &mut impl BufMut, update: &StateUpdate, now: Now) {
     let flag = u64::from;
     text(buffer, 1, Some(&*update.stream_id).filter(|id| !id.is_empty()));
     text(buffer, 2, derived.scene_name);
-    number(buffer, 3, update.position_ms);
-    number(buffer, 4, derived.remaining_ms);
-    if derived.progress != 0.0 {
-        encode_key(5, WireType::SixtyFourBit, buffer);
-        buffer.put_f64_le(derived.progress);
-    }
-    number(buffer, 6, flag(is_live(update.mode)));
-    number(buffer, 7, flag(update.mode == Mode::Paused));
-    number(buffer, 8, flag(update.mode == Mode::Finished));
+    let mut numbers = Numbers::default();
+    numbers.put(3, update.position_ms);
+    numbers.put(4, derived.remaining_ms);
+    numbers.put_double(5, derived.progress);
+    numbers.put(6, flag(is_live(update.mode)));
+    numbers.put(7, flag(update.mode == Mode::Paused));
+    numbers.put(8, flag(update.mode == Mode::Finished));
+    buffer.put_slice(numbers.as_bytes());
     text(buffer, 9, Some(derived.timecode).filter(|timecode| !timecode.is_empty()));
-    number(buffer, 10, flag(derived.is_streaming));
-    number(buffer, 11, proto::Mode::from(update.mode) as u64);
-    number(buffer, 12, update.revision);
-    number(buffer, 13, update.sequence);
-    number(buffer, 14, update.epoch);
-    number(buffer, 15, now.wall_at(update.at));
-    number(buffer, 16, derived.total_ms);
+    let mut numbers = Numbers::default();
+    numbers.put(10, flag(derived.is_streaming));
+    numbers.put(11, proto::Mode::from(update.mode) as u64);
+    numbers.put(12, update.revision);
+    numbers.put(13, update.sequence);
+    numbers.put(14, update.epoch);
+    numbers.put(15, now.wall_at(update.at));
+    numbers.put(16, derived.total_ms);
     if let Some(scene) = update.scene {
-        encode_key(17, WireType::Varint, buffer);
-        encode_varint(scene.into(), buffer);
+        numbers.put_present(17, scene.into());
     }
-    number(buffer, 18, derived.scene_elapsed_ms);
-    number(buffer, 19, derived.scene_remaining_ms);
-    number(buffer, 20, update.loop_count);
-    number(buffer, 21, proto::Cause::from(update.cause) as u64);
+    numbers.put(18, derived.scene_elapsed_ms);
+    numbers.put(19, derived.scene_remaining_ms);
+    numbers.put(20, update.loop_count);
+    numbers.put(21, proto::Cause::from(update.cause) as u64);
+    buffer.put_slice(numbers.as_bytes());
+}
+
+/// Fields that are numbers, on the stack: a growing buffer would be asked for room for each of their bytes, which is
+/// half of what encoding an update takes.
+struct Numbers {
+    bytes: [u8; Self::ROOM],
+    len: usize,
+}
+
+impl Default for Numbers {
+    #[inline]
+    fn default() -> Self {
+        Self { bytes: [0; Self::ROOM], len: 0 }
+    }
+}
+
+impl Numbers {
+    /// A key of two bytes and a number of ten.
+    const MOST: usize = 2 + 10;
+    /// For the twelve fields of the longer run of them.
+    const ROOM: usize = 12 * Self::MOST;
+
+    #[inline]
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    /// A number that is left out when it is 0.
+    #[inline]
+    fn put(&mut self, tag: u32, value: u64) {
+        if value != 0 {
+            self.put_present(tag, value);
+        }
+    }
+
+    #[inline]
+    fn put_present(&mut self, tag: u32, value: u64) {
+        self.varint((tag << 3 | WireType::Varint as u32).into());
+        self.varint(value);
+    }
+
+    #[inline]
+    fn put_double(&mut self, tag: u32, value: f64) {
+        if value != 0.0 {
+            self.varint((tag << 3 | WireType::SixtyFourBit as u32).into());
+            self.bytes[self.len..][..8].copy_from_slice(&value.to_le_bytes());
+            self.len += 8;
+        }
+    }
+
+    #[inline]
+    fn varint(&mut self, mut value: u64) {
+        // In a register while it goes on.
+        let mut end = self.len;
+        while value >= 0x80 {
+            self.bytes[end] = value as u8 | 0x80;
+            end += 1;
+            value >>= 7;
+        }
+        self.bytes[end] = value as u8;
+        self.len = end + 1;
+    }
 }
 
 /// One update as an entry of an `UpdateBatch`.
@@ -152,13 +214,6 @@ pub fn write_batch_entry(buffer: &mut impl BufMut, update: &[u8]) {
     encode_key(1, WireType::LengthDelimited, buffer);
     encode_varint(update.len() as u64, buffer);
     buffer.put_slice(update);
-}
-
-fn number(buffer: &mut impl BufMut, tag: u32, value: u64) {
-    if value != 0 {
-        encode_key(tag, WireType::Varint, buffer);
-        encode_varint(value, buffer);
-    }
 }
 
 fn text(buffer: &mut impl BufMut, tag: u32, value: Option<&str>) {
