@@ -520,11 +520,14 @@ impl Stream {
         }
         self.snapshot_owed = false;
         self.sequence += 1;
-        self.announce(now);
-        outbox.updates.push(self.state(now, cause));
+        let update = self.state(now, cause);
+        if let (Lifecycle::Running(run), Some(scene)) = (&mut self.show.lifecycle, update.scene) {
+            run.announced = (update.loop_count, scene);
+        }
+        outbox.updates.push(update);
     }
 
-    /// Notes that everybody knows the present pass and scene.
+    /// Notes that everybody who came now knows the present pass and scene.
     fn announce(&mut self, now: Tick) {
         let head = self.head(now);
         let scene = self.show.pass.place(head.position_ms).scene;

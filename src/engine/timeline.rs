@@ -144,9 +144,14 @@ impl Timeline {
     #[must_use]
     pub fn place(&self, position_ms: u64) -> Place {
         let ended = self.spans.partition_point(|span| span.end_ms <= position_ms);
-        let scene = (ended as u32).min(self.scene_count() - 1);
+        self.within((ended as u32).min(self.scene_count() - 1), position_ms)
+    }
+
+    /// A position in the scene that it falls into, if that is known already.
+    #[must_use]
+    pub fn within(&self, scene: u32, position_ms: u64) -> Place {
         let elapsed_ms = position_ms.min(self.total_ms()).saturating_sub(self.start_ms(scene));
-        Place { scene, elapsed_ms, remaining_ms: self.duration_ms(scene) - elapsed_ms }
+        Place { scene, elapsed_ms, remaining_ms: self.duration_ms(scene).saturating_sub(elapsed_ms) }
     }
 
     /// The same timeline with another length for one scene, which may be 0 here.

@@ -50,7 +50,7 @@ impl<'a> Derived<'a> {
     #[allow(clippy::cast_precision_loss, reason = "a percentage")]
     fn of(update: &'a StateUpdate) -> Self {
         let total_ms = update.timeline.total_ms();
-        let place = update.scene.map(|_| update.timeline.place(update.position_ms));
+        let place = update.scene.map(|scene| update.timeline.within(scene, update.position_ms));
         Self {
             scene_name: update.scene.map(|scene| update.timeline.name(scene)),
             total_ms,
