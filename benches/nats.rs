@@ -48,7 +48,7 @@ const VIEWERS: u64 = 100_000;
 /// Streams that tick beside commands, every 100 ms.
 const BESIDE: u64 = 20_000;
 /// What a step may take. A contestant that hangs is ended with it.
-const LONGEST_STEP: Duration = Duration::from_secs(150);
+const LONGEST_STEP: Duration = Duration::from_secs(300);
 /// How many updates a second cost is compared at.
 const FIXED_RATE: u64 = 100_000;
 

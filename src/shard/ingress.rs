@@ -105,21 +105,25 @@ impl Ingress {
         // All of it is checked before the first piece does anything.
         let message = decode::subscription_message(&payload, &self.limits)?;
         decode::subscription(message.clone(), true)?;
-        let left = self.cut(&message, named_at);
+        let stream_id = message.stream_id.into();
+        let left = self.cut(message, named_at);
         let first = left.front().map_or(first, |piece| piece.shard);
-        Ok((first, Body::Pieces(Box::new(Pieces { stream_id: message.stream_id.into(), left, so_far: None }))))
+        Ok((first, Body::Pieces(Box::new(Pieces { stream_id, left, so_far: None }))))
     }
 
     /// What each shard gets of a batch: its handles, and everything else if the stream that the batch names is there.
-    fn cut(&self, message: &Subscription<'_>, named_at: Option<usize>) -> VecDeque<Piece> {
+    fn cut(&self, mut message: Subscription<'_>, named_at: Option<usize>) -> VecDeque<Piece> {
+        let kind = message.kind;
         let mut handles = vec![Vec::new(); self.router.shards()];
-        for handle in &message.handles {
-            handles[self.router.owner(handle.partition())].push(*handle);
+        for handle in std::mem::take(&mut message.handles) {
+            handles[self.router.owner(handle.partition())].push(handle);
         }
-        let parts = handles.into_iter().enumerate().filter_map(|(shard, handles)| match named_at {
-            Some(named_at) if named_at == shard => Some((shard, Subscription { handles, ..message.clone() })),
-            _ if handles.is_empty() => None,
-            _ => Some((shard, Subscription { handles, ..Subscription::empty(message.kind) })),
+        let mut named = Some(message);
+        let parts = handles.into_iter().enumerate().filter_map(|(shard, handles)| {
+            let rest = if named_at == Some(shard) { named.take() } else { None };
+            let concerns_it = rest.is_some() || !handles.is_empty();
+            let rest = rest.unwrap_or_else(|| Subscription::empty(kind));
+            concerns_it.then_some((shard, Subscription { handles, ..rest }))
         });
         let pieces = parts.flat_map(|(shard, part)| {
             part.pieces(MAX_PIECE_ENTRIES).into_iter().map(move |message| Piece { shard, message })
