@@ -37,9 +37,9 @@ use super::{
 pub const STALE_LINGER_MS: u64 = 500;
 
 pub(super) const NONE: u32 = u32::MAX;
-/// Records are allocated in chunks, so that a growing slab never moves: 4,096 of them are 256 KiB. A larger chunk would
-/// make the turn long in which the system gives it.
-const CHUNK: usize = 1 << 12;
+/// Records are allocated in chunks, so that a growing slab never moves: 1,024 of them are 64 KiB, 16 pages. A larger
+/// chunk makes the turn long in which the system gives its pages, each of which may take 20 µs.
+const CHUNK: usize = 1 << 10;
 /// How many look-ups of a batch are under way at once: each waits for memory, and the processor waits for many as long
 /// as for one. So many records are an eighth of what the nearest cache holds.
 pub(super) const IN_FLIGHT: usize = 128;
@@ -217,7 +217,7 @@ impl fmt::Debug for Records {
     }
 }
 
-/// A chunk of blank records, made where it will stay: it is too large for the stack.
+/// A chunk of blank records, made where it will stay rather than on the stack.
 fn boxed(blank: Record) -> Box<[Record; CHUNK]> {
     match vec![blank; CHUNK].into_boxed_slice().try_into() {
         Ok(chunk) => chunk,

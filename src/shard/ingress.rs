@@ -1,7 +1,7 @@
 //! Messages from outside: to which shard, or why not.
 //!
 //! This is the one place that everything passes through, so it does as little as it can: it peeks at the id and leaves
-//! the decoding to the shard. What has more scenes or entries than it may is refused here, and a batch that is large or
+//! the decoding to the shard. Except: what has more scenes or entries than it may is refused here, and a batch that is large or
 //! concerns several shards is checked and cut into pieces, because each would make a shard's turn long.
 
 use std::{collections::VecDeque, sync::Arc};
@@ -104,11 +104,12 @@ impl Ingress {
         }
         // All of it is checked before the first piece does anything.
         let message = decode::subscription_message(&payload, &self.limits)?;
-        decode::subscription(message.clone(), true)?;
+        decode::check_batch(&message)?;
         let stream_id = message.stream_id.into();
         let left = self.cut(message, named_at);
         let first = left.front().map_or(first, |piece| piece.shard);
-        Ok((first, Body::Pieces(Box::new(Pieces { stream_id, left, so_far: None }))))
+        let bytes = payload.len();
+        Ok((first, Body::Pieces(Box::new(Pieces { stream_id, left, so_far: None, bytes }))))
     }
 
     /// What each shard gets of a batch: its handles, and everything else if the stream that the batch names is there.
@@ -175,11 +176,15 @@ mod tests {
         let mailboxes = (0..3).map(|_| Mailbox::new(8, MAILBOX_BYTES)).collect();
         let ingress = Ingress::new(Arc::new(Router::new(mailboxes)), Arc::default());
         let message = proto::SubscriptionCommand { command: Some(Command::HeartbeatBatch(batch)) };
-        let refused = ingress.accept(subject::SUBSCRIPTION, message.encode_to_vec().into(), None);
+        let payload = Bytes::from(message.encode_to_vec());
+        let refused = ingress.accept(subject::SUBSCRIPTION, payload.clone(), None);
         assert_eq!(refused, None);
         let mut mail = (0..3).filter_map(|shard| Some((shard, ingress.router.mailbox(shard).take()?)));
         let (shard, Mail { body, .. }) = mail.next().expect("one shard has it");
         assert!(mail.next().is_none(), "only one has it");
+        if let Body::Pieces(pieces) = &body {
+            assert_eq!(pieces.bytes, payload.len(), "it weighs what it did");
+        }
         let pieces = match body {
             Body::Pieces(pieces) => pieces.left,
             Body::Subscription(message) => VecDeque::from([Piece { shard, message }]),

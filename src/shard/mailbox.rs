@@ -46,7 +46,7 @@ pub enum Body {
     Pieces(Box<Pieces>),
     /// A `Query` about one stream of this shard, undecoded.
     Query(Bytes),
-    /// Something that goes from each shard to the next.
+    /// Totals and lists, which go from each shard to the next.
     Round(Box<Round>),
 }
 
@@ -71,10 +71,12 @@ pub enum Round {
 pub struct Pieces {
     /// The stream that the whole of it names, if it does.
     pub stream_id: Box<str>,
-    /// What is left of it.
+    /// What is left of it. Shards only ascend: when they end one after the other, each may still pass on to the next.
     pub left: VecDeque<Piece>,
     /// What became of the pieces before.
     pub so_far: Option<Accepted>,
+    /// What all of it had, bytes. It weighs that until its end: what could not be placed grows as pieces go.
+    pub bytes: usize,
 }
 
 /// What one shard handles of a batch in one turn.
@@ -89,7 +91,7 @@ pub struct Piece {
 impl Body {
     fn bytes(&self) -> usize {
         match self {
-            Self::Pieces(pieces) => pieces.left.iter().map(|piece| piece.message.len()).sum(),
+            Self::Pieces(pieces) => pieces.bytes,
             Self::Command(bytes) | Self::Subscription(bytes) | Self::Query(bytes) => bytes.len(),
             Self::Round(round) => match &**round {
                 Round::Stats(_) => 0,

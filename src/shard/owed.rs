@@ -35,8 +35,8 @@ pub const OWED_CAPACITY: usize = 65_536;
 /// How many bytes of them.
 pub const OWED_BYTES: usize = 64 << 20;
 /// How many ticks may wait before the shard rests rather than replace them by newer ones: what a publisher that is at its
-/// limit sends in about 20 ms.
-const BEHIND: usize = 8_192;
+/// limit sends in about 2 ms.
+const BEHIND: usize = 1_024;
 /// Largest message of a feed, bytes: half of what a broker takes by default.
 const MAX_FEED_BYTES: usize = 512 << 10;
 /// What an entry of a feed takes besides the update, bytes at the most.

@@ -24,7 +24,7 @@ use crate::{
     wire::WireLimits,
 };
 
-/// Longest entry that is read, bytes: a message of the greatest size that can be configured, and as many handles.
+/// Longest entry that is read, bytes: of which most is a message of the greatest size that can be configured.
 const MAX_ENTRY_BYTES: usize = 160 << 20;
 
 /// One entry of a recording.
@@ -37,6 +37,7 @@ pub struct Entry {
     #[prost(uint64, tag = "2")]
     pub tick: u64,
     /// What.
+    // 8 was a part of a batch, and is not to be used again.
     #[prost(oneof = "What", tags = "3, 4, 5, 6, 7, 9, 10, 11, 12, 13")]
     pub what: Option<What>,
 }

@@ -219,6 +219,8 @@ async fn run(seat: Seat, outlet: &Outlet) {
             (Order::Work | Order::Close, Next::Sleep(due)) => tokio::select! {
                 () = router.mailbox(number).woken() => {}
                 () = sleep_until(&clock, due) => {}
+                // It rests for as long as the publisher is behind.
+                () = outlet.drained.notified(), if outlet.owed.borrow().is_behind() => {}
                 _ = orders.changed() => {}
             },
         }

@@ -21,7 +21,7 @@ use super::{
     router::Router,
 };
 use crate::{
-    engine::{Accepted, Counts, Engine, Input, Limits, Outbox, STALE_LINGER_MS, Settings, Tick},
+    engine::{Accepted, Counts, Engine, Input, Limits, Outbox, STALE_LINGER_MS, Settings, Tick, Unplaced},
     wire::{
         Refusal, WireLimits,
         decode::{self, Cursor},
@@ -42,9 +42,9 @@ const MAX_BATCH_WEIGHT: usize = 1_000;
 const BYTES_A_WEIGHT: usize = 64;
 /// The most timers looked at in one turn.
 pub const EXPIRE_BUDGET: usize = 1_024;
-/// While so many ticks are owed that more would only take their places, what is due is done this seldom, ms: the
-/// processor's time is the publisher's. Rarely enough to matter, often enough that a change is late by no more.
-const REST_MS: u64 = 20;
+/// While so many ticks are owed that more would only take their places, what is due waits, so that the processor's time
+/// is the publisher's; but no longer than this, ms: a change is late by no more.
+const REST_MS: u64 = 100;
 /// A turn that comes so much later than it was due means that the process stood still, ms. Less than a subscriber is
 /// stale for: else one could be stale and gone in the turn of waking, before its heartbeat is read.
 const OVERSLEPT_MS: u64 = STALE_LINGER_MS / 2;
@@ -225,7 +225,8 @@ impl Shard {
         /// Longer than any message about one subscriber is as a rule.
         const SHORT: usize = 256;
         self.router.mailbox(self.number).look_ahead(LOOK_AHEAD, |mails| {
-            if mails.len() < LOOK_AHEAD / 8 {
+            // Behind a piece of a batch hardly anything is handled in this turn.
+            if mails.len() < LOOK_AHEAD / 8 || matches!(mails.front().map(|mail| &mail.body), Some(Body::Pieces(_))) {
                 return;
             }
             let inputs: Vec<Input<'_>> = mails
@@ -288,7 +289,11 @@ impl Shard {
     /// Handles the first of the pieces. The next one is for this shard's next turn, or for another shard; the last one
     /// answers.
     fn handle_piece(&mut self, now: Now, mut pieces: Box<Pieces>, reply: Option<Subject>, owed: &mut Owed) -> usize {
-        let Some(Piece { message, .. }) = pieces.left.pop_front() else { return 1 };
+        let Some(Piece { message, .. }) = pieces.left.pop_front() else {
+            let nobody = Ok(Accepted::Batch(Unplaced::default()));
+            self.answer(now, &nobody, &pieces.stream_id, subject::SUBSCRIPTION, reply, owed);
+            return 1;
+        };
         let bytes = weight_of(&message);
         let fed = Fed::Subscription { message, answered: reply.is_some() };
         let outcome = self.feed(now.tick, &fed);
@@ -362,15 +367,21 @@ impl Shard {
 
     /// Gives mail to the shard that handles what is left of it, which may be this one.
     fn pass_on(&mut self, now: Now, to: usize, body: Body, reply: Option<Subject>, owed: &mut Owed) {
+        debug_assert!(to >= self.number, "shards end in order, and take nothing from those behind them");
         if to == self.number {
             self.router.mailbox(to).put_back(Mail { body, reply });
             return;
         }
         let Err(Mail { body, reply }) = self.router.send(to, Mail { body, reply }) else { return };
-        log::refused(FULL.code(), &FULL.to_string(), "a round of the shards");
         match body {
-            Body::Pieces(pieces) => self.reply_with(now, &encode::refusal(&FULL, &pieces.stream_id), reply, owed),
-            _ => self.reply_with(now, &encode::query_refusal(&FULL), reply, owed),
+            Body::Pieces(pieces) => {
+                log::refused(FULL.code(), &FULL.to_string(), subject::SUBSCRIPTION);
+                self.reply_with(now, &encode::refusal(&FULL, &pieces.stream_id), reply, owed);
+            }
+            _ => {
+                log::refused(FULL.code(), &FULL.to_string(), subject::QUERY);
+                self.reply_with(now, &encode::query_refusal(&FULL), reply, owed);
+            }
         }
     }
 
@@ -554,7 +565,7 @@ mod tests {
         }
         let mut now = NOW;
         let mut done_at = Vec::new();
-        for _ in 0..300 {
+        for _ in 0..15 * REST_MS {
             now.tick = now.tick.after(1);
             while desk.shard.turn(now, &mut desk.owed) == Next::Again {}
             if desk.owed.is_behind() && done_at.last() != Some(&desk.shard.expired_at) {

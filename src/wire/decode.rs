@@ -123,6 +123,18 @@ pub fn subscription<'a>(message: Subscription<'a>, answered: bool) -> Result<Inp
     })
 }
 
+/// Checks a batch for what [`subscription`] would refuse all of it for, and makes nothing of it.
+///
+/// # Errors
+/// As [`subscription`].
+pub fn check_batch(message: &Subscription<'_>) -> Result<(), Invalid> {
+    check_entry_count(message.entries())?;
+    if !message.stream_id.is_empty() || !message.clients.is_empty() || message.kind == Kind::RegisterBatch {
+        StreamId::parse(message.stream_id)?;
+    }
+    message.clients.iter().enumerate().try_for_each(|(place, id)| client_at(place, id).map(drop))
+}
+
 /// The most entries of a batch: the answer to all of them, 8 bytes each, fits into the megabyte that a broker takes.
 pub const MAX_BATCH_ENTRIES: usize = 100_000;
 
@@ -150,10 +162,12 @@ fn batch<'a>(stream_id: &'a str, clients: &[&'a str], handles: Vec<Handle>) -> R
         "" if clients.is_empty() => None,
         id => Some(StreamId::parse(id)?),
     };
-    let clients = clients.iter().enumerate().map(|(place, id)| {
-        ClientId::parse(id).map_err(|Invalid(message)| Invalid::new(format!("entry {place}: {message}")))
-    });
+    let clients = clients.iter().enumerate().map(|(place, id)| client_at(place, id));
     Ok(Batch { stream_id, clients: clients.collect::<Result<_, _>>()?, handles })
+}
+
+fn client_at(place: usize, id: &str) -> Result<ClientId<'_>, Invalid> {
+    ClientId::parse(id).map_err(|Invalid(message)| Invalid::new(format!("entry {place}: {message}")))
 }
 
 /// The most streams in one page, and how many there are if nobody says: 1,000 states of the greatest size stay below

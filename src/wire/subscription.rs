@@ -147,7 +147,7 @@ impl<'a> Subscription<'a> {
     /// The same batch in messages of at most so many entries, in order; in one if it has none.
     #[must_use]
     pub fn pieces(&self, most: usize) -> Vec<Bytes> {
-        let bare = || Self { stream_id: self.stream_id, ..Self::empty(self.kind) };
+        let bare = || Self { stream_id: self.stream_id, named: self.named, ..Self::empty(self.kind) };
         // Handles first, as the engine does it with a whole one.
         let handles = self.handles.chunks(most).map(|handles| Self { handles: handles.to_vec(), ..bare() });
         let clients = self.clients.chunks(most).map(|clients| Self { clients: clients.to_vec(), ..bare() });
@@ -161,8 +161,7 @@ impl<'a> Subscription<'a> {
     }
 
     /// What [`Subscription::read`] would read this from.
-    #[must_use]
-    pub fn to_proto(&self) -> proto::SubscriptionCommand {
+    fn to_proto(&self) -> proto::SubscriptionCommand {
         let Named { client_id, source_addr, session } = self.named;
         let (stream_id, client_id, source_addr) = (self.stream_id.into(), client_id.into(), source_addr.into());
         let clients = || self.clients.iter().map(|&id| id.into()).collect();
@@ -313,7 +312,10 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::wire::proto::{self, subscription_command::Command};
+    use crate::wire::{
+        decode,
+        proto::{self, subscription_command::Command},
+    };
 
     /// What prost reads, in the form of this reader.
     fn of(command: &Command) -> Subscription<'_> {
@@ -364,6 +366,12 @@ mod tests {
             }
             (Err(_), Err(_)) => {}
             (read, _) => prop_assert!(false, "read {:?}, by prost {:?}", read, by_prost),
+        }
+        if let Ok(Some(batch)) = Subscription::read(bytes)
+            && !matches!(batch.kind, Kind::Register | Kind::Unregister | Kind::Heartbeat)
+        {
+            let checked = decode::check_batch(&batch);
+            prop_assert_eq!(checked, decode::subscription(batch, true).map(drop));
         }
         if let Ok(whole) = Subscription::read(bytes) {
             let of = |whole: Subscription<'_>| (whole.stream_id.to_owned(), whole.handles.clone(), whole.entries());

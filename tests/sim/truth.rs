@@ -92,8 +92,8 @@ pub struct StreamTruth {
     pub shard: usize,
     /// The newest update that was said.
     pub said: Option<Rc<Update>>,
-    /// When a change of it was last handed over, first or again.
-    pub change_said_at: u64,
+    /// When an update with a new revision was last handed over, first or again.
+    pub revision_said_at: u64,
     /// When somebody was last known to watch it.
     pub surely_until: u64,
     pub subs: Vec<SubId>,
@@ -264,8 +264,8 @@ impl Truth {
     pub fn remember(&mut self, now: u64, update: &Rc<Update>) {
         let tick = self.tick_of(update);
         let stream = &mut self.streams[update.stream];
-        if crate::checkers::is_change(update.cause()) {
-            stream.change_said_at = now;
+        if crate::checkers::grows_revision(update.cause()) {
+            stream.revision_said_at = now;
         }
         if stream.said.as_ref().is_none_or(|said| (said.epoch, said.sequence) < (update.epoch, update.sequence)) {
             stream.said = Some(Rc::clone(update));

@@ -23,7 +23,7 @@ impl Checker for ViewsConverge {
         let seen = view.map_or("nothing".to_owned(), in_short);
         let stream = &truth.streams[*stream];
         // A stream that nobody watches may be removed just now, and its last update be on its way.
-        let said_at = stream.change_said_at;
+        let said_at = stream.revision_said_at;
         if said_at > *connected_since && said_at + ON_ITS_WAY_MS <= now {
             let told = match (state, view) {
                 (Some(state), Some(view)) => (view.epoch, view.revision) >= (state.epoch, state.revision),

@@ -84,7 +84,7 @@ pub fn is_change(cause: Cause) -> bool {
 }
 
 /// Whether it grows the revision.
-fn grows_revision(cause: Cause) -> bool {
+pub fn grows_revision(cause: Cause) -> bool {
     matches!(cause, Cause::Command | Cause::Lifecycle)
 }
 
