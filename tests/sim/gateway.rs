@@ -31,8 +31,8 @@ pub type SubId = usize;
 const PATIENCE_MS: u64 = 2_500;
 /// Whom the service refused is registered again after that, ms.
 const RETRY_MS: u64 = 1_000;
-/// Most subscribers in one message: more than a shard handles at once.
-const MOST_IN_A_BATCH: usize = 1_600;
+/// Most subscribers in one message: no more than a shard handles at once, so that `truth` knows one moment of each.
+const MOST_IN_A_BATCH: usize = 400;
 
 #[derive(Debug)]
 pub struct Viewer {
