@@ -182,10 +182,16 @@ impl World {
         let mut order = ids::Shuffled::new(1, number);
         self.timed(
             span,
-            |_| (4_096, order.by_ref().take(4_096).map(|n| (n, ids::text(n))).collect::<Vec<_>>()),
-            |world, block| {
+            |_| {
+                let numbers: Vec<u64> = order.by_ref().take(4_096).collect();
+                let texts = numbers.iter().copied().map(ids::text).collect::<String>();
+                (4_096, (numbers, texts))
+            },
+            |world, (numbers, texts)| {
                 // As a shard does with the messages of a turn.
-                for turn in block.chunks(128) {
+                let block: Vec<(u64, &str)> =
+                    numbers.into_iter().enumerate().map(|(n, number)| (number, &texts[n * 36..][..36])).collect();
+                for turn in block.chunks(64) {
                     let inputs: Vec<Input<'_>> = turn
                         .iter()
                         .map(|(number, text)| {
@@ -195,9 +201,9 @@ impl World {
                             Input::Heartbeat(Subscriber { stream_id, client_id, session: 0 })
                         })
                         .collect();
-                    world.engine.fetch(&inputs);
-                    for input in inputs {
-                        assert!(world.engine.handle(BEGIN, input, &mut world.outbox).is_ok());
+                    let hints = world.engine.fetch(&inputs);
+                    for (input, hint) in inputs.into_iter().zip(hints) {
+                        assert!(world.engine.handle_with(BEGIN, input, hint, &mut world.outbox).is_ok());
                     }
                 }
             },
@@ -212,16 +218,17 @@ impl World {
             span,
             |_| {
                 let streams: Vec<u64> = order.by_ref().take(batches).collect();
+                // One behind the other, as in a message.
                 let block = streams.iter().map(|stream| {
                     let texts = (0..A_STREAM).map(|place| ids::text(place * count + stream));
-                    (*stream, texts.collect::<Vec<String>>())
+                    (*stream, texts.collect::<String>())
                 });
                 (batches as u64 * A_STREAM, block.collect::<Vec<_>>())
             },
             |world, block| {
                 for (stream, texts) in &block {
                     let stream_id = Some(StreamId::parse(&world.streams[*stream as usize]).unwrap());
-                    let clients = texts.iter().map(|text| ClientId::parse(text).unwrap()).collect();
+                    let clients = texts.as_bytes().chunks(36).map(|text| ClientId::parse_uuid(text).unwrap()).collect();
                     let batch = Batch { stream_id, clients, handles: Vec::new() };
                     hear_all(&mut world.engine, batch, &mut world.outbox);
                 }

@@ -2,7 +2,7 @@
 
 use ::bytes::Bytes;
 use orchestrator_service::{
-    engine::{Engine, Outbox, Settings, Tick},
+    engine::{Engine, Hint, Outbox, Settings, Tick},
     shard::feed::{Fed, Message},
     wire::{
         WireLimits,
@@ -41,7 +41,7 @@ fn request(message: &[u8], kind: Kind) {
     let (fed, routed) = match kind {
         Kind::Command => (Fed::Command(bytes.clone()), route::command(message).ok().map(|address| address.stream_id)),
         Kind::Subscription => (
-            Fed::Subscription { message: bytes.clone(), answered: false },
+            Fed::Subscription { message: bytes.clone(), answered: false, hint: Hint::NONE },
             Address::read(message).ok().flatten().map(|read| read.stream_id.to_owned()),
         ),
         Kind::Query => (Fed::Query(bytes.clone()), None),
@@ -91,11 +91,15 @@ fn read_by_hand(message: &[u8]) {
     assert_eq!(address.handles, read.handles);
     assert_eq!((read.entries(), address.entries), (clients.len() + handles.len(), clients.len() + handles.len()));
     let named = match command {
-        Command::Register(_) | Command::Unregister(_) | Command::Heartbeat(_) => vec![read.named.client_id],
-        Command::RegisterBatch(_) => read.subscribers.iter().map(|named| named.client_id).collect(),
-        Command::HeartbeatBatch(_) | Command::UnregisterBatch(_) => read.clients.clone(),
+        Command::Register(_) | Command::Unregister(_) | Command::Heartbeat(_) => {
+            vec![read.named.client_id.to_owned()]
+        }
+        Command::RegisterBatch(_) => read.subscribers.iter().map(|named| named.client_id.to_owned()).collect(),
+        Command::HeartbeatBatch(_) | Command::UnregisterBatch(_) => {
+            read.clients.iter().map(ToString::to_string).collect()
+        }
     };
-    assert_eq!(named, clients);
+    assert!(named.iter().eq(clients), "{named:?} are read");
 }
 
 /// What a client reads.

@@ -55,6 +55,7 @@ impl Engine {
         }
         assert_eq!(counted, self.counts, "counts are kept");
         assert_eq!(self.timers.check(&self.streams), armed, "one timer a stream");
+        self.by_id.check();
         assert_eq!(self.by_id.len() as u64, counted.streams, "one entry a stream in the index");
         assert_eq!(gone, self.dying.len(), "streams that are gone wait to be buried");
     }

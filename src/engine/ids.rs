@@ -97,37 +97,6 @@ pub fn partition(id: &str) -> u8 {
     (hash % PARTITIONS) as u8
 }
 
-/// The name of a viewer: 1 to 128 bytes of UTF-8 without control characters.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ClientId<'a>(&'a str);
-
-impl<'a> ClientId<'a> {
-    /// Checks a client id.
-    ///
-    /// # Errors
-    /// Names the field, the limit and what broke it.
-    pub fn parse(id: &'a str) -> Result<Self, Invalid> {
-        if id.is_empty() || id.len() > MAX_ID_BYTES {
-            return Err(Invalid::new(format!(
-                "client_id must have 1 to {MAX_ID_BYTES} bytes, this one has {}",
-                id.len()
-            )));
-        }
-        // Most are plain ASCII, of which the compiler looks at many at a time.
-        let plain = id.bytes().fold(true, |plain, byte| plain & (b' '..0x7f).contains(&byte));
-        if !plain && id.chars().any(char::is_control) {
-            return Err(Invalid::new("client_id may not hold control characters"));
-        }
-        Ok(Self(id))
-    }
-
-    /// The id as it was given.
-    #[must_use]
-    pub const fn as_str(self) -> &'a str {
-        self.0
-    }
-}
-
 /// Where a viewer connects from: `ip:port`, or nothing.
 ///
 /// # Errors
@@ -187,17 +156,6 @@ mod tests {
         for bad in ["", "a.b", "*", ">", "a b", "ü", "a\n", &"x".repeat(129)] {
             let error = StreamId::parse(bad).expect_err(bad);
             assert!(error.0.contains("stream_id"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_client_id_is_any_short_text_without_control_characters() {
-        for good in ["a", "Zoë", "a.b*>", &"x".repeat(128)] {
-            assert_eq!(ClientId::parse(good).map(ClientId::as_str), Ok(good));
-        }
-        for bad in ["", "a\0", "\u{85}", &"ü".repeat(65)] {
-            let error = ClientId::parse(bad).expect_err(bad);
-            assert!(error.0.contains("client_id"), "{error}");
         }
     }
 

@@ -60,6 +60,32 @@ pub enum Input<'a> {
     },
 }
 
+impl<'a> Input<'a> {
+    /// The stream and the client, if it is about one subscriber.
+    #[inline]
+    pub(super) const fn one_subscriber(&self) -> Option<(StreamId<'a>, ClientId<'a>)> {
+        match self {
+            Self::Register { stream_id, subscriber, .. } => Some((*stream_id, subscriber.client_id)),
+            Self::Heartbeat(subscriber) | Self::Unregister(subscriber) => {
+                Some((subscriber.stream_id, subscriber.client_id))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Where the look-up of an input will probably end: what `Engine::fetch` finds out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hint {
+    pub(super) stream: u32,
+    pub(super) subscriber: u32,
+}
+
+impl Hint {
+    /// Nothing is known.
+    pub const NONE: Self = Self { stream: u32::MAX, subscriber: u32::MAX };
+}
+
 /// A command with what comes around it.
 #[derive(Clone, Debug)]
 pub struct Request<'a> {

@@ -4,8 +4,8 @@
 //! whether somebody joined, left, went stale or came back. What that means for the stream is decided there.
 
 use super::{
-    Accepted, Batch, Cause, Engine, Event, Handle, Invalid, Limits, MAX_SLOTS, Newcomer, Outbox, Rejection, StreamId,
-    Subscriber, Tick, Unplaced,
+    Accepted, Batch, Cause, Engine, Event, Handle, Hint, Invalid, Limits, MAX_SLOTS, Newcomer, Outbox, Rejection,
+    StreamId, Subscriber, Tick, Unplaced,
     stream::Stream,
     subscribers::{IN_FLIGHT, Silent},
 };
@@ -114,9 +114,10 @@ impl Engine {
         &mut self,
         now: Tick,
         subscriber: Subscriber<'_>,
+        hint: Hint,
         outbox: &mut Outbox,
     ) -> Result<Accepted, Rejection> {
-        let slot = self.find_subscriber(subscriber)?;
+        let slot = self.find_subscriber(subscriber, hint)?;
         let (stream, source) = (self.subscribers.stream_of(slot), self.subscribers.source(slot));
         if !self.leave(now, slot, outbox) {
             return Err(Rejection::StreamNotFound(subscriber.stream_id.as_str().to_owned()));
@@ -128,22 +129,26 @@ impl Engine {
         &mut self,
         now: Tick,
         subscriber: Subscriber<'_>,
+        hint: Hint,
         outbox: &mut Outbox,
     ) -> Result<Accepted, Rejection> {
-        let slot = self.find_subscriber(subscriber)?;
+        let slot = self.find_subscriber(subscriber, hint)?;
         if self.hear(now, slot, outbox) {
             return Ok(Accepted::Heard);
         }
         Err(Rejection::StreamNotFound(subscriber.stream_id.as_str().to_owned()))
     }
 
-    fn find_subscriber(&self, subscriber: Subscriber<'_>) -> Result<u32, Rejection> {
+    fn find_subscriber(&self, subscriber: Subscriber<'_>, hint: Hint) -> Result<u32, Rejection> {
         let Subscriber { stream_id, client_id, session } = subscriber;
-        let stream = self.find_stream(stream_id)?;
+        let stream = self.find_stream_at(stream_id, hint)?;
+        if self.subscribers.is_it(hint.subscriber, stream, client_id, session) {
+            return Ok(hint.subscriber);
+        }
         let first = self.subscribers.find(&self.subscribers.lookup(stream, client_id));
         self.subscribers
             .find_session(first, session)
-            .ok_or_else(|| Rejection::UnknownSubscriber { client_id: client_id.as_str().to_owned(), session })
+            .ok_or_else(|| Rejection::UnknownSubscriber { client_id: client_id.to_string(), session })
     }
 
     /// Does something to each subscriber of a batch, and tells which are not there.
@@ -167,7 +172,7 @@ impl Engine {
         let stream = batch.stream_id.map(|stream_id| self.wake_by_id(now, stream_id, outbox));
         unplaced.no_such_stream = matches!(stream, Some(Err(_)));
         let Some(Ok(stream)) = stream else {
-            unplaced.clients = batch.clients.iter().map(|client| client.as_str().to_owned()).collect();
+            unplaced.clients = batch.clients.iter().map(|client| client.to_string()).collect();
             return Accepted::Batch(unplaced);
         };
         let mut lookups = Vec::with_capacity(IN_FLIGHT);
@@ -178,7 +183,7 @@ impl Engine {
             for (client, lookup) in clients.iter().zip(&lookups) {
                 let mut next = self.subscribers.find(lookup);
                 if next.is_none() {
-                    unplaced.clients.push(client.as_str().to_owned());
+                    unplaced.clients.push(client.to_string());
                 }
                 while let Some(slot) = next {
                     // Before acting: leaving takes the slot out of the chain.
@@ -190,15 +195,20 @@ impl Engine {
         Accepted::Batch(unplaced)
     }
 
+    #[inline]
     fn is_dying(&self, subscriber: u32) -> bool {
         !self.dying.is_empty() && self.streams.get(self.subscribers.stream_of(subscriber)).gone
     }
 
     /// A subscriber is still there. False when its stream is not: being woken for it was its end.
+    #[inline]
     pub(super) fn hear(&mut self, now: Tick, slot: u32, outbox: &mut Outbox) -> bool {
-        if !self.subscribers.heard(slot, now) {
-            return true;
-        }
+        !self.subscribers.heard(slot, now) || self.come_back(now, slot, outbox)
+    }
+
+    /// It was stale, and counts as watching again.
+    #[cold]
+    fn come_back(&mut self, now: Tick, slot: u32, outbox: &mut Outbox) -> bool {
         let stream = self.subscribers.stream_of(slot);
         self.wake(now, stream, outbox);
         if self.streams.get(stream).gone {

@@ -43,6 +43,7 @@
 //! | `playback`, `timeline` | where a playing stream is |
 //! | `membership` | who comes and goes, and the counts that follow |
 //! | `subscribers` | the table of who is there, and who is stale |
+//! | `index` | which record a key belongs to |
 //! | `wheel` | when to look again |
 //! | `requests` | answers for repeats |
 //! | `check` | every invariant, for tests |
@@ -50,12 +51,13 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "slots are below 2^28, which inserting checks")]
 
-use std::hash::BuildHasher as _;
+use std::{hash::BuildHasher as _, hint::black_box};
 
 use foldhash::fast::FixedState;
 use slab::Slab;
 
 mod check;
+mod client_id;
 mod config;
 mod ids;
 mod index;
@@ -69,6 +71,7 @@ mod subscribers;
 mod timeline;
 pub mod wheel;
 
+pub use client_id::ClientId;
 pub use config::*;
 pub use ids::*;
 pub use input::*;
@@ -82,7 +85,7 @@ pub use timeline::*;
 use index::Index;
 use requests::Requests;
 use stream::Stream;
-use subscribers::{IN_FLIGHT, NONE, Subscribers};
+use subscribers::{IN_FLIGHT, Lookup, NONE, Subscribers};
 use wheel::{Link, Nodes, Wheel};
 
 /// What an engine is made with.
@@ -142,6 +145,12 @@ impl Streams {
     fn get_mut(&mut self, slot: u32) -> &mut Stream {
         &mut self.0[slot as usize]
     }
+
+    /// Reads their ids, so that they are in the cache when they are compared.
+    fn touch(&self, slots: impl Iterator<Item = u32>) {
+        let ids = slots.filter_map(|slot| self.0.get(slot as usize)?.id.as_bytes().first());
+        black_box(ids.fold(0, |sum, byte| sum ^ byte));
+    }
 }
 
 impl Nodes for Streams {
@@ -183,6 +192,21 @@ impl Engine {
     /// A [`Rejection`] says why the input was refused; it has then changed nothing, except that the stream it names
     /// was brought to `now`.
     pub fn handle(&mut self, now: Tick, input: Input<'_>, outbox: &mut Outbox) -> Result<Accepted, Rejection> {
+        self.handle_with(now, input, Hint::NONE, outbox)
+    }
+
+    /// [`Engine::handle`] with what [`Engine::fetch`] has found out. A hint that is wrong, or of another time, costs a
+    /// look-up and nothing else.
+    ///
+    /// # Errors
+    /// As [`Engine::handle`].
+    pub fn handle_with(
+        &mut self,
+        now: Tick,
+        input: Input<'_>,
+        hint: Hint,
+        outbox: &mut Outbox,
+    ) -> Result<Accepted, Rejection> {
         match input {
             Input::Command(request) => self.request(now, request, outbox),
             Input::Register { stream_id, subscriber, answered } => {
@@ -191,8 +215,8 @@ impl Engine {
             Input::RegisterBatch { stream_id, subscribers, answered } => {
                 self.register_batch(now, stream_id, subscribers, answered, outbox)
             }
-            Input::Unregister(subscriber) => self.unregister(now, subscriber, outbox),
-            Input::Heartbeat(subscriber) => self.heartbeat(now, subscriber, outbox),
+            Input::Unregister(subscriber) => self.unregister(now, subscriber, hint, outbox),
+            Input::Heartbeat(subscriber) => self.heartbeat(now, subscriber, hint, outbox),
             Input::HeartbeatBatch(batch) => Ok(self.batch(now, batch, Self::hear, outbox)),
             Input::UnregisterBatch(batch) => Ok(self.batch(now, batch, Self::leave, outbox)),
             Input::GetState(stream_id) => {
@@ -212,30 +236,31 @@ impl Engine {
         }
     }
 
-    /// Brings into the processor's cache what handling these inputs is going to touch, for all at a time; changes
-    /// nothing. Worth it for some dozens of inputs: each of them waits for memory three times, one after the other.
-    pub fn fetch<'a>(&self, inputs: impl IntoIterator<Item = &'a Input<'a>>) {
-        let lookups = inputs.into_iter().filter_map(|input| {
-            let (stream_id, client_id) = match input {
-                Input::Register { stream_id, subscriber, .. } => (stream_id, subscriber.client_id),
-                Input::Heartbeat(subscriber) | Input::Unregister(subscriber) => {
-                    (&subscriber.stream_id, subscriber.client_id)
-                }
-                _ => return None,
-            };
-            let stream = self.by_id.likely(self.hasher.hash_one(stream_id.as_str()));
-            Some(self.subscribers.lookup(stream, client_id))
-        });
-        let mut lookups = lookups.fuse();
-        let mut some = Vec::with_capacity(IN_FLIGHT);
-        loop {
-            some.clear();
-            some.extend(lookups.by_ref().take(IN_FLIGHT));
-            if some.is_empty() {
-                return;
-            }
-            self.subscribers.fetch(&mut some);
+    /// Finds out where the look-ups of these inputs will end, for all at a time, and brings what lies there into the
+    /// processor's cache; changes nothing. Worth it for a dozen inputs and more: each of them waits for memory three
+    /// times, one after the other, and the processor waits for many as long as for one.
+    ///
+    /// The hints are in the order of the inputs. With one, [`Engine::handle_with`] does not look the same up again.
+    #[must_use]
+    pub fn fetch(&self, inputs: &[Input<'_>]) -> Vec<Hint> {
+        let mut hints = Vec::with_capacity(inputs.len());
+        let (mut hashes, mut lookups) = (Vec::with_capacity(IN_FLIGHT), Vec::with_capacity(IN_FLIGHT));
+        for some in inputs.chunks(IN_FLIGHT) {
+            let named = || some.iter().map(Input::one_subscriber);
+            hashes.clear();
+            hashes.extend(named().map(|named| named.map_or(0, |(stream_id, _)| self.hash_of(stream_id))));
+            self.by_id.touch(hashes.iter().copied());
+            lookups.clear();
+            lookups.extend(named().zip(&hashes).map(|(named, hash)| {
+                named.map_or(Lookup::NOBODY, |(_, client_id)| {
+                    self.subscribers.lookup(self.by_id.likely(*hash), client_id)
+                })
+            }));
+            self.streams.touch(lookups.iter().map(Lookup::stream));
+            self.subscribers.fetch(&mut lookups);
+            hints.extend(lookups.iter().map(Lookup::hint));
         }
+        hints
     }
 
     /// Does what has fallen due by `now`, looking at no more than about `budget` entries. What is left is due at once:
@@ -339,9 +364,7 @@ impl Engine {
         let entry = self.streams.0.vacant_entry();
         let slot = entry.key() as u32;
         entry.insert(Stream::new(stream_id, slot, config, now, self.last_epoch));
-        let (streams, hasher) = (&self.streams, &self.hasher);
-        let hash = hasher.hash_one(stream_id.as_str());
-        self.by_id.insert(hash, slot, |slot| hasher.hash_one(&*streams.get(*slot).id));
+        self.by_id.insert(self.hash_of(stream_id), slot);
         self.counts.streams += 1;
         self.with_stream(slot, |stream| stream.created(now, outbox));
         Ok(slot)
@@ -382,10 +405,21 @@ impl Engine {
     // --- streams -------------------------------------------------------------------------------------------------
 
     fn find_stream(&self, stream_id: StreamId<'_>) -> Result<u32, Rejection> {
-        let id = stream_id.as_str();
         self.by_id
-            .find(self.hasher.hash_one(id), |slot| *self.streams.get(*slot).id == *id)
-            .ok_or_else(|| Rejection::StreamNotFound(id.to_owned()))
+            .find(self.hash_of(stream_id), |slot| *self.streams.get(slot).id == *stream_id.as_str())
+            .ok_or_else(|| Rejection::StreamNotFound(stream_id.as_str().to_owned()))
+    }
+
+    /// [`Engine::find_stream`], at the hint first.
+    fn find_stream_at(&self, stream_id: StreamId<'_>, hint: Hint) -> Result<u32, Rejection> {
+        match self.streams.0.get(hint.stream as usize) {
+            Some(stream) if *stream.id == *stream_id.as_str() && !stream.gone => Ok(hint.stream),
+            _ => self.find_stream(stream_id),
+        }
+    }
+
+    fn hash_of(&self, stream_id: StreamId<'_>) -> u64 {
+        self.hasher.hash_one(stream_id.as_str())
     }
 
     /// Finds a stream and brings it to `now`, so that no input meets one whose time has not come yet, or is over.

@@ -20,6 +20,7 @@
 use std::{
     fmt,
     hash::{BuildHasher as _, Hasher as _},
+    hint::black_box,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6},
 };
 
@@ -27,7 +28,8 @@ use foldhash::fast::FixedState;
 use slab::Slab;
 
 use super::{
-    ClientId, Handle, Tick,
+    ClientId, Handle, Hint, Tick,
+    client_id::Form,
     index::Index,
     wheel::{Link, Nodes, Wheel},
 };
@@ -72,59 +74,27 @@ struct Record {
 
 const _: () = assert!(size_of::<Record>() == 64, "a subscriber's record is one cache line");
 
-/// A client id in the form in which it is compared.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Key<'a> {
-    Uuid(u128),
-    Text(&'a str),
-}
-
-impl<'a> Key<'a> {
-    /// A UUID in its canonical form is 16 bytes; anything else, also one in capitals, stays text.
-    #[inline]
-    fn of(client: ClientId<'a>) -> Self {
-        let text = client.as_str();
-        parse_uuid(text.as_bytes()).map_or(Self::Text(text), Self::Uuid)
-    }
-}
-
-#[inline]
-fn parse_uuid(text: &[u8]) -> Option<u128> {
-    let text: &[u8; 36] = text.try_into().ok()?;
-    let four =
-        |from: usize| u64::from(u32::from_le_bytes([text[from], text[from + 1], text[from + 2], text[from + 3]]));
-    let eight = |from, behind| parse_hex(four(from) | four(behind) << 32);
-    let hyphens = (text[8] ^ b'-') | (text[13] ^ b'-') | (text[18] ^ b'-') | (text[23] ^ b'-');
-    // Not an array that is mapped: that would be a call of a function.
-    let ((a, bad_a), (b, bad_b), (c, bad_c), (d, bad_d)) = (eight(0, 4), eight(9, 14), eight(19, 24), eight(28, 32));
-    let (low, high) = (u64::from(b) << 32 | u64::from(a), u64::from(d) << 32 | u64::from(c));
-    (u64::from(hyphens) | bad_a | bad_b | bad_c | bad_d == 0).then_some(u128::from(high) << 64 | u128::from(low))
-}
-
-/// Eight lower-case hexadecimal digits, the first in the lowest byte, all at a time and without branches: every look-up
-/// by name begins here. Returns the value, its first byte the lowest, and 0 if all of them are digits.
-#[inline]
-const fn parse_hex(digits: u64) -> (u32, u64) {
-    const EACH: u64 = 0x0101_0101_0101_0101;
-    // 0 to 9 are 0x30 to 0x39, a to f are 0x61 to 0x66: this bit tells them apart.
-    let letter = digits >> 6 & EACH;
-    let value = (digits & (0x0f * EACH)) + letter * 9;
-    let wrong_kind = (digits & (0xf0 * EACH)) ^ (0x30 * EACH + letter * 0x30);
-    let over_nine = (value + 6 * EACH) >> 4 & EACH;
-    let wrong_value = (over_nine ^ letter) | (value & (0x10 * EACH));
-    let bytes = (value << 4 | value >> 8) & 0x00ff_00ff_00ff_00ff;
-    let pairs = (bytes | bytes >> 8) & 0x0000_ffff_0000_ffff;
-    ((pairs | pairs >> 16) as u32, wrong_kind | wrong_value)
-}
-
 /// A client of a stream, ready to be looked up.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lookup<'a> {
-    key: Key<'a>,
+    key: Form<'a>,
     hash: u64,
     stream: u32,
     /// The slot to look at first, if [`Subscribers::fetch`] has found one.
     likely: u32,
+}
+
+impl Lookup<'_> {
+    /// Finds nobody.
+    pub(super) const NOBODY: Self = Self { key: Form::Uuid(0), hash: 0, stream: NONE, likely: NONE };
+
+    pub(super) const fn stream(&self) -> u32 {
+        self.stream
+    }
+
+    pub(super) const fn hint(&self) -> Hint {
+        Hint { stream: self.stream, subscriber: self.likely }
+    }
 }
 
 /// Why the wheel let go of a subscriber.
@@ -158,10 +128,12 @@ struct Records {
 }
 
 impl Records {
+    #[inline]
     fn get(&self, slot: u32) -> &Record {
         &self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]
     }
 
+    #[inline]
     fn get_mut(&mut self, slot: u32) -> &mut Record {
         &mut self.chunks[slot as usize / CHUNK][slot as usize % CHUNK]
     }
@@ -286,7 +258,7 @@ impl Subscribers {
     /// Makes ready to look a client up.
     #[inline]
     pub(super) fn lookup<'a>(&self, stream: u32, client: ClientId<'a>) -> Lookup<'a> {
-        let key = Key::of(client);
+        let ClientId(key) = client;
         Lookup { key, hash: hash(&self.hasher, stream, key), stream, likely: NONE }
     }
 
@@ -294,15 +266,27 @@ impl Subscribers {
     #[inline]
     pub(super) fn find(&self, lookup: &Lookup<'_>) -> Option<u32> {
         let Lookup { key, hash, stream, likely } = *lookup;
-        let is_it = |slot: u32| {
-            let record = self.records.get(slot);
-            record.stream == stream && key_of(record, &self.texts) == key
-        };
         // What was the first session of a client stays that until it is gone.
-        if likely < self.records.used && is_it(likely) {
+        if likely < self.records.used && self.is_of(likely, stream, key) {
             return Some(likely);
         }
-        self.index.find(hash, |slot| is_it(*slot))
+        self.index.find(hash, |slot| self.is_of(slot, stream, key))
+    }
+
+    /// Whether a slot, if it is one, is that session of that client on that stream.
+    #[inline]
+    pub(super) fn is_it(&self, slot: u32, stream: u32, client: ClientId<'_>, session: u64) -> bool {
+        slot < self.records.used && self.records.get(slot).session == session && self.is_of(slot, stream, client.0)
+    }
+
+    #[inline]
+    fn is_of(&self, slot: u32, stream: u32, key: Form<'_>) -> bool {
+        let record = self.records.get(slot);
+        let same_key = match key {
+            Form::Uuid(uuid) => record.seen & IS_TEXT == 0 && record.client == uuid,
+            Form::Text(_) => key_of(record, &self.texts) == key,
+        };
+        same_key && record.stream == stream
     }
 
     /// One session of a client, of which `first` is the first.
@@ -312,6 +296,7 @@ impl Subscribers {
 
     /// Brings into the cache what looking up each of these will touch.
     pub(super) fn fetch(&self, lookups: &mut [Lookup<'_>]) {
+        self.index.touch(lookups.iter().map(|lookup| lookup.hash));
         for lookup in &mut *lookups {
             lookup.likely = self.index.likely(lookup.hash);
         }
@@ -326,15 +311,16 @@ impl Subscribers {
     fn touch(&self, slots: impl Iterator<Item = u32>) {
         let touched = slots.filter(|slot| *slot < self.records.used).map(|slot| self.records.get(slot).generation);
         // Nobody wants the sum, only its parts to be read.
-        std::hint::black_box(touched.fold(0, u32::wrapping_add));
+        black_box(touched.fold(0, u32::wrapping_add));
     }
 
     /// Whom a handle stands for.
+    #[inline]
     pub(super) fn find_handle(&self, handle: Handle) -> Option<u32> {
         let slot = handle.slot();
-        let known = slot < self.records.used;
-        (known && self.records.get(slot).generation == handle.generation() && self.records.get(slot).stream != NONE)
-            .then_some(slot)
+        // A slot that was never used has no stream either.
+        let record = &self.records.chunks.get(slot as usize / CHUNK)?[slot as usize % CHUNK];
+        (record.generation == handle.generation() && record.stream != NONE).then_some(slot)
     }
 
     /// A slot and the sessions of the same client behind it.
@@ -367,8 +353,8 @@ impl Subscribers {
         mates: u32,
     ) -> u32 {
         let (client, flags) = match key {
-            Key::Uuid(uuid) => (uuid, 0),
-            Key::Text(text) => (self.texts.insert(text.into()) as u128, IS_TEXT),
+            Form::Uuid(uuid) => (uuid, 0),
+            Form::Text(text) => (self.texts.insert(text.into()) as u128, IS_TEXT),
         };
         let slot = self.records.allocate();
         let generation = self.records.get(slot).generation;
@@ -394,10 +380,7 @@ impl Subscribers {
                 self.records.get_mut(slot).next_session = self.records.get(first).next_session;
                 self.records.get_mut(first).next_session = slot;
             }
-            None => {
-                let (records, texts, hasher) = (&self.records, &self.texts, &self.hasher);
-                self.index.insert(hash, slot, |slot| hash_of(records, texts, hasher, *slot));
-            }
+            None => self.index.insert(hash, slot),
         }
         self.wheel.arm(&mut self.records, slot);
         self.len += 1;
@@ -405,6 +388,7 @@ impl Subscribers {
     }
 
     /// Notes that a subscriber was heard of. Returns true if it was stale until now.
+    #[inline]
     pub(super) fn heard(&mut self, slot: u32, now: Tick) -> bool {
         let record = self.records.get_mut(slot);
         let was_stale = record.seen & IS_STALE != 0;
@@ -540,6 +524,7 @@ impl Subscribers {
                 chained += self.sessions(first).count() as u64;
             }
         }
+        self.index.check();
         assert_eq!(firsts, self.index.len(), "one index entry a client and stream");
         assert_eq!(chained, self.len, "every record is in one chain");
         assert_eq!((texts, v6), (self.texts.len(), self.v6.len()), "side tables hold what records point to");
@@ -559,22 +544,17 @@ impl Subscribers {
     }
 }
 
-fn key_of<'a>(record: &Record, texts: &'a Slab<Box<str>>) -> Key<'a> {
-    if record.seen & IS_TEXT == 0 { Key::Uuid(record.client) } else { Key::Text(&texts[record.client as usize]) }
-}
-
-fn hash_of(records: &Records, texts: &Slab<Box<str>>, hasher: &FixedState, slot: u32) -> u64 {
-    let record = records.get(slot);
-    hash(hasher, record.stream, key_of(record, texts))
+fn key_of<'a>(record: &Record, texts: &'a Slab<Box<str>>) -> Form<'a> {
+    if record.seen & IS_TEXT == 0 { Form::Uuid(record.client) } else { Form::Text(&texts[record.client as usize]) }
 }
 
 #[inline]
-fn hash(hasher: &FixedState, stream: u32, key: Key<'_>) -> u64 {
+fn hash(hasher: &FixedState, stream: u32, key: Form<'_>) -> u64 {
     let mut hasher = hasher.build_hasher();
     hasher.write_u32(stream);
     match key {
-        Key::Uuid(uuid) => hasher.write_u128(uuid),
-        Key::Text(text) => hasher.write(text.as_bytes()),
+        Form::Uuid(uuid) => hasher.write_u128(uuid),
+        Form::Text(text) => hasher.write(text.as_bytes()),
     }
     hasher.finish()
 }
@@ -582,28 +562,6 @@ fn hash(hasher: &FixedState, stream: u32, key: Key<'_>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_a_canonical_uuid_is_kept_as_one() {
-        let uuid = "6f9619ff-8b86-d011-b42d-00cf4fc964ff";
-        let value = u128::from_be_bytes(*uuid::Uuid::parse_str(uuid).unwrap().as_bytes()).swap_bytes();
-        assert_eq!(parse_uuid(uuid.as_bytes()), Some(value));
-        for text in [&uuid.to_uppercase(), "6f9619ff08b86-d011-b42d-00cf4fc964ff", &uuid[1..], &format!("{uuid}0")] {
-            assert_eq!(parse_uuid(text.as_bytes()), None, "{text}");
-        }
-        // Every byte in every place.
-        for place in 0..36 {
-            for byte in 0..=u8::MAX {
-                let mut text: [u8; 36] = uuid.as_bytes().try_into().unwrap();
-                text[place] = byte;
-                let fits = match place {
-                    8 | 13 | 18 | 23 => byte == b'-',
-                    _ => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
-                };
-                assert_eq!(parse_uuid(&text).is_some(), fits, "{byte:#x} at {place}");
-            }
-        }
-    }
 
     #[test]
     fn a_source_address_is_given_back() {

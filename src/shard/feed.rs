@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::turn::EXPIRE_BUDGET;
 use crate::{
-    engine::{Accepted, Engine, Input, Outbox, Tick},
+    engine::{Accepted, Engine, Hint, Input, Outbox, Tick},
     wire::{
         Refusal, WireLimits,
         decode::{self, Question},
@@ -24,6 +24,8 @@ pub enum Fed {
         message: Bytes,
         /// Whether its sender waits for an answer.
         answered: bool,
+        /// Where to look first. Changes nothing of what comes of it, so it is not recorded.
+        hint: Hint,
     },
     /// A `Query` about one stream, undecoded.
     Query(Bytes),
@@ -80,19 +82,21 @@ impl Fed {
     /// Feeds it to an engine.
     pub fn apply(&self, now: Tick, engine: &mut Engine, limits: &WireLimits, outbox: &mut Outbox) -> Outcome<'_> {
         let mut message = Message::None;
-        let mut handle = |input: Input<'_>| engine.handle(now, input, outbox).map_err(Refusal::from);
+        let mut handle_with =
+            |input: Input<'_>, hint: Hint| engine.handle_with(now, input, hint, outbox).map_err(Refusal::from);
+        let mut handle = |input: Input<'_>| handle_with(input, Hint::NONE);
         let result = match self {
             Self::Command(bytes) => decode::message(bytes, limits).and_then(|command| {
                 let result = decode::command(&command, limits).map_err(Refusal::from).and_then(handle);
                 message = Message::Command(command);
                 result
             }),
-            Self::Subscription { message: bytes, answered } => {
-                decode::subscription_message(bytes, limits).and_then(|subscription| {
+            Self::Subscription { message: bytes, answered, hint } => decode::subscription_message(bytes, limits)
+                .and_then(|subscription| {
                     message = Message::of(&subscription);
-                    decode::subscription(subscription, *answered).map_err(Refusal::from).and_then(handle)
-                })
-            }
+                    let input = decode::subscription(subscription, *answered)?;
+                    handle_with(input, *hint)
+                }),
             Self::Query(bytes) => decode::message(bytes, limits).and_then(|query| match decode::question(&query)? {
                 Question::State(stream_id) => handle(Input::GetState(stream_id)),
                 Question::Stats(stream_id) => handle(Input::GetStats(stream_id)),

@@ -20,7 +20,7 @@ use tracing::{error, info};
 
 use super::feed::Fed;
 use crate::{
-    engine::{Engine, Limits, Outbox, Settings, Tick},
+    engine::{Engine, Hint, Limits, Outbox, Settings, Tick},
     wire::WireLimits,
 };
 
@@ -143,8 +143,8 @@ impl Tape {
     pub(super) fn write(&self, shard: usize, now: Tick, fed: &Fed) {
         let what = match fed.clone() {
             Fed::Command(bytes) => What::Command(bytes),
-            Fed::Subscription { message, answered: true } => What::AnsweredSubscription(message),
-            Fed::Subscription { message, answered: false } => What::Subscription(message),
+            Fed::Subscription { message, answered: true, .. } => What::AnsweredSubscription(message),
+            Fed::Subscription { message, answered: false, .. } => What::Subscription(message),
             Fed::Query(bytes) => What::Query(bytes),
             Fed::List { from_slot, limit } => What::List(List { from_slot, limit: limit as u64 }),
             Fed::Room { max_streams, max_subscribers } => What::Room(Room { max_streams, max_subscribers }),
@@ -331,8 +331,8 @@ pub fn replay(path: &Path) -> Result<Replayed, ReplayError> {
 fn fed(what: What) -> Fed {
     match what {
         What::Command(bytes) => Fed::Command(bytes),
-        What::AnsweredSubscription(message) => Fed::Subscription { message, answered: true },
-        What::Subscription(message) => Fed::Subscription { message, answered: false },
+        What::AnsweredSubscription(message) => Fed::Subscription { message, answered: true, hint: Hint::NONE },
+        What::Subscription(message) => Fed::Subscription { message, answered: false, hint: Hint::NONE },
         What::Query(bytes) => Fed::Query(bytes),
         What::List(List { from_slot, limit }) => {
             Fed::List { from_slot, limit: usize::try_from(limit).unwrap_or(usize::MAX) }

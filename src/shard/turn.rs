@@ -21,7 +21,7 @@ use super::{
     router::Router,
 };
 use crate::{
-    engine::{Accepted, Counts, Engine, Input, Limits, Outbox, STALE_LINGER_MS, Settings, Tick, Unplaced},
+    engine::{Accepted, Counts, Engine, Hint, Input, Limits, Outbox, STALE_LINGER_MS, Settings, Tick, Unplaced},
     wire::{
         Refusal, WireLimits,
         decode::{self, Cursor},
@@ -151,17 +151,18 @@ impl Shard {
         }
         self.note_lateness(now.tick);
         let tight = self.share_room(now.tick);
-        let mut weight = 0;
+        let (mut weight, mut hints) = (0, Vec::new().into_iter());
         for place in 0..MAX_BATCH {
             if place % LOOK_AHEAD == 0 {
-                self.fetch_ahead();
+                hints = self.fetch_ahead().into_iter();
             }
+            let hint = hints.next().unwrap_or(Hint::NONE);
             let Some(mail) = self.router.mailbox(self.number).take() else { break };
             if tight {
                 // Its sender may have had an answer of another shard since this turn began.
                 self.share_room(now.tick);
             }
-            weight += self.handle(now, mail, owed);
+            weight += self.handle(now, mail, hint, owed);
             if weight >= MAX_BATCH_WEIGHT || owed.is_full() {
                 break;
             }
@@ -220,27 +221,25 @@ impl Shard {
         self.forgotten = forgotten;
     }
 
-    /// Lets the look-ups of the next messages wait for memory together. Batches do so by themselves.
-    fn fetch_ahead(&self) {
+    /// Lets the look-ups of the next messages wait for memory together; batches do so by themselves. Says for each where
+    /// they end, which is wrong where a message is put in between: a hint may be.
+    fn fetch_ahead(&self) -> Vec<Hint> {
         /// Longer than any message about one subscriber is as a rule.
         const SHORT: usize = 256;
         self.router.mailbox(self.number).look_ahead(LOOK_AHEAD, |mails| {
             // Behind a piece of a batch hardly anything is handled in this turn.
             if mails.len() < LOOK_AHEAD / 8 || matches!(mails.front().map(|mail| &mail.body), Some(Body::Pieces(_))) {
-                return;
+                return Vec::new();
             }
-            let inputs: Vec<Input<'_>> = mails
-                .iter()
-                .filter_map(|mail| match &mail.body {
-                    Body::Subscription(message) if message.len() <= SHORT => {
-                        let message = Subscription::read(message).ok()??;
-                        decode::subscription(message, false).ok()
-                    }
-                    _ => None,
-                })
-                .collect();
-            self.engine.fetch(&inputs);
-        });
+            let nobody = Input::GetStats(None);
+            let inputs = mails.iter().map(|mail| {
+                let Body::Subscription(message) = &mail.body else { return None };
+                let short = Some(message).filter(|message| message.len() <= SHORT)?;
+                decode::subscription(Subscription::read(short).ok()??, false).ok()
+            });
+            let inputs: Vec<Input<'_>> = inputs.map(|input| input.unwrap_or_else(|| nobody.clone())).collect();
+            self.engine.fetch(&inputs)
+        })
     }
 
     /// The one way to the engine, which is also the recorder's.
@@ -252,7 +251,7 @@ impl Shard {
     }
 
     /// Handles one piece of mail; returns how much it was.
-    fn handle(&mut self, now: Now, mail: Mail, owed: &mut Owed) -> usize {
+    fn handle(&mut self, now: Now, mail: Mail, hint: Hint, owed: &mut Owed) -> usize {
         let Mail { body, reply } = mail;
         match body {
             Body::Command(bytes) => {
@@ -264,7 +263,7 @@ impl Shard {
             }
             Body::Subscription(message) => {
                 let bytes = weight_of(&message);
-                let fed = Fed::Subscription { message, answered: reply.is_some() };
+                let fed = Fed::Subscription { message, answered: reply.is_some(), hint };
                 let outcome = self.feed(now.tick, &fed);
                 let weight = bytes.max(outcome.message.entries());
                 log::membership(&outcome.message, &outcome.result);
@@ -295,7 +294,7 @@ impl Shard {
             return 1;
         };
         let bytes = weight_of(&message);
-        let fed = Fed::Subscription { message, answered: reply.is_some() };
+        let fed = Fed::Subscription { message, answered: reply.is_some(), hint: Hint::NONE };
         let outcome = self.feed(now.tick, &fed);
         let weight = bytes.max(outcome.message.entries());
         log::membership(&outcome.message, &outcome.result);

@@ -3,7 +3,7 @@
 use super::{
     Refusal, WireLimits,
     proto::{self, orchestrator_command::Command as ProtoCommand, query::Query as ProtoQuery},
-    subscription::{Kind, Named, Subscription},
+    subscription::{Client, Kind, Named, Subscription},
 };
 use crate::engine::{
     Batch, ClientId, Command, Config, Draft, Handle, Input, Invalid, Newcomer, Request, Scene, StreamId, Subscriber,
@@ -132,7 +132,7 @@ pub fn check_batch(message: &Subscription<'_>) -> Result<(), Invalid> {
     if !message.stream_id.is_empty() || !message.clients.is_empty() || message.kind == Kind::RegisterBatch {
         StreamId::parse(message.stream_id)?;
     }
-    message.clients.iter().enumerate().try_for_each(|(place, id)| client_at(place, id).map(drop))
+    message.clients.iter().enumerate().try_for_each(|(place, id)| client_at(place, *id).map(drop))
 }
 
 /// The most entries of a batch: the answer to all of them, 8 bytes each, fits into the megabyte that a broker takes.
@@ -157,17 +157,17 @@ fn newcomer<'a>(named: &Named<'a>) -> Result<Newcomer<'a>, Invalid> {
 }
 
 /// A batch may leave the stream out when it names nobody.
-fn batch<'a>(stream_id: &'a str, clients: &[&'a str], handles: Vec<Handle>) -> Result<Batch<'a>, Invalid> {
+fn batch<'a>(stream_id: &'a str, clients: &[Client<'a>], handles: Vec<Handle>) -> Result<Batch<'a>, Invalid> {
     let stream_id = match stream_id {
         "" if clients.is_empty() => None,
         id => Some(StreamId::parse(id)?),
     };
-    let clients = clients.iter().enumerate().map(|(place, id)| client_at(place, id));
+    let clients = clients.iter().enumerate().map(|(place, id)| client_at(place, *id));
     Ok(Batch { stream_id, clients: clients.collect::<Result<_, _>>()?, handles })
 }
 
-fn client_at(place: usize, id: &str) -> Result<ClientId<'_>, Invalid> {
-    ClientId::parse(id).map_err(|Invalid(message)| Invalid::new(format!("entry {place}: {message}")))
+fn client_at(place: usize, id: Client<'_>) -> Result<ClientId<'_>, Invalid> {
+    id.checked().map_err(|Invalid(message)| Invalid::new(format!("entry {place}: {message}")))
 }
 
 /// The most streams in one page, and how many there are if nobody says: 1,000 states of the greatest size stay below

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use orchestrator_service::engine::{
-    Accepted, Batch, ClientId, Command, Config, Engine, Event, Handle, Input, Invalid, Mode, Newcomer, Outbox,
+    Accepted, Batch, ClientId, Command, Config, Engine, Event, Handle, Hint, Input, Invalid, Mode, Newcomer, Outbox,
     Rejection, Request, StateUpdate, StreamId, Subscriber, Tick,
 };
 
@@ -28,6 +28,10 @@ pub(crate) struct Subject {
     epochs: Vec<u64>,
     /// The last sequence and revision seen of each stream there ever was.
     progress: BTreeMap<u64, (u64, u64)>,
+    /// How many inputs it was told.
+    said: u64,
+    /// What was found out of the last one.
+    hint: Hint,
 }
 
 impl Subject {
@@ -41,6 +45,8 @@ impl Subject {
             handles: Vec::new(),
             epochs: Vec::new(),
             progress: BTreeMap::new(),
+            said: 0,
+            hint: Hint::NONE,
         }
     }
 
@@ -151,7 +157,12 @@ impl Subject {
             }
             _ => Vec::new(),
         };
-        let result = self.engine.handle(self.now, input, &mut self.outbox);
+        // A hint changes nothing, whether it is of now, of an earlier moment, or of another input.
+        let fresh = self.engine.fetch(std::slice::from_ref(&input))[0];
+        let old = std::mem::replace(&mut self.hint, fresh);
+        self.said += 1;
+        let hint = if self.said.is_multiple_of(2) { fresh } else { old };
+        let result = self.engine.handle_with(self.now, input, hint, &mut self.outbox);
         self.check_moments(0);
         match result {
             Ok(accepted) => Ok(self.answer(accepted, &forged)),

@@ -1,0 +1,130 @@
+//! The name of a viewer, in the form in which it is compared.
+
+use std::fmt;
+
+use super::{Invalid, MAX_ID_BYTES};
+
+/// The name of a viewer: 1 to 128 bytes of UTF-8 without control characters.
+///
+/// A UUID in its canonical form, the usual case, is read into its 16 bytes at once: that it is one is all that there is
+/// to check, and every table compares those bytes. Anything else, also a UUID in capitals, stays a text.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ClientId<'a>(pub(super) Form<'a>);
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Form<'a> {
+    /// The bytes, the first one lowest.
+    Uuid(u128),
+    Text(&'a str),
+}
+
+impl<'a> ClientId<'a> {
+    /// Checks a client id.
+    ///
+    /// # Errors
+    /// Names the field, the limit and what broke it.
+    #[inline]
+    pub fn parse(id: &'a str) -> Result<Self, Invalid> {
+        Self::parse_uuid(id.as_bytes()).map_or_else(|| Self::parse_text(id), Ok)
+    }
+
+    /// Reads a UUID in its canonical form: 36 bytes, in lower case, with hyphens. None if it is anything else.
+    #[inline]
+    #[must_use]
+    pub fn parse_uuid(id: &[u8]) -> Option<Self> {
+        parse_uuid(id).map(|uuid| Self(Form::Uuid(uuid)))
+    }
+
+    fn parse_text(id: &'a str) -> Result<Self, Invalid> {
+        if id.is_empty() || id.len() > MAX_ID_BYTES {
+            return Err(Invalid::new(format!(
+                "client_id must have 1 to {MAX_ID_BYTES} bytes, this one has {}",
+                id.len()
+            )));
+        }
+        // Most are plain ASCII, of which the compiler looks at many at a time.
+        let plain = id.bytes().fold(true, |plain, byte| plain & (b' '..0x7f).contains(&byte));
+        if !plain && id.chars().any(char::is_control) {
+            return Err(Invalid::new("client_id may not hold control characters"));
+        }
+        Ok(Self(Form::Text(id)))
+    }
+}
+
+/// The id as it was given.
+impl fmt::Display for ClientId<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Form::Uuid(uuid) => uuid::Uuid::from_bytes(uuid.to_le_bytes()).hyphenated().fmt(formatter),
+            Form::Text(text) => formatter.write_str(text),
+        }
+    }
+}
+
+#[inline]
+fn parse_uuid(text: &[u8]) -> Option<u128> {
+    let text: &[u8; 36] = text.try_into().ok()?;
+    let four =
+        |from: usize| u64::from(u32::from_le_bytes([text[from], text[from + 1], text[from + 2], text[from + 3]]));
+    let eight = |from, behind| parse_hex(four(from) | four(behind) << 32);
+    let hyphens = (text[8] ^ b'-') | (text[13] ^ b'-') | (text[18] ^ b'-') | (text[23] ^ b'-');
+    // Not an array that is mapped: that would be a call of a function.
+    let ((a, bad_a), (b, bad_b), (c, bad_c), (d, bad_d)) = (eight(0, 4), eight(9, 14), eight(19, 24), eight(28, 32));
+    let (low, high) = (u64::from(b) << 32 | u64::from(a), u64::from(d) << 32 | u64::from(c));
+    (u64::from(hyphens) | bad_a | bad_b | bad_c | bad_d == 0).then_some(u128::from(high) << 64 | u128::from(low))
+}
+
+/// Eight lower-case hexadecimal digits, the first in the lowest byte, all at a time and without branches: every look-up
+/// by name begins here. Returns the value, its first byte the lowest, and 0 if all of them are digits.
+#[inline]
+const fn parse_hex(digits: u64) -> (u32, u64) {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    // 0 to 9 are 0x30 to 0x39, a to f are 0x61 to 0x66: this bit tells them apart.
+    let letter = digits >> 6 & EACH;
+    let value = (digits & (0x0f * EACH)) + letter * 9;
+    let wrong_kind = (digits & (0xf0 * EACH)) ^ (0x30 * EACH + letter * 0x30);
+    let over_nine = (value + 6 * EACH) >> 4 & EACH;
+    let wrong_value = (over_nine ^ letter) | (value & (0x10 * EACH));
+    let bytes = (value << 4 | value >> 8) & 0x00ff_00ff_00ff_00ff;
+    let pairs = (bytes | bytes >> 8) & 0x0000_ffff_0000_ffff;
+    ((pairs | pairs >> 16) as u32, wrong_kind | wrong_value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_id_is_any_short_text_without_control_characters() {
+        let uuid = "6f9619ff-8b86-d011-b42d-00cf4fc964ff";
+        for good in ["a", "Zoë", "a.b*>", &"x".repeat(128), uuid, &uuid.to_uppercase()] {
+            assert_eq!(ClientId::parse(good).map(|id| id.to_string()), Ok(good.to_owned()));
+        }
+        for bad in ["", "a\0", "\u{85}", &"ü".repeat(65)] {
+            let error = ClientId::parse(bad).expect_err(bad);
+            assert!(error.0.contains("client_id"), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_a_canonical_uuid_is_kept_as_one() {
+        let uuid = "6f9619ff-8b86-d011-b42d-00cf4fc964ff";
+        let value = u128::from_le_bytes(*uuid::Uuid::parse_str(uuid).unwrap().as_bytes());
+        assert_eq!(parse_uuid(uuid.as_bytes()), Some(value));
+        for text in [&uuid.to_uppercase(), "6f9619ff08b86-d011-b42d-00cf4fc964ff", &uuid[1..], &format!("{uuid}0")] {
+            assert_eq!(parse_uuid(text.as_bytes()), None, "{text}");
+        }
+        // Every byte in every place.
+        for place in 0..36 {
+            for byte in 0..=u8::MAX {
+                let mut text: [u8; 36] = uuid.as_bytes().try_into().unwrap();
+                text[place] = byte;
+                let fits = match place {
+                    8 | 13 | 18 | 23 => byte == b'-',
+                    _ => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
+                };
+                assert_eq!(parse_uuid(&text).is_some(), fits, "{byte:#x} at {place}");
+            }
+        }
+    }
+}
