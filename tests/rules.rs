@@ -328,3 +328,48 @@ fn two_faults_of_a_uuid_do_not_make_up_for_one_another() {
     }
     assert_eq!(world.engine.counts().unique, 1 + 36 * 37 / 2);
 }
+
+#[test]
+fn a_hint_decides_nothing_whatever_became_of_what_it_points_to() {
+    for client in ["viewer", "6f9619ff-8b86-d011-b42d-00cf4fc964ff"] {
+        let mut engine = Engine::new(Settings::default());
+        let mut outbox = Outbox::default();
+        let now = Tick(T0);
+        let client_id = ClientId::parse(client).expect("a valid id");
+        let subscriber = |session| Subscriber { stream_id: stream("show"), client_id, session };
+        let newcomer = |session| Newcomer { client_id, session, source: None };
+        let join =
+            |session| Input::Register { stream_id: stream("show"), subscriber: newcomer(session), answered: true };
+        let start = || command("show", None, Command::Start(Some(config(&show()))));
+        let mut tell = |engine: &mut Engine, input: Input<'_>| {
+            engine.handle(now, input, &mut outbox).expect("it is carried out");
+        };
+        let unknown = |session| Err(Rejection::UnknownSubscriber { client_id: client.to_owned(), session });
+        tell(&mut engine, start());
+        tell(&mut engine, join(0));
+        let [hint] = engine.fetch(&[Input::Heartbeat(subscriber(0))])[..] else { panic!("a hint for each") };
+        let mut outbox = Outbox::default();
+        let mut beat = |engine: &mut Engine, session| {
+            let outcome = engine.handle_with(now, Input::Heartbeat(subscriber(session)), hint, &mut outbox);
+            engine.check();
+            outcome
+        };
+        assert_eq!(beat(&mut engine, 0), Ok(Accepted::Heard));
+        assert_eq!(beat(&mut engine, 1), unknown(1), "it points to another session");
+        tell(&mut engine, Input::Unregister(subscriber(0)));
+        assert_eq!(beat(&mut engine, 0), unknown(0), "it points to a free slot");
+        // The slot is used again, by a session that is not the client's first.
+        tell(&mut engine, command("other", None, Command::Start(Some(config(&show())))));
+        tell(&mut engine, register("other", client));
+        assert_eq!(beat(&mut engine, 0), unknown(0), "it points to a subscriber of another stream");
+        tell(&mut engine, join(7));
+        tell(&mut engine, Input::Unregister(Subscriber { stream_id: stream("other"), client_id, session: 0 }));
+        tell(&mut engine, join(8));
+        assert_eq!((beat(&mut engine, 7), beat(&mut engine, 8)), (Ok(Accepted::Heard), Ok(Accepted::Heard)));
+        tell(&mut engine, command("show", None, Command::Remove));
+        let gone = Err(Rejection::StreamNotFound("show".to_owned()));
+        assert_eq!(beat(&mut engine, 8), gone, "it points to a stream that is gone");
+        tell(&mut engine, start());
+        assert_eq!(beat(&mut engine, 8), unknown(8), "it points to a record of the stream before");
+    }
+}

@@ -282,11 +282,12 @@ impl Subscribers {
     #[inline]
     fn is_of(&self, slot: u32, stream: u32, key: Form<'_>) -> bool {
         let record = self.records.get(slot);
-        let same_key = match key {
-            Form::Uuid(uuid) => record.seen & IS_TEXT == 0 && record.client == uuid,
-            Form::Text(_) => key_of(record, &self.texts) == key,
-        };
-        same_key && record.stream == stream
+        // The stream first: a free slot has none, and its text is gone.
+        record.stream == stream
+            && match key {
+                Form::Uuid(uuid) => record.seen & IS_TEXT == 0 && record.client == uuid,
+                Form::Text(_) => key_of(record, &self.texts) == key,
+            }
     }
 
     /// One session of a client, of which `first` is the first.

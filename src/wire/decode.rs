@@ -3,11 +3,11 @@
 use super::{
     Refusal, WireLimits,
     proto::{self, orchestrator_command::Command as ProtoCommand, query::Query as ProtoQuery},
-    subscription::{Client, Kind, Named, Subscription},
+    subscription::{Kind, Named, Subscription},
 };
 use crate::engine::{
-    Batch, ClientId, Command, Config, Draft, Handle, Input, Invalid, Newcomer, Request, Scene, StreamId, Subscriber,
-    WhenEmpty, parse_source_addr,
+    Batch, ClientId, Command, Config, Draft, Input, Invalid, Newcomer, Request, Scene, StreamId, Subscriber, WhenEmpty,
+    parse_source_addr,
 };
 
 /// Decodes the bytes of one message.
@@ -102,10 +102,16 @@ pub fn subscription_message<'a>(bytes: &'a [u8], limits: &WireLimits) -> Result<
 /// `INVALID_ARGUMENT`, naming the field and the limit.
 pub fn subscription<'a>(message: Subscription<'a>, answered: bool) -> Result<Input<'a>, Invalid> {
     check_entry_count(message.entries())?;
-    let Subscription { kind, stream_id, named, clients, handles, subscribers } = message;
+    let names_nobody = message.names_nobody();
+    let Subscription { kind, stream_id, named, clients, refused, handles, subscribers, .. } = message;
     let one = || {
         let stream_id = StreamId::parse(stream_id)?;
         Ok(Subscriber { stream_id, client_id: ClientId::parse(named.client_id)?, session: named.session })
+    };
+    // It may leave the stream out when it names nobody.
+    let batch = || {
+        let stream_id = if names_nobody { None } else { Some(StreamId::parse(stream_id)?) };
+        refused.map_or(Ok(Batch { stream_id, clients, handles }), Err)
     };
     Ok(match kind {
         Kind::Register => {
@@ -113,8 +119,8 @@ pub fn subscription<'a>(message: Subscription<'a>, answered: bool) -> Result<Inp
         }
         Kind::Unregister => Input::Unregister(one()?),
         Kind::Heartbeat => Input::Heartbeat(one()?),
-        Kind::HeartbeatBatch => Input::HeartbeatBatch(batch(stream_id, &clients, handles)?),
-        Kind::UnregisterBatch => Input::UnregisterBatch(batch(stream_id, &clients, handles)?),
+        Kind::HeartbeatBatch => Input::HeartbeatBatch(batch()?),
+        Kind::UnregisterBatch => Input::UnregisterBatch(batch()?),
         Kind::RegisterBatch => Input::RegisterBatch {
             stream_id: StreamId::parse(stream_id)?,
             subscribers: subscribers.iter().map(newcomer).collect(),
@@ -129,10 +135,10 @@ pub fn subscription<'a>(message: Subscription<'a>, answered: bool) -> Result<Inp
 /// As [`subscription`].
 pub fn check_batch(message: &Subscription<'_>) -> Result<(), Invalid> {
     check_entry_count(message.entries())?;
-    if !message.stream_id.is_empty() || !message.clients.is_empty() || message.kind == Kind::RegisterBatch {
+    if !message.names_nobody() {
         StreamId::parse(message.stream_id)?;
     }
-    message.clients.iter().enumerate().try_for_each(|(place, id)| client_at(place, *id).map(drop))
+    message.refused.clone().map_or(Ok(()), Err)
 }
 
 /// The most entries of a batch: the answer to all of them, 8 bytes each, fits into the megabyte that a broker takes.
@@ -154,20 +160,6 @@ pub fn check_entry_count(entries: usize) -> Result<(), Invalid> {
 fn newcomer<'a>(named: &Named<'a>) -> Result<Newcomer<'a>, Invalid> {
     let client_id = ClientId::parse(named.client_id)?;
     Ok(Newcomer { client_id, session: named.session, source: parse_source_addr(named.source_addr)? })
-}
-
-/// A batch may leave the stream out when it names nobody.
-fn batch<'a>(stream_id: &'a str, clients: &[Client<'a>], handles: Vec<Handle>) -> Result<Batch<'a>, Invalid> {
-    let stream_id = match stream_id {
-        "" if clients.is_empty() => None,
-        id => Some(StreamId::parse(id)?),
-    };
-    let clients = clients.iter().enumerate().map(|(place, id)| client_at(place, *id));
-    Ok(Batch { stream_id, clients: clients.collect::<Result<_, _>>()?, handles })
-}
-
-fn client_at(place: usize, id: Client<'_>) -> Result<ClientId<'_>, Invalid> {
-    id.checked().map_err(|Invalid(message)| Invalid::new(format!("entry {place}: {message}")))
 }
 
 /// The most streams in one page, and how many there are if nobody says: 1,000 states of the greatest size stay below

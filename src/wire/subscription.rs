@@ -4,8 +4,6 @@
 //! same bytes for the same message as prost does, in any order and with anything unknown between, which a property
 //! test and a fuzzer hold it to. (Of groups nested a hundred deep in an unknown field it skips one level more.) A batch takes less than half of prost's time.
 
-use std::fmt;
-
 use bytes::{Buf as _, Bytes};
 use prost::{
     DecodeError, Message as _,
@@ -58,41 +56,6 @@ pub struct Named<'a> {
     pub session: u64,
 }
 
-/// A client's id of a batch. What is a UUID is known to be a valid one; a text is not checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Client<'a> {
-    /// A UUID in its canonical form.
-    Uuid(ClientId<'a>),
-    /// Anything else.
-    Text(&'a str),
-}
-
-impl<'a> Client<'a> {
-    fn read(bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        ClientId::parse_uuid(bytes).map_or_else(|| utf8(bytes).map(Self::Text), |id| Ok(Self::Uuid(id)))
-    }
-
-    /// Checks it.
-    ///
-    /// # Errors
-    /// As [`ClientId::parse`].
-    pub fn checked(self) -> Result<ClientId<'a>, Invalid> {
-        match self {
-            Self::Uuid(id) => Ok(id),
-            Self::Text(text) => ClientId::parse(text),
-        }
-    }
-}
-
-impl fmt::Display for Client<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Uuid(id) => id.fmt(formatter),
-            Self::Text(text) => formatter.write_str(text),
-        }
-    }
-}
-
 /// Whom a message is for, as far as that can be told without looking at those whom it names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Address<'a> {
@@ -104,7 +67,8 @@ pub struct Address<'a> {
     pub entries: usize,
 }
 
-/// A command with the fields that it has; the others are empty. Not checked.
+/// A command with the fields that it has; the others are empty. Not checked, but for the clients of a batch: a UUID, as
+/// most are, is checked by being read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subscription<'a> {
     /// Which command.
@@ -113,8 +77,12 @@ pub struct Subscription<'a> {
     pub stream_id: &'a str,
     /// Of a command for one subscriber.
     pub named: Named<'a>,
-    /// `client_id` of a batch.
-    pub clients: Vec<Client<'a>>,
+    /// `client_id` of a batch, up to the first one that is refused.
+    pub clients: Vec<ClientId<'a>>,
+    /// Why that one is refused.
+    pub refused: Option<Invalid>,
+    /// How many came behind the refused one, itself included.
+    pub unread: usize,
     /// `handle` of a batch.
     pub handles: Vec<Handle>,
     /// `subscriber` of a batch.
@@ -126,7 +94,8 @@ impl<'a> Subscription<'a> {
     #[must_use]
     pub fn empty(kind: Kind) -> Self {
         let (clients, handles, subscribers) = (Vec::new(), Vec::new(), Vec::new());
-        Self { kind, stream_id: "", named: Named::default(), clients, handles, subscribers }
+        let named = Named::default();
+        Self { kind, stream_id: "", named, clients, refused: None, unread: 0, handles, subscribers }
     }
 
     /// Reads a `SubscriptionCommand`; none if it names no command.
@@ -152,10 +121,11 @@ impl<'a> Subscription<'a> {
     }
 
     fn merge(&mut self, mut bytes: &'a [u8]) -> Result<(), DecodeError> {
-        // Entries have about 40 bytes each.
+        /// What a UUID takes with key and length.
+        const USUAL: usize = 38;
         match self.kind {
-            Kind::RegisterBatch => self.subscribers.reserve(bytes.len() / 40),
-            Kind::HeartbeatBatch | Kind::UnregisterBatch => self.clients.reserve(bytes.len() / 40),
+            Kind::RegisterBatch => self.subscribers.reserve(bytes.len() / USUAL),
+            Kind::HeartbeatBatch | Kind::UnregisterBatch => self.clients.reserve(bytes.len() / USUAL),
             _ => {}
         }
         while bytes.has_remaining() {
@@ -163,7 +133,7 @@ impl<'a> Subscription<'a> {
             match (self.kind, tag) {
                 (_, 1) => self.stream_id = text(wire_type, &mut bytes)?,
                 (Kind::HeartbeatBatch | Kind::UnregisterBatch, 2) => {
-                    self.clients.push(Client::read(block(wire_type, &mut bytes)?)?)
+                    self.merge_client(block(wire_type, &mut bytes)?)?
                 }
                 (Kind::HeartbeatBatch | Kind::UnregisterBatch, 3) => {
                     read_handles(wire_type, &mut bytes, &mut self.handles)?
@@ -185,6 +155,28 @@ impl<'a> Subscription<'a> {
         Ok(())
     }
 
+    #[inline]
+    fn merge_client(&mut self, id: &'a [u8]) -> Result<(), DecodeError> {
+        if self.unread == 0
+            && let Some(uuid) = ClientId::parse_uuid(id)
+        {
+            self.clients.push(uuid);
+            return Ok(());
+        }
+        let text = utf8(id)?;
+        if self.unread == 0 {
+            match ClientId::parse(text) {
+                Ok(id) => {
+                    self.clients.push(id);
+                    return Ok(());
+                }
+                Err(Invalid(why)) => self.refused = Some(Invalid(format!("entry {}: {why}", self.clients.len()))),
+            }
+        }
+        self.unread += 1;
+        Ok(())
+    }
+
     /// The same batch in messages of at most so many entries, in order; in one if it has none.
     #[must_use]
     pub fn pieces(&self, most: usize) -> Vec<Bytes> {
@@ -201,11 +193,12 @@ impl<'a> Subscription<'a> {
         pieces.iter().map(|piece| piece.to_proto().encode_to_vec().into()).collect()
     }
 
-    /// What [`Subscription::read`] would read this from.
+    /// What [`Subscription::read`] would read this from. Nothing was refused.
     fn to_proto(&self) -> proto::SubscriptionCommand {
+        debug_assert_eq!(self.refused, None, "what is refused is not passed on");
         let Named { client_id, source_addr, session } = self.named;
         let (stream_id, client_id, source_addr) = (self.stream_id.into(), client_id.into(), source_addr.into());
-        let clients = || self.clients.iter().map(Client::to_string).collect();
+        let clients = || self.clients.iter().map(ClientId::to_string).collect();
         let handle = self.handles.iter().map(|handle| handle.0).collect();
         let command = match self.kind {
             Kind::Register => Command::Register(proto::Register { stream_id, client_id, source_addr, session }),
@@ -229,12 +222,19 @@ impl<'a> Subscription<'a> {
         proto::SubscriptionCommand { command: Some(command) }
     }
 
+    /// Whether it is a batch that needs no stream: neither does it name one, nor anybody on one.
+    #[must_use]
+    pub fn names_nobody(&self) -> bool {
+        let of_handles = matches!(self.kind, Kind::HeartbeatBatch | Kind::UnregisterBatch);
+        of_handles && self.stream_id.is_empty() && self.clients.is_empty() && self.refused.is_none()
+    }
+
     /// How many subscribers it names.
     #[must_use]
     pub fn entries(&self) -> usize {
         match self.kind {
             Kind::Register | Kind::Unregister | Kind::Heartbeat => 1,
-            Kind::HeartbeatBatch | Kind::UnregisterBatch => self.clients.len() + self.handles.len(),
+            Kind::HeartbeatBatch | Kind::UnregisterBatch => self.clients.len() + self.unread + self.handles.len(),
             Kind::RegisterBatch => self.subscribers.len(),
         }
     }
@@ -418,16 +418,12 @@ mod tests {
                 ..Subscription::empty(Kind::Heartbeat)
             },
             Command::HeartbeatBatch(m) => Subscription {
-                stream_id: &m.stream_id,
-                clients: m.client_id.iter().map(|id| Client::read(id.as_bytes()).unwrap()).collect(),
                 handles: handles(&m.handle),
-                ..Subscription::empty(Kind::HeartbeatBatch)
+                ..named_batch(Kind::HeartbeatBatch, &m.stream_id, &m.client_id)
             },
             Command::UnregisterBatch(m) => Subscription {
-                stream_id: &m.stream_id,
-                clients: m.client_id.iter().map(|id| Client::read(id.as_bytes()).unwrap()).collect(),
                 handles: handles(&m.handle),
-                ..Subscription::empty(Kind::UnregisterBatch)
+                ..named_batch(Kind::UnregisterBatch, &m.stream_id, &m.client_id)
             },
             Command::RegisterBatch(m) => Subscription {
                 stream_id: &m.stream_id,
@@ -437,12 +433,22 @@ mod tests {
         }
     }
 
+    fn named_batch<'a>(kind: Kind, stream_id: &'a str, ids: &'a [String]) -> Subscription<'a> {
+        let clients: Vec<_> = ids.iter().map_while(|id| ClientId::parse(id).ok()).collect();
+        let place = clients.len();
+        let refused = ids.get(place).map(|id| Invalid(format!("entry {place}: {}", ClientId::parse(id).unwrap_err())));
+        let unread = ids.len() - place;
+        Subscription { stream_id, clients, refused, unread, ..Subscription::empty(kind) }
+    }
+
     fn compare(bytes: &[u8]) -> Result<(), TestCaseError> {
         let by_prost = proto::SubscriptionCommand::decode(bytes);
         match (Subscription::read(bytes), &by_prost) {
             (Ok(read), Ok(message)) => {
                 prop_assert_eq!(&read, &message.command.as_ref().map(of));
-                prop_assert_eq!(&read.map(|read| read.to_proto()).unwrap_or_default(), message);
+                if read.as_ref().is_none_or(|read| read.refused.is_none()) {
+                    prop_assert_eq!(&read.map(|read| read.to_proto()).unwrap_or_default(), message);
+                }
             }
             (Err(_), Err(_)) => {}
             (read, _) => prop_assert!(false, "read {:?}, by prost {:?}", read, by_prost),
