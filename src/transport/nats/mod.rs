@@ -15,7 +15,9 @@
 
 use std::{
     collections::VecDeque,
-    fmt, io,
+    fmt,
+    future::poll_fn,
+    io,
     path::PathBuf,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
@@ -27,9 +29,10 @@ use async_nats::{
     Client, ConnectOptions, ServerAddr,
     client::{PublishErrorKind, SubscribeErrorKind},
     connection::State,
+    message::OutboundMessage,
 };
 use bytes::Bytes;
-use futures_util::{FutureExt as _, Stream, future::BoxFuture};
+use futures_util::{FutureExt as _, SinkExt as _, Stream, TryFutureExt as _, future::BoxFuture};
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -276,19 +279,16 @@ impl Transport for NatsTransport {
     fn publish<'a>(&'a self, messages: &'a mut VecDeque<Outgoing>) -> BoxFuture<'a, Result<(), TransportError>> {
         Box::pin(async move {
             let generation = self.check_link()?;
-            while let Some(Outgoing { subject, payload }) = messages.front().cloned() {
+            // It hands out room first and takes a message then, so a message is never in between.
+            let mut room = self.client.clone();
+            while !messages.is_empty() {
                 self.check_still_up()?;
-                if let Err(error) = self.check_message(&subject, &payload) {
-                    messages.pop_front();
-                    return Err(error);
-                }
-                let taken = async { self.client.publish(subject, payload).await.map_err(refused) };
-                // Removed only once it was taken: until then this future may be dropped, or the connection may go.
-                let taken = self.while_connected(generation, taken).await;
-                if matches!(taken, Ok(()) | Err(TransportError::Refused(_))) {
-                    messages.pop_front();
-                }
-                taken?;
+                self.while_connected(generation, poll_fn(|context| room.poll_ready_unpin(context)).map_err(refused))
+                    .await?;
+                let Some(Outgoing { subject, payload }) = messages.pop_front() else { break };
+                self.check_message(&subject, &payload)?;
+                let message = OutboundMessage { subject, payload, reply: None, headers: None };
+                room.start_send_unpin(message).map_err(refused)?;
             }
             Ok(())
         })
