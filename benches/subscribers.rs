@@ -179,25 +179,26 @@ impl World {
     }
 
     fn single(&mut self, number: u64, span: Duration) -> f64 {
+        /// A UUID's text.
+        const ID: usize = 36;
+        const A_BLOCK: u64 = 4_096;
         let mut order = ids::Shuffled::new(1, number);
         self.timed(
             span,
-            |_| {
-                let numbers: Vec<u64> = order.by_ref().take(4_096).collect();
-                let texts = numbers.iter().copied().map(ids::text).collect::<String>();
-                (4_096, (numbers, texts))
+            // Stream and client one behind the other, as in a message.
+            |world| {
+                let of = |n: u64| world.streams[n as usize % world.streams.len()].clone() + &ids::text(n);
+                (A_BLOCK, order.by_ref().take(A_BLOCK as usize).map(of).collect::<String>())
             },
-            |world, (numbers, texts)| {
+            |world, block| {
                 // As a shard does with the messages of a turn.
-                let block: Vec<(u64, &str)> =
-                    numbers.into_iter().enumerate().map(|(n, number)| (number, &texts[n * 36..][..36])).collect();
-                for turn in block.chunks(64) {
+                for turn in block.as_bytes().chunks(64 * 2 * ID) {
                     let inputs: Vec<Input<'_>> = turn
-                        .iter()
-                        .map(|(number, text)| {
-                            let stream_id =
-                                StreamId::parse(&world.streams[*number as usize % world.streams.len()]).unwrap();
-                            let client_id = ClientId::parse(text).unwrap();
+                        .chunks(2 * ID)
+                        .map(|ids| {
+                            let ids = str::from_utf8(ids).unwrap();
+                            let stream_id = StreamId::parse(&ids[..ID]).unwrap();
+                            let client_id = ClientId::parse(&ids[ID..]).unwrap();
                             Input::Heartbeat(Subscriber { stream_id, client_id, session: 0 })
                         })
                         .collect();

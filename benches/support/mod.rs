@@ -26,7 +26,7 @@ pub struct Args {
     pub quick: bool,
     /// Where the JSON and the charts go.
     pub out: PathBuf,
-    /// Draw the charts of this JSON file, and measure nothing.
+    /// Print the table and draw the charts of this JSON file, and measure nothing.
     pub draw: Option<PathBuf>,
     /// Only measurements whose name holds this.
     pub only: Option<String>,
@@ -96,7 +96,9 @@ pub fn step(words: &[&str], seconds: u64) -> Step {
 /// Takes all steps, with a line for each; prints the table, writes the JSON, draws the charts.
 pub fn run(name: &'static str, title: &str, args: &Args, steps: Vec<Step>) {
     if let Some(file) = &args.draw {
-        return Report::load(file).draw(file.parent().expect("a file is in a folder"));
+        let report = Report::load(file);
+        report.print();
+        return report.draw(file.parent().expect("a file is in a folder"));
     }
     let steps: Vec<Step> = steps.into_iter().filter(|(words, _)| args.wants(&words.join(" "))).collect();
     let seconds: u64 = steps.iter().map(|(_, seconds)| seconds).sum();

@@ -110,7 +110,7 @@ impl Report {
             line.extend(whos.iter().map(|who| of(who).map_or_else(|| "–".to_owned(), |row| number(row.value))));
             let aimed = self.rows.iter().find(|row| (&*row.what, &*row.scale, &*row.unit) == *key && row.aim.is_some());
             line.push(aimed.map_or_else(String::new, |row| {
-                let verdict = if row.is_reached() == Some(true) { "" } else { "  MISSED" };
+                let verdict = if row.is_reached() == Some(true) { "" } else { ", **missed**" };
                 format!("{}{verdict}", row.aim.as_deref().unwrap_or_default())
             }));
             lines.push(line);
@@ -167,15 +167,19 @@ pub fn number(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
+/// As a table of Markdown, so that a document shows what the program printed. The first line is the head.
 fn print_columns(lines: &[Vec<String>]) {
     let widths: Vec<usize> = (0..lines[0].len())
         .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or_default())
         .collect();
-    for line in lines {
+    for (place, line) in lines.iter().enumerate() {
         let cells = line.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
             let space = " ".repeat(width - cell.chars().count());
             if column < 3 || column + 1 == line.len() { format!("{cell}{space}") } else { format!("{space}{cell}") }
         });
-        println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+        println!("| {} |", cells.collect::<Vec<_>>().join(" | "));
+        if place == 0 {
+            println!("|{}", "---|".repeat(line.len()));
+        }
     }
 }
