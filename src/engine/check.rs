@@ -55,7 +55,13 @@ impl Engine {
         }
         assert_eq!(counted, self.counts, "counts are kept");
         assert_eq!(self.timers.check(&self.streams), armed, "one timer a stream");
-        self.by_id.check();
+        self.by_id.check(
+            self.streams
+                .0
+                .iter()
+                .filter(|(_, stream)| !stream.gone)
+                .map(|(_, stream)| self.hash_of(StreamId::parse(&stream.id).expect("a stream's id is valid"))),
+        );
         assert_eq!(self.by_id.len() as u64, counted.streams, "one entry a stream in the index");
         assert_eq!(gone, self.dying.len(), "streams that are gone wait to be buried");
     }

@@ -365,7 +365,7 @@ impl Subscribers {
                 chained += self.sessions(first).count() as u64;
             }
         }
-        self.index.check();
+        self.index.check(in_use().map(|slot| self.lookup_of(slot).hash));
         assert_eq!(firsts, self.index.len(), "one index entry a client and stream");
         assert_eq!(chained, self.len, "every record is in one chain");
         assert_eq!((texts, v6), (self.texts.len(), self.v6.len()), "side tables hold what records point to");
