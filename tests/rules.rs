@@ -348,6 +348,7 @@ fn a_hint_decides_nothing_whatever_became_of_what_it_points_to() {
         tell(&mut engine, start());
         tell(&mut engine, join(0));
         let [hint] = engine.fetch(&[Input::Heartbeat(subscriber(0))])[..] else { panic!("a hint for each") };
+        assert_ne!(hint, Hint::NONE);
         let mut outbox = Outbox::default();
         let mut beat = |engine: &mut Engine, session| {
             let outcome = engine.handle_with(now, Input::Heartbeat(subscriber(session)), hint, &mut outbox);

@@ -163,7 +163,15 @@ mod tests {
     use futures_util::stream;
 
     use super::*;
-    use crate::transport::{Message, Subject};
+
+    /// What is there already.
+    impl<I: Iterator<Item = Message> + Send> Incoming for stream::Iter<I> {
+        fn stop(self: std::pin::Pin<&mut Self>) -> BoxFuture<'_, Result<(), TransportError>> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+    }
+    use crate::transport::{Incoming, Message, Subject, TransportError};
+    use futures_util::future::BoxFuture;
 
     fn update(epoch: u64, sequence: u64) -> StateUpdate {
         StateUpdate { stream_id: "s".into(), epoch, sequence, ..StateUpdate::default() }

@@ -1,4 +1,4 @@
-//! A hash index of slots: a look-up reads one cache line, and growing reads no record.
+//! A hash index of slots: a look-up reads one cache line as a rule, and growing reads no record.
 //!
 //! It does not own its keys. One hashbrown table would move all its entries at once when it grows, 40 ms at a million,
 //! and would ask each record for its hash again. Here twelve bits of the hash pick one of 4,096 tables, each of which
@@ -15,7 +15,7 @@ use std::{collections::BTreeSet, fmt, hint::black_box};
 
 const TABLES: usize = 4_096;
 const PLACES: usize = 10;
-/// Of a table's places as many are taken at the most as 17 of 20: then one entry in fifteen has passed a bucket by.
+/// Of a table's places as many are taken at the most as 17 of 20: then one entry in twelve has passed a bucket by.
 const MOST_OF_20: usize = 17;
 /// No place, and no entry.
 const NONE: u32 = u32::MAX;
@@ -251,7 +251,7 @@ mod tests {
 
     use super::*;
 
-    /// Of the slots that it knows by their numbers. All fall into few tables if `crowded`.
+    /// Of the slots that it knows by their numbers. All fall into one table if `crowded`.
     fn hash(slot: u32, crowded: bool) -> u64 {
         let hash = FixedState::with_seed(7).hash_one(slot);
         if crowded { hash & !(0xfff << 48) } else { hash }

@@ -81,7 +81,6 @@ pub use playback::{Playhead, Progress, advance};
 pub use records::STALE_LINGER_MS;
 pub use requests::REMEMBER_MS;
 pub use stream::{SNAPSHOT_INTERVAL_MS, Status};
-
 pub use timeline::*;
 
 use index::Index;
@@ -243,10 +242,11 @@ impl Engine {
     }
 
     /// Finds out where the look-ups of these inputs will end, for all at a time, and brings what lies there into the
-    /// processor's cache; changes nothing. Worth it for a dozen inputs and more: each of them waits for memory three
+    /// processor's cache; changes nothing. Worth it for a dozen inputs and more: each of them waits for memory several
     /// times, one after the other, and the processor waits for many as long as for one.
     ///
-    /// The hints are in the order of the inputs. With one, [`Engine::handle_with`] does not look the same up again.
+    /// The hints are in the order of the inputs. With one, [`Engine::handle_with`] looks the subscriber of a heartbeat or
+    /// a leave up no second time, unless it is a further session of its client.
     #[must_use]
     pub fn fetch(&self, inputs: &[Input<'_>]) -> Vec<Hint> {
         let mut hints = Vec::with_capacity(inputs.len());

@@ -73,6 +73,8 @@ pub(super) struct Subscribers {
     index: Index,
     wheel: Wheel,
     hasher: FixedState,
+    /// What UUIDs are hidden under before they are hashed.
+    mask: u128,
     /// Client ids that are no UUIDs.
     texts: Slab<Box<str>>,
     /// Source addresses that are IPv6.
@@ -87,7 +89,11 @@ impl Subscribers {
         // A hash of the seed: handles are seen by everybody.
         let first_generation = next_generation(hasher.hash_one("generation") as u32 & ((1 << Handle::BITS) - 1));
         let records = Records::new(stale_after_ms, first_generation);
-        Self { records, index: Index::new(), wheel: Wheel::new(), hasher, texts: Slab::new(), v6: Slab::new(), len: 0 }
+        // The hasher multiplies the halves of a UUID, each changed by constants that everybody knows: under a seed alone,
+        // a stranger could choose a half that makes the product 0, whatever the other is.
+        let mask = u128::from(hasher.hash_one("low half")) | u128::from(hasher.hash_one("high half")) << 64;
+        let (texts, v6) = (Slab::new(), Slab::new());
+        Self { records, index: Index::new(), wheel: Wheel::new(), hasher, mask, texts, v6, len: 0 }
     }
 
     /// Records in use.
@@ -99,7 +105,18 @@ impl Subscribers {
     #[inline]
     pub(super) fn lookup<'a>(&self, stream: u32, client: ClientId<'a>) -> Lookup<'a> {
         let ClientId(key) = client;
-        Lookup { key, hash: hash(&self.hasher, stream, key), stream, likely: NONE }
+        Lookup { key, hash: self.hash(stream, key), stream, likely: NONE }
+    }
+
+    #[inline]
+    fn hash(&self, stream: u32, key: Form<'_>) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        hasher.write_u32(stream);
+        match key {
+            Form::Uuid(uuid) => hasher.write_u128(uuid ^ self.mask),
+            Form::Text(text) => hasher.write(text.as_bytes()),
+        }
+        hasher.finish()
     }
 
     /// The first session of a client on a stream; the others follow through [`Subscribers::next_session`].
@@ -337,7 +354,7 @@ impl Subscribers {
     fn lookup_of(&self, slot: u32) -> Lookup<'_> {
         let record = self.records.get(slot);
         let key = key_of(record, &self.texts);
-        Lookup { key, hash: hash(&self.hasher, record.stream, key), stream: record.stream, likely: NONE }
+        Lookup { key, hash: self.hash(record.stream, key), stream: record.stream, likely: NONE }
     }
 
     fn drop_source(&mut self, slot: u32) {
@@ -389,17 +406,6 @@ fn key_of<'a>(record: &Record, texts: &'a Slab<Box<str>>) -> Form<'a> {
     if record.seen & IS_TEXT == 0 { Form::Uuid(record.client) } else { Form::Text(&texts[record.client as usize]) }
 }
 
-#[inline]
-fn hash(hasher: &FixedState, stream: u32, key: Form<'_>) -> u64 {
-    let mut hasher = hasher.build_hasher();
-    hasher.write_u32(stream);
-    match key {
-        Form::Uuid(uuid) => hasher.write_u128(uuid),
-        Form::Text(text) => hasher.write(text.as_bytes()),
-    }
-    hasher.finish()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -416,6 +422,18 @@ mod tests {
             subscribers.check();
             subscribers.remove(slot, &mut slot.clone());
             subscribers.check();
+        }
+    }
+
+    #[test]
+    fn nobody_can_choose_uuids_that_fall_together() {
+        // The half that the hasher's own constants undo.
+        let text = |number: u32| format!("{number:08x}-0000-4000-dd50-7cc9b729acc0");
+        for seed in [0, 1, u64::MAX] {
+            let subscribers = Subscribers::new(90_000, seed);
+            let hash = |number| subscribers.lookup(3, ClientId::parse(&text(number)).unwrap()).hash;
+            let hashes: std::collections::BTreeSet<u64> = (0..1_000).map(hash).collect();
+            assert_eq!(hashes.len(), 1_000);
         }
     }
 

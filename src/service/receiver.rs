@@ -36,8 +36,13 @@ pub(super) async fn receive(
             },
         }
     }
-    // What reached the broker before is here once a round trip is.
-    let _ = tokio::time::timeout(LAST_MESSAGES_TIMEOUT, transport.barrier()).await;
+    // What the broker passed on before it knew is here once a round trip behind is. Whoever asks later is told that
+    // nobody is there.
+    let _ = tokio::time::timeout(LAST_MESSAGES_TIMEOUT, async {
+        messages.get_mut().stop().await?;
+        transport.barrier().await
+    })
+    .await;
     // Without tokio's budget for a task, which would say that nothing is there when it is used up.
     while let Some(Some(chunk)) = tokio::task::unconstrained(messages.next()).now_or_never() {
         accept(chunk, &ingress, &*transport).await;

@@ -222,7 +222,7 @@ impl Shard {
     }
 
     /// Lets the look-ups of the next messages wait for memory together; batches do so by themselves. Says for each where
-    /// they end, which is wrong where a message is put in between: a hint may be.
+    /// they end. Behind a piece that is put back each hint is for the message before: a hint may be wrong.
     fn fetch_ahead(&self) -> Vec<Hint> {
         /// Longer than any message about one subscriber is as a rule.
         const SHORT: usize = 256;

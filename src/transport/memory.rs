@@ -26,7 +26,7 @@ use slab::Slab;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    BARRIER_TIMEOUT, Connection, Message, Outgoing, SUBSCRIPTION_CAPACITY, Subject, Subscription, Transport,
+    BARRIER_TIMEOUT, Connection, Incoming, Message, Outgoing, SUBSCRIPTION_CAPACITY, Subject, Subscription, Transport,
     TransportError,
     subject::{check_pattern, check_queue, check_subject, has_wildcard, matches},
 };
@@ -308,6 +308,13 @@ impl Stream for MemorySubscription {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Message>> {
         self.receiver.poll_recv(context)
+    }
+}
+
+impl Incoming for MemorySubscription {
+    fn stop(self: Pin<&mut Self>) -> BoxFuture<'_, Result<(), TransportError>> {
+        self.broker.lock().remove(self.key);
+        Box::pin(std::future::ready(Ok(())))
     }
 }
 

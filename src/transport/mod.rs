@@ -153,18 +153,33 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 
+/// What an implementation makes a [`Subscription`] of. Dropping it unsubscribes.
+pub trait Incoming: Stream<Item = Message> + Send {
+    /// Unsubscribes, and keeps what has come until it is taken.
+    fn stop(self: Pin<&mut Self>) -> BoxFuture<'_, Result<(), TransportError>>;
+}
+
 /// A stream of messages. Dropping it unsubscribes.
 pub struct Subscription {
-    messages: Pin<Box<dyn Stream<Item = Message> + Send>>,
+    messages: Pin<Box<dyn Incoming>>,
 }
 
 impl Subscription {
     /// Wraps the stream of an implementation, which unsubscribes when it is dropped.
-    pub fn new(messages: impl Stream<Item = Message> + Send + 'static) -> Self {
+    pub fn new(messages: impl Incoming + 'static) -> Self {
         Self { messages: Box::pin(messages) }
     }
 
-    /// The next message, or `None` when the transport is closed. Cancel safe.
+    /// Asks the broker for no more. What it had passed on until then is here once a [`Transport::barrier`] behind this
+    /// is done: whoever ends takes it then, and has missed nothing.
+    ///
+    /// # Errors
+    /// `Closed` when the transport is.
+    pub async fn stop(&mut self) -> Result<(), TransportError> {
+        self.messages.as_mut().stop().await
+    }
+
+    /// The next message, or `None` when the transport is closed or the subscription stopped. Cancel safe.
     pub async fn next(&mut self) -> Option<Message> {
         self.messages.next().await
     }

@@ -24,8 +24,8 @@ pub(super) fn check_subject(subject: &str) -> Result<(), TransportError> {
     }
 }
 
-/// Whether a subject can be published to for having nothing in it that could be wrong, as nearly all have: told in one
-/// pass, because every message passes here.
+/// Whether a subject can be published to for having nothing in it that could be wrong, as nearly all have: told
+/// without taking it apart, because every message passes here.
 fn is_plain(subject: &str) -> bool {
     let bytes = subject.as_bytes();
     let is_token = |byte: u8| byte > b' ' && !matches!(byte, 0x7f | b'*' | b'>');

@@ -81,7 +81,7 @@ pub struct Subscription<'a> {
     pub clients: Vec<ClientId<'a>>,
     /// Why that one is refused.
     pub refused: Option<Invalid>,
-    /// How many came behind the refused one, itself included.
+    /// The refused one and all behind it: how many.
     pub unread: usize,
     /// `handle` of a batch.
     pub handles: Vec<Handle>,

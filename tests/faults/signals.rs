@@ -93,8 +93,9 @@ async fn told_to_end_under_load_it_answers_what_it_carried_out_and_says_nothing_
             let last = history.updates.last().expect("updates");
             assert!(last.update.server_time_ms <= ended_ms, "{last:?}");
         }
-        // Not read by the service, and so not carried out either: what the broker had passed on when the service
-        // unsubscribed. Whoever asked finds out by a timeout and asks another.
+        // What the broker passed on before the service unsubscribed was answered, and whoever asked later is told that
+        // nobody is there. What remains is what the broker was passing on in that very moment, which it then drops.
+        // Whoever asked finds out by a timeout and asks another.
         assert!(unanswered < ASKING as u64, "{unanswered} were on their way");
     })
     .await;

@@ -45,7 +45,7 @@ use self::{
     tally::{Queue, Tally},
 };
 use super::{
-    BARRIER_TIMEOUT, Connection, Message, Outgoing, SUBSCRIPTION_CAPACITY, Subject, Subscription, Transport,
+    BARRIER_TIMEOUT, Connection, Incoming, Message, Outgoing, SUBSCRIPTION_CAPACITY, Subject, Subscription, Transport,
     TransportError,
     subject::{check_pattern, check_queue, check_subject},
 };
@@ -279,16 +279,17 @@ impl Transport for NatsTransport {
     fn publish<'a>(&'a self, messages: &'a mut VecDeque<Outgoing>) -> BoxFuture<'a, Result<(), TransportError>> {
         Box::pin(async move {
             let generation = self.check_link()?;
-            // It hands out room first and takes a message then, so a message is never in between.
-            let mut room = self.client.clone();
+            // The client's sink gives room first and takes a message then. Between the two nothing waits, so whoever
+            // drops this future takes no message along.
+            let mut sink = self.client.clone();
             while !messages.is_empty() {
                 self.check_still_up()?;
-                self.while_connected(generation, poll_fn(|context| room.poll_ready_unpin(context)).map_err(refused))
+                self.while_connected(generation, poll_fn(|context| sink.poll_ready_unpin(context)).map_err(refused))
                     .await?;
                 let Some(Outgoing { subject, payload }) = messages.pop_front() else { break };
                 self.check_message(&subject, &payload)?;
                 let message = OutboundMessage { subject, payload, reply: None, headers: None };
-                room.start_send_unpin(message).map_err(refused)?;
+                sink.start_send_unpin(message).map_err(refused)?;
             }
             Ok(())
         })
@@ -401,6 +402,12 @@ impl Stream for NatsSubscription {
             return Poll::Ready(received.map(Message::from));
         }
         self.cut.poll_unpin(context).map(|()| None)
+    }
+}
+
+impl Incoming for NatsSubscription {
+    fn stop(self: Pin<&mut Self>) -> BoxFuture<'_, Result<(), TransportError>> {
+        Box::pin(self.get_mut().queue.stop())
     }
 }
 

@@ -20,6 +20,8 @@ use std::{
 use async_nats::{Statistics, Subscriber};
 use futures_util::Stream;
 
+use crate::transport::TransportError;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
@@ -88,6 +90,13 @@ pub(super) struct Queue {
     tally: Arc<Tally>,
     /// Whether it is one of [`State::busy`].
     busy: bool,
+}
+
+impl Queue {
+    /// Unsubscribes. What arrives until then stays to be taken.
+    pub(super) async fn stop(&mut self) -> Result<(), TransportError> {
+        self.subscriber.drain().await.map_err(|_| TransportError::Closed)
+    }
 }
 
 impl Stream for Queue {
