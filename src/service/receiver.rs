@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, StreamExt as _, stream::ReadyChunks};
 use metrics::counter;
 use tokio::sync::watch;
 
@@ -36,16 +36,24 @@ pub(super) async fn receive(
             },
         }
     }
-    // What the broker passed on before it knew is here once a round trip behind is. Whoever asks later is told that
-    // nobody is there.
-    let _ = tokio::time::timeout(LAST_MESSAGES_TIMEOUT, async {
+    let until = tokio::time::Instant::now() + LAST_MESSAGES_TIMEOUT;
+    // What reached the broker before is here once a round trip is.
+    let _ = tokio::time::timeout_at(until, transport.barrier()).await;
+    take_ready(&mut messages, &ingress, &*transport).await;
+    // Then nothing more is asked for, and what came in the meantime is here behind another. Not at once: the client
+    // may take an earlier sign of life for the broker's word that it knows, and drop what is still on its way.
+    let _ = tokio::time::timeout_at(until, async {
         messages.get_mut().stop().await?;
         transport.barrier().await
     })
     .await;
+    take_ready(&mut messages, &ingress, &*transport).await;
+}
+
+async fn take_ready(messages: &mut ReadyChunks<Subscription>, ingress: &Ingress, transport: &dyn Transport) {
     // Without tokio's budget for a task, which would say that nothing is there when it is used up.
     while let Some(Some(chunk)) = tokio::task::unconstrained(messages.next()).now_or_never() {
-        accept(chunk, &ingress, &*transport).await;
+        accept(chunk, ingress, transport).await;
     }
 }
 
