@@ -374,3 +374,32 @@ fn a_hint_decides_nothing_whatever_became_of_what_it_points_to() {
         assert_eq!(beat(&mut engine, 8), unknown(8), "it points to a record of the stream before");
     }
 }
+
+#[test]
+fn what_is_fetched_together_is_found_where_it_is_found_alone() {
+    let mut engine = Engine::new(Settings::default());
+    let mut outbox = Outbox::default();
+    let names: Vec<String> = (0..300).map(|number| format!("n{number}")).collect();
+    for name in &names[..3] {
+        engine
+            .handle(Tick(T0), command(name, None, Command::Start(Some(config(&show())))), &mut outbox)
+            .expect("created");
+    }
+    let beat = |number: usize| {
+        let client_id = ClientId::parse(&names[number]).expect("a valid id");
+        Input::Heartbeat(Subscriber { stream_id: stream(&names[number % 3]), client_id, session: 0 })
+    };
+    for number in 0..300 {
+        engine.handle(Tick(T0), register(&names[number % 3], &names[number]), &mut outbox).expect("registered");
+    }
+    // More than are looked up at once, and some that name nobody in between.
+    let inputs: Vec<Input<'_>> =
+        (0..300).map(|number| if number % 7 == 3 { Input::GetStats(None) } else { beat(number) }).collect();
+    let hints = engine.fetch(&inputs);
+    assert_eq!(hints.len(), inputs.len());
+    for (input, hint) in inputs.iter().zip(&hints) {
+        assert_eq!(engine.fetch(std::slice::from_ref(input)), [*hint], "{input:?}");
+    }
+    let distinct: std::collections::HashSet<String> = hints.iter().map(|hint| format!("{hint:?}")).collect();
+    assert!(distinct.len() > 250, "nearly each points elsewhere, not {} places", distinct.len());
+}

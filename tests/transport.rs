@@ -140,6 +140,7 @@ on_both_transports! {
     each_message_goes_to_one_member_of_a_queue_group_and_to_every_plain_subscriber,
     members_of_one_group_by_different_patterns_share_a_message,
     a_dropped_subscription_gets_nothing_more_and_its_group_goes_on,
+    a_stopped_subscription_gives_what_has_come_and_then_the_end,
     a_request_is_answered,
     a_request_that_nobody_listens_to_is_refused_at_once,
     a_request_that_is_never_answered_times_out_and_leaves_nothing_behind,
@@ -268,6 +269,23 @@ async fn a_dropped_subscription_gets_nothing_more_and_its_group_goes_on(world: W
     drop(staying);
     let nobody = transport.request("jobs", Bytes::new(), NEVER).await;
     assert_eq!(nobody.unwrap_err(), TransportError::NoResponders("jobs".to_owned()));
+}
+
+async fn a_stopped_subscription_gives_what_has_come_and_then_the_end(world: World) {
+    let (publisher, reader) = (world.connect().await, world.connect().await);
+    let mut subscription = reader.subscribe("jobs", Some("workers")).await.unwrap();
+    let jobs: Vec<String> = (1000..1100).map(|job| job.to_string()).collect();
+    publisher.publish(&mut jobs.iter().map(|job| outgoing("jobs", job)).collect()).await.unwrap();
+    settle(&[&publisher, &reader]).await;
+
+    subscription.stop().await.unwrap();
+    settle(&[&reader]).await;
+    let nobody = publisher.request("jobs", Bytes::new(), NEVER).await;
+    assert_eq!(nobody.unwrap_err(), TransportError::NoResponders("jobs".to_owned()));
+    for job in jobs {
+        assert_eq!(text(&subscription.next().await.expect("it came before")), job);
+    }
+    assert!(subscription.next().await.is_none());
 }
 
 async fn a_request_is_answered(world: World) {

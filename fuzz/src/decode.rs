@@ -2,7 +2,7 @@
 
 use ::bytes::Bytes;
 use orchestrator_service::{
-    engine::{Engine, Hint, Outbox, Settings, Tick},
+    engine::{ClientId, Engine, Hint, Outbox, Settings, Tick},
     shard::feed::{Fed, Message},
     wire::{
         WireLimits,
@@ -99,9 +99,11 @@ fn read_by_hand(message: &[u8]) {
             read.clients.iter().map(ToString::to_string).collect()
         }
     };
-    // Behind a client that is refused none is read.
-    let clients = if read.refused.is_some() { &clients[..named.len()] } else { &clients[..] };
-    assert!(named.iter().eq(clients.iter().copied()), "{named:?} are read");
+    let (before, from) = clients.split_at(named.len());
+    assert!(named.iter().eq(before.iter().copied()), "{named:?} are read");
+    // Behind a client that is refused none is read, and what is refused is to be refused.
+    assert_eq!(read.refused.map_or(0, |refused| refused.count), from.len());
+    assert!(from.first().is_none_or(|id| ClientId::parse(id).is_err()), "{from:?} are refused");
 }
 
 /// What a client reads.

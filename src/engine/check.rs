@@ -55,13 +55,8 @@ impl Engine {
         }
         assert_eq!(counted, self.counts, "counts are kept");
         assert_eq!(self.timers.check(&self.streams), armed, "one timer a stream");
-        self.by_id.check(
-            self.streams
-                .0
-                .iter()
-                .filter(|(_, stream)| !stream.gone)
-                .map(|(_, stream)| self.hash_of(StreamId::parse(&stream.id).expect("a stream's id is valid"))),
-        );
+        let streams = self.streams.0.iter().map(|(_, stream)| stream).filter(|stream| !stream.gone);
+        self.by_id.check(streams.map(|stream| self.hash_of(&stream.id)));
         assert_eq!(self.by_id.len() as u64, counted.streams, "one entry a stream in the index");
         assert_eq!(gone, self.dying.len(), "streams that are gone wait to be buried");
     }

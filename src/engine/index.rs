@@ -2,7 +2,7 @@
 //!
 //! It does not own its keys. One hashbrown table would move all its entries at once when it grows, 40 ms at a million,
 //! and would ask each record for its hash again. Here twelve bits of the hash pick one of 4,096 tables, each of which
-//! grows by itself, a quarter at a time; in it, sixteen more bits, the tag, say in which bucket an entry belongs,
+//! grows by itself, by a quarter or a bucket; in it, sixteen more bits, the tag, say in which bucket an entry belongs,
 //! whatever the number of buckets. So the tags are all that a table needs to know to grow.
 //!
 //! | bytes of a bucket | field | what |
@@ -13,12 +13,12 @@
 
 use std::{collections::BTreeSet, fmt, hint::black_box};
 
+use super::records::NONE;
+
 const TABLES: usize = 4_096;
 const PLACES: usize = 10;
 /// Of a table's places as many are taken at the most as 17 of 20: then one entry in twelve has passed a bucket by.
 const MOST_OF_20: usize = 17;
-/// No place, and no entry.
-const NONE: u32 = u32::MAX;
 
 #[derive(Clone)]
 #[repr(align(64))]
@@ -170,7 +170,7 @@ impl Index {
         table.find(tag(hash), is_it).map(|(bucket, place)| table.buckets[bucket].slots[place])
     }
 
-    /// What [`Index::find`] will compare first, as a rule, or nothing that is; reads the same places.
+    /// The first entry of that tag in its home, as a rule what [`Index::find`] finds; or `NONE`.
     #[inline]
     pub(super) fn likely(&self, hash: u64) -> u32 {
         let (table, tag) = (&self.tables[table(hash)], tag(hash));
@@ -304,6 +304,31 @@ mod tests {
         assert!((0..30).all(|slot| table.remove(u16::MAX, slot)));
         assert_eq!(table.check(), 0);
         assert!(table.buckets.iter().all(|bucket| bucket.passed_by == 0 && bucket.places(0).count_ones() == 10));
+    }
+
+    proptest::proptest! {
+        /// With few tags, so that buckets fill, entries pass them by and find room again, and tables grow meanwhile.
+        #[test]
+        fn a_table_holds_what_a_set_holds(
+            steps in proptest::collection::vec((0..4_usize, 0..40_u32, proptest::bool::weighted(0.7)), 0..200),
+        ) {
+            const TAGS: [u16; 4] = [1, 20_000, 20_001, u16::MAX];
+            let (mut table, mut set) = (Table::default(), BTreeSet::new());
+            for (tag, number, comes) in steps {
+                let (tag, slot) = (TAGS[tag], tag as u32 * 100 + number);
+                if comes && set.insert((tag, slot)) {
+                    table.insert(tag, slot);
+                } else if !comes {
+                    assert_eq!(table.remove(tag, slot), set.remove(&(tag, slot)));
+                }
+                assert_eq!(table.check(), set.len());
+                for tag in TAGS {
+                    let mut found = BTreeSet::new();
+                    assert_eq!(table.find(tag, |slot| !found.insert((tag, slot))), None, "each entry once");
+                    assert!(found.iter().eq(set.iter().filter(|(other, _)| *other == tag)));
+                }
+            }
+        }
     }
 
     #[test]

@@ -83,7 +83,7 @@ pub struct Hint {
 
 impl Hint {
     /// Nothing is known.
-    pub const NONE: Self = Self { stream: u32::MAX, subscriber: u32::MAX };
+    pub const NONE: Self = Self { stream: super::records::NONE, subscriber: super::records::NONE };
 }
 
 /// A command with what comes around it.

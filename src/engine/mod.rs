@@ -43,7 +43,8 @@
 //! | `playback`, `timeline` | where a playing stream is |
 //! | `membership` | who comes and goes, and the counts that follow |
 //! | `subscribers` | the table of who is there, and who is stale |
-//! | `records`, `index` | where a subscriber's record is, and how it is laid out |
+//! | `records` | how a subscriber's record is laid out, and when it is due |
+//! | `index` | which slot a key belongs to, of streams and of subscribers |
 //! | `wheel` | when to look again |
 //! | `requests` | answers for repeats |
 //! | `check` | every invariant, for tests |
@@ -254,7 +255,7 @@ impl Engine {
         for some in inputs.chunks(IN_FLIGHT) {
             let named = || some.iter().map(Input::one_subscriber);
             hashes.clear();
-            hashes.extend(named().map(|named| named.map_or(0, |(stream_id, _)| self.hash_of(stream_id))));
+            hashes.extend(named().map(|named| named.map_or(0, |(stream_id, _)| self.hash_of(stream_id.as_str()))));
             self.by_id.touch(hashes.iter().copied());
             lookups.clear();
             lookups.extend(named().zip(&hashes).map(|(named, hash)| {
@@ -370,7 +371,7 @@ impl Engine {
         let entry = self.streams.0.vacant_entry();
         let slot = entry.key() as u32;
         entry.insert(Stream::new(stream_id, slot, config, now, self.last_epoch));
-        self.by_id.insert(self.hash_of(stream_id), slot);
+        self.by_id.insert(self.hash_of(stream_id.as_str()), slot);
         self.counts.streams += 1;
         self.with_stream(slot, |stream| stream.created(now, outbox));
         Ok(slot)
@@ -412,7 +413,7 @@ impl Engine {
 
     fn find_stream(&self, stream_id: StreamId<'_>) -> Result<u32, Rejection> {
         self.by_id
-            .find(self.hash_of(stream_id), |slot| *self.streams.get(slot).id == *stream_id.as_str())
+            .find(self.hash_of(stream_id.as_str()), |slot| *self.streams.get(slot).id == *stream_id.as_str())
             .ok_or_else(|| Rejection::StreamNotFound(stream_id.as_str().to_owned()))
     }
 
@@ -424,8 +425,8 @@ impl Engine {
         }
     }
 
-    fn hash_of(&self, stream_id: StreamId<'_>) -> u64 {
-        self.hasher.hash_one(stream_id.as_str())
+    fn hash_of(&self, stream_id: &str) -> u64 {
+        self.hasher.hash_one(stream_id)
     }
 
     /// Finds a stream and brings it to `now`, so that no input meets one whose time has not come yet, or is over.
@@ -478,7 +479,7 @@ impl Engine {
         let stream = self.streams.get_mut(slot);
         let was_running = stream.mode() == Mode::Running;
         stream.remove(now, idle, outbox);
-        let (members, hash) = (stream.members, self.hasher.hash_one(&*stream.id));
+        let members = stream.members;
         let last = stream.state(now, Cause::Lifecycle);
         self.counts.streams -= 1;
         self.counts.running -= u64::from(was_running);
@@ -486,6 +487,7 @@ impl Engine {
         self.counts.active -= u64::from(members.active);
         self.counts.stale -= u64::from(members.total - members.active);
         self.counts.unique -= u64::from(members.unique);
+        let hash = self.hash_of(&last.stream_id);
         self.by_id.remove(hash, slot);
         self.timers.cancel(&mut self.streams, slot);
         self.dying.push_back(slot);

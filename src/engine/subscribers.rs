@@ -23,7 +23,7 @@ use super::{
 };
 
 /// How many look-ups of a batch are under way at once: each waits for memory, and the processor waits for many as long
-/// as for one. So many records are an eighth of what the nearest cache holds.
+/// as for one. So many records and lines of the index are half of what the nearest cache holds.
 pub(super) const IN_FLIGHT: usize = 128;
 
 /// A client of a stream, ready to be looked up.
@@ -37,7 +37,7 @@ pub(super) struct Lookup<'a> {
 }
 
 impl Lookup<'_> {
-    /// Finds nobody.
+    /// Stands for an input that is not about one subscriber. Nobody looks it up, and its hint means nothing.
     pub(super) const NOBODY: Self = Self { key: Form::Uuid(0), hash: 0, stream: NONE, likely: NONE };
 
     pub(super) const fn stream(&self) -> u32 {

@@ -40,8 +40,8 @@ pub(super) async fn receive(
     // What reached the broker before is here once a round trip is.
     let _ = tokio::time::timeout_at(until, transport.barrier()).await;
     take_ready(&mut messages, &ingress, &*transport).await;
-    // Then nothing more is asked for, and what came in the meantime is here behind another. Not at once: the client
-    // may take an earlier sign of life for the broker's word that it knows, and drop what is still on its way.
+    // Then nothing more is asked for, and what came in the meantime is here. Not at once: what is on its way when a
+    // subscription stops may be lost.
     let _ = tokio::time::timeout_at(until, async {
         messages.get_mut().stop().await?;
         transport.barrier().await

@@ -155,7 +155,7 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
 
 /// What an implementation makes a [`Subscription`] of. Dropping it unsubscribes.
 pub trait Incoming: Stream<Item = Message> + Send {
-    /// Unsubscribes, and keeps what has come until it is taken.
+    /// As [`Subscription::stop`].
     fn stop(self: Pin<&mut Self>) -> BoxFuture<'_, Result<(), TransportError>>;
 }
 
@@ -170,8 +170,10 @@ impl Subscription {
         Self { messages: Box::pin(messages) }
     }
 
-    /// Asks the broker for no more. What it had passed on until then is here once a [`Transport::barrier`] behind this
-    /// is done: whoever ends takes it then, and has missed nothing.
+    /// Asks the broker for no more: who publishes a request from now on hears that nobody is there. What has come stays to
+    /// be taken, and behind it is the end. What is on its way in this moment may be lost: async-nats forgets a
+    /// subscription once it has written that it wants no more, without waiting for the broker to have read it. So
+    /// whoever ends has a [`Transport::barrier`] first, and loses next to nothing.
     ///
     /// # Errors
     /// `Closed` when the transport is.

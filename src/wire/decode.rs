@@ -111,7 +111,7 @@ pub fn subscription<'a>(message: Subscription<'a>, answered: bool) -> Result<Inp
     // It may leave the stream out when it names nobody.
     let batch = || {
         let stream_id = if names_nobody { None } else { Some(StreamId::parse(stream_id)?) };
-        refused.map_or(Ok(Batch { stream_id, clients, handles }), Err)
+        refused.map_or(Ok(Batch { stream_id, clients, handles }), |refused| Err(refused.why))
     };
     Ok(match kind {
         Kind::Register => {
@@ -138,7 +138,7 @@ pub fn check_batch(message: &Subscription<'_>) -> Result<(), Invalid> {
     if !message.names_nobody() {
         StreamId::parse(message.stream_id)?;
     }
-    message.refused.clone().map_or(Ok(()), Err)
+    message.refused.as_ref().map_or(Ok(()), |refused| Err(refused.why.clone()))
 }
 
 /// The most entries of a batch: the answer to all of them, 8 bytes each, fits into the megabyte that a broker takes.
@@ -300,6 +300,26 @@ mod tests {
         assert_eq!(error.code(), proto::Code::InvalidArgument);
         assert!(error.to_string().contains("command"), "{error}");
         assert!(question(&proto::Query::default()).is_err());
+    }
+
+    #[test]
+    fn a_batch_without_a_stream_is_refused_for_that_whatever_else_is_wrong_and_one_of_handles_needs_none() {
+        let refused = |stream_id: &str, ids: &[&str]| {
+            let client_id = ids.iter().map(|id| (*id).to_owned()).collect();
+            let batch = proto::HeartbeatBatch { stream_id: stream_id.to_owned(), client_id, handle: vec![1] };
+            let command = proto::subscription_command::Command::HeartbeatBatch(batch);
+            let bytes = prost::Message::encode_to_vec(&proto::SubscriptionCommand { command: Some(command) });
+            let message = Subscription::read(&bytes).unwrap().unwrap();
+            let checked = check_batch(&message);
+            assert_eq!(checked, subscription(message, true).map(drop), "both refuse the same");
+            checked.err().map(|error| error.0).unwrap_or_default()
+        };
+        assert_eq!(refused("", &[]), "");
+        assert_eq!(refused("s", &["a"]), "");
+        for ids in [&["a"][..], &["\0"], &["a", "\0"]] {
+            assert!(refused("", ids).starts_with("stream_id must have"), "{ids:?}");
+        }
+        assert!(refused("s", &["a", "\0", ""]).starts_with("entry 1: client_id"));
     }
 
     #[test]

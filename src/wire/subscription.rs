@@ -2,7 +2,8 @@
 //!
 //! Heartbeats are most of what the service reads, and prost would allocate each of their texts. This reader takes the
 //! same bytes for the same message as prost does, in any order and with anything unknown between, which a property
-//! test and a fuzzer hold it to. (Of groups nested a hundred deep in an unknown field it skips one level more.) A batch takes less than half of prost's time.
+//! test and a fuzzer hold it to. (Of groups nested a hundred deep in an unknown field it skips one level more.) A batch
+//! takes less than half of prost's time.
 
 use bytes::{Buf as _, Bytes};
 use prost::{
@@ -79,14 +80,21 @@ pub struct Subscription<'a> {
     pub named: Named<'a>,
     /// `client_id` of a batch, up to the first one that is refused.
     pub clients: Vec<ClientId<'a>>,
-    /// Why that one is refused.
-    pub refused: Option<Invalid>,
-    /// The refused one and all behind it: how many.
-    pub unread: usize,
+    /// That one, and all behind it.
+    pub refused: Option<Refused>,
     /// `handle` of a batch.
     pub handles: Vec<Handle>,
     /// `subscriber` of a batch.
     pub subscribers: Vec<Named<'a>>,
+}
+
+/// What a batch is refused for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// What is wrong with the first client that is.
+    pub why: Invalid,
+    /// How many clients there are from that one on. They are not looked at.
+    pub count: usize,
 }
 
 impl<'a> Subscription<'a> {
@@ -94,8 +102,7 @@ impl<'a> Subscription<'a> {
     #[must_use]
     pub fn empty(kind: Kind) -> Self {
         let (clients, handles, subscribers) = (Vec::new(), Vec::new(), Vec::new());
-        let named = Named::default();
-        Self { kind, stream_id: "", named, clients, refused: None, unread: 0, handles, subscribers }
+        Self { kind, stream_id: "", named: Named::default(), clients, refused: None, handles, subscribers }
     }
 
     /// Reads a `SubscriptionCommand`; none if it names no command.
@@ -123,17 +130,16 @@ impl<'a> Subscription<'a> {
     fn merge(&mut self, mut bytes: &'a [u8]) -> Result<(), DecodeError> {
         /// What a UUID takes with key and length.
         const USUAL: usize = 38;
-        match self.kind {
-            Kind::RegisterBatch => self.subscribers.reserve(bytes.len() / USUAL),
-            Kind::HeartbeatBatch | Kind::UnregisterBatch => self.clients.reserve(bytes.len() / USUAL),
-            _ => {}
-        }
         while bytes.has_remaining() {
             let (tag, wire_type) = key(&mut bytes)?;
             match (self.kind, tag) {
                 (_, 1) => self.stream_id = text(wire_type, &mut bytes)?,
                 (Kind::HeartbeatBatch | Kind::UnregisterBatch, 2) => {
-                    self.merge_client(block(wire_type, &mut bytes)?)?
+                    let id = block(wire_type, &mut bytes)?;
+                    if self.clients.is_empty() {
+                        self.clients.reserve(1 + bytes.len() / USUAL);
+                    }
+                    self.merge_client(id)?
                 }
                 (Kind::HeartbeatBatch | Kind::UnregisterBatch, 3) => {
                     read_handles(wire_type, &mut bytes, &mut self.handles)?
@@ -144,6 +150,9 @@ impl<'a> Subscription<'a> {
                     while entry.has_remaining() {
                         let (tag, wire_type) = key(&mut entry)?;
                         named.merge([1, 2, 3], tag, wire_type, &mut entry)?;
+                    }
+                    if self.subscribers.is_empty() {
+                        self.subscribers.reserve(1 + bytes.len() / USUAL);
                     }
                     self.subscribers.push(named);
                 }
@@ -157,29 +166,29 @@ impl<'a> Subscription<'a> {
 
     #[inline]
     fn merge_client(&mut self, id: &'a [u8]) -> Result<(), DecodeError> {
-        if self.unread == 0
-            && let Some(uuid) = ClientId::parse_uuid(id)
-        {
-            self.clients.push(uuid);
-            return Ok(());
+        if let Some(refused) = &mut self.refused {
+            refused.count += 1;
+            return utf8(id).map(drop);
         }
-        let text = utf8(id)?;
-        if self.unread == 0 {
-            match ClientId::parse(text) {
-                Ok(id) => {
-                    self.clients.push(id);
-                    return Ok(());
-                }
-                Err(Invalid(why)) => self.refused = Some(Invalid(format!("entry {}: {why}", self.clients.len()))),
+        let read = match ClientId::parse_uuid(id) {
+            Some(uuid) => Ok(uuid),
+            None => ClientId::parse(utf8(id)?),
+        };
+        match read {
+            Ok(id) => self.clients.push(id),
+            Err(Invalid(why)) => {
+                let why = Invalid(format!("entry {}: {why}", self.clients.len()));
+                self.refused = Some(Refused { why, count: 1 });
             }
         }
-        self.unread += 1;
         Ok(())
     }
 
-    /// The same batch in messages of at most so many entries, in order; in one if it has none.
+    /// The same batch in messages of at most so many entries, in order; in one if it has none. Nothing of it was
+    /// refused, which `decode::check_batch` says.
     #[must_use]
-    pub fn pieces(&self, most: usize) -> Vec<Bytes> {
+    pub(crate) fn pieces(&self, most: usize) -> Vec<Bytes> {
+        debug_assert_eq!(self.refused, None, "what is refused is not passed on");
         let bare = || Self { stream_id: self.stream_id, named: self.named, ..Self::empty(self.kind) };
         // Handles first, as the engine does it with a whole one.
         let handles = self.handles.chunks(most).map(|handles| Self { handles: handles.to_vec(), ..bare() });
@@ -193,9 +202,8 @@ impl<'a> Subscription<'a> {
         pieces.iter().map(|piece| piece.to_proto().encode_to_vec().into()).collect()
     }
 
-    /// What [`Subscription::read`] would read this from. Nothing was refused.
+    /// What [`Subscription::read`] would read this from, but for what was refused.
     fn to_proto(&self) -> proto::SubscriptionCommand {
-        debug_assert_eq!(self.refused, None, "what is refused is not passed on");
         let Named { client_id, source_addr, session } = self.named;
         let (stream_id, client_id, source_addr) = (self.stream_id.into(), client_id.into(), source_addr.into());
         let clients = || self.clients.iter().map(ClientId::to_string).collect();
@@ -234,7 +242,10 @@ impl<'a> Subscription<'a> {
     pub fn entries(&self) -> usize {
         match self.kind {
             Kind::Register | Kind::Unregister | Kind::Heartbeat => 1,
-            Kind::HeartbeatBatch | Kind::UnregisterBatch => self.clients.len() + self.unread + self.handles.len(),
+            Kind::HeartbeatBatch | Kind::UnregisterBatch => {
+                let refused = self.refused.as_ref().map_or(0, |refused| refused.count);
+                self.clients.len() + refused + self.handles.len()
+            }
             Kind::RegisterBatch => self.subscribers.len(),
         }
     }
@@ -437,8 +448,8 @@ mod tests {
         let clients: Vec<_> = ids.iter().map_while(|id| ClientId::parse(id).ok()).collect();
         let place = clients.len();
         let refused = ids.get(place).map(|id| Invalid(format!("entry {place}: {}", ClientId::parse(id).unwrap_err())));
-        let unread = ids.len() - place;
-        Subscription { stream_id, clients, refused, unread, ..Subscription::empty(kind) }
+        let refused = refused.map(|why| Refused { why, count: ids.len() - place });
+        Subscription { stream_id, clients, refused, ..Subscription::empty(kind) }
     }
 
     fn compare(bytes: &[u8]) -> Result<(), TestCaseError> {

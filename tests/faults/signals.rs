@@ -94,8 +94,8 @@ async fn told_to_end_under_load_it_answers_what_it_carried_out_and_says_nothing_
             assert!(last.update.server_time_ms <= ended_ms, "{last:?}");
         }
         // What the broker passed on before the service unsubscribed was answered, and whoever asked later is told that
-        // nobody is there. What remains is what the broker was passing on in that very moment, which it then drops.
-        // Whoever asked finds out by a timeout and asks another.
+        // nobody is there. What remains is what was on its way in that very moment, which the client drops. Whoever
+        // asked finds out by a timeout and asks another.
         assert!(unanswered < ASKING as u64, "{unanswered} were on their way");
     })
     .await;

@@ -282,12 +282,15 @@ impl Transport for NatsTransport {
             // The client's sink gives room first and takes a message then. Between the two nothing waits, so whoever
             // drops this future takes no message along.
             let mut sink = self.client.clone();
-            while !messages.is_empty() {
+            while let Some(Outgoing { subject, payload }) = messages.front() {
                 self.check_still_up()?;
+                if let Err(error) = self.check_message(subject, payload) {
+                    messages.pop_front();
+                    return Err(error);
+                }
                 self.while_connected(generation, poll_fn(|context| sink.poll_ready_unpin(context)).map_err(refused))
                     .await?;
                 let Some(Outgoing { subject, payload }) = messages.pop_front() else { break };
-                self.check_message(&subject, &payload)?;
                 let message = OutboundMessage { subject, payload, reply: None, headers: None };
                 sink.start_send_unpin(message).map_err(refused)?;
             }

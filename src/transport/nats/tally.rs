@@ -93,7 +93,7 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Unsubscribes. What arrives until then stays to be taken.
+    /// Unsubscribes. What has arrived stays to be taken.
     pub(super) async fn stop(&mut self) -> Result<(), TransportError> {
         self.subscriber.drain().await.map_err(|_| TransportError::Closed)
     }
