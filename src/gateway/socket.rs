@@ -17,6 +17,7 @@ use axum::{
     http::Extensions,
     response::Response,
 };
+use futures_util::SinkExt as _;
 use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 
@@ -142,8 +143,10 @@ impl Connection {
         if end.is_drop() {
             metrics::counter!("gateway_sockets_dropped_total", "reason" => end.reason()).increment(1);
         }
-        if let Some((code, reason)) = end.farewell() {
-            let _ = timeout(CLOSE_TIMEOUT, self.say_goodbye(code, reason)).await;
+        match end.farewell() {
+            Some((code, reason)) => _ = timeout(CLOSE_TIMEOUT, self.say_goodbye(code, reason)).await,
+            None if end == End::Closed => _ = timeout(CLOSE_TIMEOUT, self.return_goodbye()).await,
+            None => {}
         }
         end
     }
@@ -264,6 +267,13 @@ impl Connection {
         if self.socket.send(Message::Close(Some(frame))).await.is_ok() {
             while let Some(Ok(_)) = self.socket.recv().await {}
         }
+    }
+
+    /// Sends the answer to the viewer's own close frame. It was made when that was read, but only waits to be written:
+    /// without this the viewer would see the line break.
+    async fn return_goodbye(&mut self) {
+        // An error means that the line is gone already.
+        let _ = self.socket.flush().await;
     }
 }
 

@@ -220,6 +220,44 @@ async fn a_viewer_that_closes_breaks_off_or_says_too_much_is_unregistered() {
 }
 
 #[tokio::test]
+async fn a_viewers_close_is_answered_with_its_own_code() {
+    let world = World::new().await;
+    world.create_with("s", json!({"tick_interval_ms": 10})).await;
+    for (code, answer) in [(Some(1000), Some(1000)), (Some(1001), Some(1001)), (Some(4321), Some(4321)), (None, None)] {
+        let mut viewer = world.watch("s").await;
+        next(&mut viewer).await;
+        let frame = code.map(|code: u16| CloseFrame { code: code.into(), reason: "enough".into() });
+        viewer.close(frame).await.expect("sent");
+        let answered = loop {
+            let message = tokio::time::timeout(Duration::from_secs(20), viewer.next()).await.expect("not for ever");
+            match message.expect("a close frame before the end").expect("a close frame before the line breaks") {
+                Message::Close(frame) => break frame.map(|frame| u16::from(frame.code)),
+                _update => {}
+            }
+        };
+        assert_eq!(answered, answer);
+        assert!(viewer.next().await.is_none(), "the line is closed after it");
+    }
+    world.until_viewers("s", 0).await;
+}
+
+#[tokio::test]
+async fn a_viewer_that_closes_and_reads_no_more_does_not_hold_its_connection() {
+    let mut options = Options::default();
+    options.gateway.max_connections = 2;
+    let world = World::with(options).await;
+    world.create_with("s", json!({"tick_interval_ms": 10})).await;
+    let mut silent = world.watch("s").await;
+    next(&mut silent).await;
+    silent.send(Message::Close(None)).await.expect("sent");
+    world.until_viewers("s", 0).await;
+    // It is there and reads nothing, yet there is room for another beside the connection that REST holds.
+    let mut other = world.watch("s").await;
+    next(&mut other).await;
+    drop(silent);
+}
+
+#[tokio::test]
 async fn two_tabs_of_one_client_are_two_subscribers_and_one_client() {
     let world = World::new().await;
     world.create("s").await;
