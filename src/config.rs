@@ -97,7 +97,8 @@ pub struct StandaloneOptions {
 /// Where NATS is.
 #[derive(Debug, Clone, Args)]
 pub struct NatsArgs {
-    /// One server or several with commas between; `tls://` and `user:password@` are understood.
+    /// One server or several with commas between; `tls://` and `user:password@` are understood. All are sent the same
+    /// login, so URLs with different ones are refused.
     #[arg(long, env = "NATS_URL", hide_env_values = true, default_value = "nats://localhost:4222", value_name = "URL")]
     pub nats_url: String,
     /// A `.creds` file.

@@ -21,7 +21,7 @@ use orchestrator_service::{
     transport::{
         Transport,
         memory::MemoryBus,
-        nats::{NatsOptions, NatsTransport},
+        nats::{NatsError, NatsOptions, NatsTransport},
     },
 };
 use tokio::{
@@ -63,16 +63,17 @@ fn run(cli: Cli) -> Fallible<()> {
 
 /// The service over NATS.
 async fn serve(options: ServeOptions) -> Fallible<()> {
+    let nats = nats(&options.nats).await?;
     let settings = options.service.settings()?;
     let stop = stop_signal()?;
     let watched = Watched::default();
     let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, watched.clone()).await?;
     tokio::pin!(stop);
     let starting = async {
-        let ingress = connect(&options.nats, "orchestrator ingress").await?;
+        let ingress = connect(&nats, "orchestrator ingress").await?;
         let mut publishers: Vec<Arc<dyn Transport>> = Vec::new();
         for shard in 0..settings.shards {
-            publishers.push(connect(&options.nats, &format!("orchestrator shard {shard}")).await?);
+            publishers.push(connect(&nats, &format!("orchestrator shard {shard}")).await?);
         }
         Ok::<_, Box<dyn Error + Send + Sync>>(Service::start(settings, ingress, publishers).await?)
     };
@@ -91,7 +92,7 @@ async fn serve(options: ServeOptions) -> Fallible<()> {
 /// The gateway over NATS.
 async fn gateway(options: GatewayCommand) -> Fallible<()> {
     let stop = stop_signal()?;
-    let transport = connect(&options.nats, "orchestrator gateway").await?;
+    let transport = connect(&nats(&options.nats).await?, "orchestrator gateway").await?;
     let checkup = Connected(Arc::clone(&transport));
     let admin = telemetry::serve_admin(options.admin_addr, telemetry::init_metrics()?, checkup).await?;
     let gateway = Gateway::new(Client::new(Arc::clone(&transport), options.client()), options.gateway.options());
@@ -145,9 +146,20 @@ async fn start_in_memory(settings: ServiceSettings, bus: &MemoryBus) -> Fallible
     Ok(Service::start(settings, bus.connect(), publishers).await?)
 }
 
-async fn connect(nats: &NatsArgs, name: &str) -> Fallible<Arc<dyn Transport>> {
-    let options = NatsOptions { credentials: nats.nats_creds.clone(), ..NatsOptions::new(&nats.nats_url, name) };
-    Ok(NatsTransport::connect(options).await?)
+/// What all connections of this process are made with. Checked before anything is logged or listens, and an error names
+/// the option.
+async fn nats(nats: &NatsArgs) -> Fallible<NatsOptions> {
+    let options = NatsOptions { credentials: nats.nats_creds.clone(), ..NatsOptions::new(&nats.nats_url, "") };
+    match options.check().await {
+        Ok(()) => Ok(options),
+        Err(error @ (NatsError::Url(_) | NatsError::Logins(_))) => Err(format!("--nats-url: {error}").into()),
+        Err(error @ NatsError::Credentials { .. }) => Err(format!("--nats-creds: {error}").into()),
+        Err(error @ NatsError::Client(_)) => Err(error.into()),
+    }
+}
+
+async fn connect(nats: &NatsOptions, name: &str) -> Fallible<Arc<dyn Transport>> {
+    Ok(NatsTransport::connect(NatsOptions { name: name.to_owned(), ..nats.clone() }).await?)
 }
 
 async fn listen(gateway: &GatewayArgs) -> io::Result<TcpListener> {

@@ -69,6 +69,8 @@ enum End {
 pub(super) struct Link {
     /// Where the broker is, without user and password.
     pub(super) url: String,
+    /// Which connection this is, to tell those of a process apart.
+    name: String,
     /// How many messages the client reported to have dropped.
     pub(super) dropped: AtomicU64,
     connection: watch::Sender<Connection>,
@@ -77,26 +79,51 @@ pub(super) struct Link {
     closed: AtomicBool,
     look: Notify,
     lame_duck: AtomicBool,
-    away: Mutex<Away>,
+    away_since: Mutex<Instant>,
+    outage: Outage,
 }
 
-/// Since when the broker has been away, and when that was last logged.
-struct Away {
-    since: Instant,
-    logged: Option<Instant>,
+/// When it was last logged that the broker is away, by whichever of the connections that share this.
+#[derive(Debug, Clone, Default)]
+pub struct Outage {
+    logged: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Outage {
+    /// Whether it is time to log it (again).
+    fn is_to_log(&self, now: Instant) -> bool {
+        let mut logged = unpoisoned(&self.logged);
+        let is_due = logged.is_none_or(|logged| now.duration_since(logged) >= AWAY_LOG_INTERVAL);
+        if is_due {
+            *logged = Some(now);
+        }
+        is_due
+    }
+
+    /// Something of the same meaning was logged.
+    fn was_logged(&self, now: Instant) {
+        *unpoisoned(&self.logged) = Some(now);
+    }
+}
+
+/// Nothing under these locks is ever half changed.
+fn unpoisoned<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Link {
-    pub(super) fn new(url: String) -> Self {
+    pub(super) fn new(url: String, name: String, outage: Outage) -> Self {
         Self {
             url,
+            name,
             dropped: AtomicU64::new(0),
             connection: watch::Sender::new(Connection { connected: false, generation: 0 }),
             end: watch::Sender::new(End::Open),
             closed: AtomicBool::new(false),
             look: Notify::new(),
             lame_duck: AtomicBool::new(false),
-            away: Mutex::new(Away { since: Instant::now(), logged: None }),
+            away_since: Mutex::new(Instant::now()),
+            outage,
         }
     }
 
@@ -231,31 +258,23 @@ impl Link {
     }
 
     fn log_connected(&self, generation: u64) {
-        self.away().logged = None;
-        tracing::info!(url = %self.url, generation, "connected to NATS");
+        tracing::info!(url = %self.url, name = self.name, generation, "connected to NATS");
     }
 
     fn log_lost(&self) {
         let now = Instant::now();
-        *self.away() = Away { since: now, logged: Some(now) };
-        tracing::warn!(url = %self.url, "lost the connection to NATS; trying to reach it again");
+        *unpoisoned(&self.away_since) = now;
+        self.outage.was_logged(now);
+        tracing::warn!(url = %self.url, name = self.name, "lost the connection to NATS; trying to reach it again");
     }
 
-    /// Says once, and then every [`AWAY_LOG_INTERVAL`], that an attempt failed.
+    /// Says once, and then every [`AWAY_LOG_INTERVAL`], that an attempt failed: for all that share the outage.
     fn log_away(&self, error: &str) {
-        let mut away = self.away();
         let now = Instant::now();
-        if away.logged.is_some_and(|logged| now.duration_since(logged) < AWAY_LOG_INTERVAL) {
-            return;
+        if self.outage.is_to_log(now) {
+            let away_s = now.duration_since(*unpoisoned(&self.away_since)).as_secs();
+            tracing::warn!(url = %self.url, name = self.name, error, away_s, "NATS is away; trying until it is there");
         }
-        away.logged = Some(now);
-        let away_s = now.duration_since(away.since).as_secs();
-        drop(away);
-        tracing::warn!(url = %self.url, error, away_s, "NATS is away; trying until it is there");
-    }
-
-    fn away(&self) -> MutexGuard<'_, Away> {
-        self.away.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -18,7 +18,7 @@ use std::{
     fmt,
     future::poll_fn,
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
@@ -50,6 +50,8 @@ use super::{
     subject::{check_pattern, check_queue, check_subject},
 };
 
+pub use self::link::Outage;
+
 mod inbox;
 mod link;
 mod tally;
@@ -71,19 +73,29 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How to reach the broker.
 #[derive(Clone)]
 pub struct NatsOptions {
-    /// `nats://host:port`, or several of them separated by commas. `user:password@` or `token@` before the host of the
-    /// first one is sent to all of them. `tls://` demands TLS.
+    /// `nats://host:port`, or several of them separated by commas. `tls://` demands TLS. `user:password@` or `token@`
+    /// before a host is the login for all of them, so they may not have different ones: the client has one for all
+    /// servers, those that it hears of from a cluster included.
     pub url: String,
     /// What the broker's own tools call this connection.
     pub name: String,
     /// A `.creds` file with a JWT and its key.
     pub credentials: Option<PathBuf>,
+    /// Shared by connections that are made together, so that an outage of the broker is logged once for all of them.
+    pub outage: Outage,
 }
 
 impl NatsOptions {
     /// Options for `url` under `name`, without a credentials file.
     pub fn new(url: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { url: url.into(), name: name.into(), credentials: None }
+        Self { url: url.into(), name: name.into(), credentials: None, outage: Outage::default() }
+    }
+
+    /// Checks what [`NatsTransport::connect`] would refuse, as far as it can be told without connecting.
+    pub async fn check(&self) -> Result<(), NatsError> {
+        let servers = Servers::parse(&self.url)?;
+        servers.login()?;
+        with_credentials(ConnectOptions::new(), self.credentials.as_deref()).await.map(drop)
     }
 }
 
@@ -104,6 +116,9 @@ pub enum NatsError {
     /// The URL cannot be read. The text leaves out the URL, which may hold a password.
     #[error("the NATS URL cannot be read: {0}")]
     Url(#[source] io::Error),
+    /// Two URLs have different users, passwords or tokens.
+    #[error("the NATS URL of {0} has another login than those before it: all servers are sent the same")]
+    Logins(String),
     /// The credentials file cannot be read.
     #[error("the NATS credentials in {path} cannot be read: {source}")]
     Credentials {
@@ -132,7 +147,7 @@ impl NatsTransport {
     /// Must be called within a tokio runtime.
     pub async fn connect(options: NatsOptions) -> Result<Arc<Self>, NatsError> {
         let servers = Servers::parse(&options.url)?;
-        let link = Arc::new(Link::new(servers.to_string()));
+        let link = Arc::new(Link::new(servers.to_string(), options.name.clone(), options.outage.clone()));
         let client = client_options(&options, &servers, &link)
             .await?
             .connect(servers.0)
@@ -448,16 +463,21 @@ async fn client_options(
             std::future::ready(())
         })
         .reconnect_delay_callback(move |attempt| reconnect_delay(attempt, for_delays.is_closing()));
-    client = match servers.login() {
-        Some((user, Some(password))) => client.user_and_password(user, password),
-        Some((token, None)) => client.token(token),
+    client = match servers.login()? {
+        Some(Login { user, password: Some(password) }) => client.user_and_password(user, password),
+        Some(Login { user: token, password: None }) => client.token(token),
         None => client,
     };
-    match &options.credentials {
+    with_credentials(client, options.credentials.as_deref()).await
+}
+
+async fn with_credentials(client: ConnectOptions, file: Option<&Path>) -> Result<ConnectOptions, NatsError> {
+    match file {
         None => Ok(client),
-        Some(path) => {
-            client.credentials_file(path).await.map_err(|source| NatsError::Credentials { path: path.clone(), source })
-        }
+        Some(path) => client
+            .credentials_file(path)
+            .await
+            .map_err(|source| NatsError::Credentials { path: path.to_owned(), source }),
     }
 }
 
@@ -478,11 +498,17 @@ impl Servers {
         Ok(server)
     }
 
-    /// User and password, or a token alone, of the first server.
-    fn login(&self) -> Option<(String, Option<String>)> {
-        let first = self.0.first()?;
-        let user = percent_decoded(first.username()?);
-        Some((user, first.password().map(percent_decoded)))
+    /// The one login of those that have any.
+    fn login(&self) -> Result<Option<Login>, NatsError> {
+        let mut login = None;
+        for server in &self.0 {
+            match (Login::of(server), &login) {
+                (Some(other), Some(one)) if other != *one => return Err(NatsError::Logins(Shown(server).to_string())),
+                (Some(one), _) => login = Some(one),
+                (None, _) => {}
+            }
+        }
+        Ok(login)
     }
 }
 
@@ -490,10 +516,34 @@ impl fmt::Display for Servers {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, server) in self.0.iter().enumerate() {
             let comma = if index == 0 { "" } else { "," };
-            let (open, close) = if server.host().contains(':') { ("[", "]") } else { ("", "") };
-            write!(formatter, "{comma}{}://{open}{}{close}:{}", server.scheme(), server.host(), server.port())?;
+            write!(formatter, "{comma}{}", Shown(server))?;
         }
         Ok(())
+    }
+}
+
+/// A server's URL without user and password.
+struct Shown<'a>(&'a ServerAddr);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let server = self.0;
+        let (open, close) = if server.host().contains(':') { ("[", "]") } else { ("", "") };
+        write!(formatter, "{}://{open}{}{close}:{}", server.scheme(), server.host(), server.port())
+    }
+}
+
+/// User and password, or a token in the user's place.
+#[derive(PartialEq, Eq)]
+struct Login {
+    user: String,
+    password: Option<String>,
+}
+
+impl Login {
+    fn of(server: &ServerAddr) -> Option<Self> {
+        let user = percent_decoded(server.username()?);
+        Some(Self { user, password: server.password().map(percent_decoded) })
     }
 }
 
@@ -526,7 +576,21 @@ mod tests {
     fn a_url_is_shown_without_user_and_password() {
         let servers = Servers::parse("nats://us%40er:pa%3Ass@one:4223, two, tls://[::1]:4224").unwrap();
         assert_eq!(servers.to_string(), "nats://one:4223,nats://two:4222,tls://[::1]:4224");
-        assert_eq!(servers.login(), Some(("us@er".to_owned(), Some("pa:ss".to_owned()))));
+        let login = servers.login().unwrap().unwrap();
+        assert_eq!((&*login.user, login.password.as_deref()), ("us@er", Some("pa:ss")));
+    }
+
+    #[test]
+    fn servers_have_one_login_wherever_it_is_written() {
+        for urls in ["u:p@one,two", "one,u:p@two", "u:p@one,u:p@two", "u:p@one,%75:p@two,three"] {
+            let login = Servers::parse(urls).unwrap().login().unwrap().unwrap();
+            assert_eq!((&*login.user, login.password.as_deref()), ("u", Some("p")), "{urls}");
+        }
+        assert!(Servers::parse("one,two").unwrap().login().unwrap().is_none());
+        for urls in ["u:p@one,u:q@two", "u:p@one,two,v:p@two", "u:p@one,u@two", "u@one,u:p@two"] {
+            let error = Servers::parse(urls).unwrap().login().map(drop).unwrap_err();
+            assert!(matches!(&error, NatsError::Logins(server) if server == "nats://two:4222"), "{urls}: {error}");
+        }
     }
 
     #[test]
