@@ -3,6 +3,7 @@
 use crate::{
     program::{Program, command},
     session::create,
+    support::nats_server::NatsServer,
     viewer::Viewer,
 };
 
@@ -68,6 +69,49 @@ async fn info_is_the_default_and_tells_no_client() {
     let log = program.log();
     assert!(!log.contains("DEBUG") && !log.contains("client registered"), "{log}");
     assert!(log.contains("stopping") && log.contains("service stopped"), "{log}");
+}
+
+/// `serve` with three shards, and so four connections, without NATS for long enough that each has tried several times.
+async fn without_nats(rust_log: &str) -> String {
+    let server = NatsServer::absent();
+    let mut command = command(&["serve", "--nats-url", &server.url(), "--admin-addr", "127.0.0.1:0", "--shards", "3"]);
+    command.env("RUST_LOG", rust_log);
+    let mut service = Program::start(command);
+    service.logged("NATS is away").await;
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    service.stops_on("TERM").await;
+    service.log()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_nats_is_away_is_said_once_for_all_connections() {
+    let log = without_nats("").await;
+
+    let away: Vec<&str> = log.lines().filter(|line| line.contains("NATS is away")).collect();
+    assert_eq!(away.len(), 1, "{log}");
+}
+
+/// Accepts NATS connections and ends each at once, so that every attempt fails after it was connected.
+async fn no_broker() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+    format!("nats://{address}")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_nats_client_logs_of_each_attempt_is_there_for_whoever_asks_for_it() {
+    for (rust_log, expected) in [("", false), ("warn", true), ("orchestrator_service=info,async_nats=error", true)] {
+        let url = no_broker().await;
+        let mut command = command(&["gateway", "--nats-url", &url, "--admin-addr", "127.0.0.1:0"]);
+        command.args(["--http-addr", "127.0.0.1:0"]).env("RUST_LOG", rust_log);
+        let mut gateway = Program::start(command);
+        gateway.logged("NATS is away").await;
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        gateway.stops_on("TERM").await;
+
+        assert_eq!(gateway.log().contains("async_nats"), expected, "RUST_LOG={rust_log:?}: {}", gateway.log());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
