@@ -109,15 +109,27 @@ pub struct NatsArgs {
 impl StandaloneOptions {
     /// What the gateway's client is made with: it heartbeats often enough for the service beside it, and reads what
     /// that publishes.
-    #[must_use]
-    pub fn client(&self) -> ClientOptions {
-        let client = self.gateway.client();
-        let heartbeat_interval = client.heartbeat_interval.min(self.service.stale_timeout / 3);
+    ///
+    /// # Errors
+    /// When it is told to heartbeat more seldom than that.
+    pub fn client(&self) -> Result<ClientOptions, String> {
+        let (client, stale) = (self.gateway.client(), self.service.stale_timeout);
+        let most = Duration::from_millis(ms(stale / 3));
+        let heartbeat_interval = match self.gateway.heartbeat_interval {
+            Some(told) if told > most => {
+                let [told, stale, most] = [told, stale, most].map(humantime::format_duration);
+                return Err(format!(
+                    "--heartbeat-interval {told} is over {most}, a third of --stale-timeout {stale}: viewers would go stale"
+                ));
+            }
+            Some(told) => told,
+            None => client.heartbeat_interval.min(most),
+        };
         let updates = match self.service.publish {
             PublishTo::Subjects | PublishTo::Both => UpdatesFrom::Subjects,
             PublishTo::Feed => UpdatesFrom::Feed,
         };
-        ClientOptions { heartbeat_interval, updates, ..client }
+        Ok(ClientOptions { heartbeat_interval, updates, ..client })
     }
 }
 
@@ -135,9 +147,10 @@ pub struct GatewayArgs {
     /// Where REST, WebSockets and the page are served.
     #[arg(long, env = "ORCH_HTTP_ADDR", default_value = "127.0.0.1:3000", value_name = "ADDR")]
     pub http_addr: SocketAddr,
-    /// How often the gateway says that a viewer is still there: at most a third of the service's --stale-timeout.
-    #[arg(long, env = "ORCH_HEARTBEAT_INTERVAL", default_value = "30s", value_parser = timeout, value_name = "TIME")]
-    pub heartbeat_interval: Duration,
+    /// How often the gateway says that a viewer is still there: at most a third of the service's --stale-timeout. If
+    /// nothing is said it is 30s, and beside a service in the same process less if that has a shorter stale timeout.
+    #[arg(long, env = "ORCH_HEARTBEAT_INTERVAL", value_parser = timeout, value_name = "TIME")]
+    pub heartbeat_interval: Option<Duration>,
     /// Most connections at once, WebSockets included.
     #[arg(long, env = "ORCH_MAX_CONNECTIONS", default_value_t = GatewayOptions::default().max_connections,
           value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
@@ -154,7 +167,8 @@ impl GatewayArgs {
     /// What the gateway's client is made with.
     #[must_use]
     pub fn client(&self) -> ClientOptions {
-        ClientOptions { heartbeat_interval: self.heartbeat_interval, ..ClientOptions::default() }
+        let default = ClientOptions::default();
+        ClientOptions { heartbeat_interval: self.heartbeat_interval.unwrap_or(default.heartbeat_interval), ..default }
     }
 }
 
@@ -164,8 +178,8 @@ pub struct ServiceArgs {
     /// Shard threads; one a core if nothing is said.
     #[arg(long, env = "ORCH_SHARDS", value_parser = clap::value_parser!(u16).range(1..=MAX_SHARDS as i64), value_name = "N")]
     pub shards: Option<u16>,
-    /// A subscriber not heard of for that long is removed, such as 90s.
-    #[arg(long, env = "ORCH_STALE_TIMEOUT", default_value = "90s", value_parser = timeout, value_name = "TIME")]
+    /// A subscriber not heard of for that long is removed, such as 90s; at least 1s.
+    #[arg(long, env = "ORCH_STALE_TIMEOUT", default_value = "90s", value_parser = stale_timeout, value_name = "TIME")]
     pub stale_timeout: Duration,
     /// A stream that nobody watches for that long is removed, unless its config says otherwise.
     #[arg(long, env = "ORCH_IDLE_TIMEOUT", default_value = "60s", value_parser = timeout, value_name = "TIME")]
@@ -251,11 +265,22 @@ impl ServiceArgs {
 
 /// A time as `90s`, `1m 30s` or `100ms`, of at least a millisecond.
 fn timeout(text: &str) -> Result<Duration, String> {
+    timeout_from(Duration::from_millis(1), text)
+}
+
+/// The same, of at least a second. A stale subscriber is removed within a second, so a shorter time would promise more
+/// than is kept; and a third of it has to suffice for a heartbeat that is late, or lost and sent again.
+fn stale_timeout(text: &str) -> Result<Duration, String> {
+    timeout_from(Duration::from_secs(1), text)
+}
+
+fn timeout_from(least: Duration, text: &str) -> Result<Duration, String> {
     let time = humantime::parse_duration(text).map_err(|error| format!("{error}; try 90s or 500ms"))?;
-    if (1..=u128::from(MAX_DURATION_MS)).contains(&time.as_millis()) {
+    let most = Duration::from_millis(MAX_DURATION_MS);
+    if (least..=most).contains(&time) {
         return Ok(time);
     }
-    Err("must be 1ms to 365days".to_owned())
+    Err(format!("must be {} to 365days", humantime::format_duration(least)))
 }
 
 /// Whole milliseconds; [`timeout`] has seen to it that they fit.
@@ -284,18 +309,31 @@ mod tests {
     #[test]
     fn times_are_read_with_their_units_and_kept_within_bounds() {
         assert_eq!(timeout("1m 30s"), Ok(Duration::from_secs(90)));
-        for bad in ["90", "0s", "1us", "366days", "soon"] {
+        assert_eq!(timeout("1ms"), Ok(Duration::from_millis(1)));
+        for bad in ["90", "0s", "1us", "365days 1ms", "366days", "soon"] {
             assert!(timeout(bad).is_err(), "{bad}");
         }
+        assert_eq!(stale_timeout("1s"), Ok(Duration::from_secs(1)));
+        assert_eq!(stale_timeout("999ms"), Err("must be 1s to 365days".to_owned()));
     }
 
     #[test]
     fn standalone_heartbeats_often_enough_for_its_own_stale_timeout() {
-        for (args, expected_s) in [(&["--stale-timeout", "6s"][..], 2), (&["--heartbeat-interval", "5s"], 5), (&[], 30)]
-        {
+        for (args, expected) in [
+            (&["--stale-timeout", "6s"][..], Ok(2)),
+            (&["--heartbeat-interval", "5s"], Ok(5)),
+            (&["--heartbeat-interval", "2s", "--stale-timeout", "6s"], Ok(2)),
+            (&[], Ok(30)),
+            (&["--heartbeat-interval", "3s", "--stale-timeout", "6s"], Err("--heartbeat-interval 3s is over 2s")),
+            (&["--heartbeat-interval", "31s"], Err("--heartbeat-interval 31s is over 30s")),
+        ] {
             let cli = Cli::try_parse_from([&["x", "standalone"], args].concat()).unwrap();
             let Some(Command::Standalone(options)) = cli.command else { panic!() };
-            assert_eq!(options.client().heartbeat_interval, Duration::from_secs(expected_s));
+            match (options.client(), expected) {
+                (Ok(client), Ok(s)) => assert_eq!(client.heartbeat_interval, Duration::from_secs(s)),
+                (Err(error), Err(words)) => assert!(error.starts_with(words), "{error}"),
+                (other, _) => panic!("{args:?}: {other:?}"),
+            }
         }
     }
 
@@ -310,7 +348,7 @@ mod tests {
         ] {
             let client = match Cli::try_parse_from([&["x"], args].concat()).unwrap().command {
                 Some(Command::Gateway(options)) => options.client(),
-                Some(Command::Standalone(options)) => options.client(),
+                Some(Command::Standalone(options)) => options.client().unwrap(),
                 other => panic!("{other:?}"),
             };
             assert_eq!(client.updates, expected, "{args:?}");

@@ -105,6 +105,7 @@ async fn gateway(options: GatewayCommand) -> Fallible<()> {
 
 /// Both in one process, over memory.
 async fn standalone(options: StandaloneOptions) -> Fallible<()> {
+    let client = options.client()?;
     let settings = options.service.settings()?;
     let stop = stop_signal()?;
     let bus = MemoryBus::new();
@@ -112,7 +113,7 @@ async fn standalone(options: StandaloneOptions) -> Fallible<()> {
     let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, watched.clone()).await?;
     let listener = listen(&options.gateway).await?;
     watched.set(start_in_memory(settings, &bus).await?);
-    let gateway = Gateway::new(Client::new(bus.connect(), options.client()), options.gateway.options());
+    let gateway = Gateway::new(Client::new(bus.connect(), client), options.gateway.options());
     gateway.serve(listener, stop).await?;
     if let Some(service) = watched.take() {
         service.drain().await;

@@ -56,6 +56,14 @@ fn assert_refused(output: &Output, words: &[&str]) {
     assert!(!text.contains("panicked"), "{text}");
 }
 
+/// The same, with all of it in the first line.
+fn assert_refused_at_once(output: &Output, words: &[&str]) {
+    assert_refused(output, words);
+    let text = String::from_utf8_lossy(&output.stderr);
+    let first = text.lines().next().unwrap_or_default();
+    assert!(words.iter().all(|word| first.contains(word)), "{words:?} on the first line: {text}");
+}
+
 #[test]
 fn a_value_out_of_its_limits_is_refused_with_the_option_and_what_it_takes() {
     for (option, value, words) in [
@@ -66,7 +74,9 @@ fn a_value_out_of_its_limits_is_refused_with_the_option_and_what_it_takes() {
         ("--max-streams", "18446744073709551615", "1..="),
         ("--max-subscribers", "0", "1..="),
         ("--max-message-bytes", "4294967295", "1024..=67108864"),
-        ("--stale-timeout", "0s", "1ms to 365days"),
+        ("--stale-timeout", "0s", "1s to 365days"),
+        ("--stale-timeout", "1ms", "1s to 365days"),
+        ("--stale-timeout", "999ms", "1s to 365days"),
         ("--stale-timeout", "soon", "try 90s"),
         ("--idle-timeout", "366days", "1ms to 365days"),
         ("--admin-addr", "nowhere", "invalid socket address"),
@@ -93,18 +103,45 @@ fn a_bad_value_in_the_environment_is_refused_too() {
 #[test]
 fn options_that_contradict_each_other_are_refused() {
     let output = command(&["serve", "--min-tick-interval", "2s", "--max-tick-interval", "1s"]).output().unwrap();
-    assert_refused(&output, &["--min-tick-interval", "--max-tick-interval"]);
+    assert_refused_at_once(&output, &["--min-tick-interval", "--max-tick-interval"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heartbeats_too_seldom_for_the_stale_timeout_are_refused_before_a_recording_is_begun() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("recording");
+    for options in [
+        &["--heartbeat-interval", "31s"][..],
+        &["--heartbeat-interval", "3s", "--stale-timeout", "6s"],
+        &["--heartbeat-interval", "30s", "--stale-timeout", "89s"],
+    ] {
+        let mut standalone = command(&["standalone", "--http-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0"]);
+        standalone.args(options).arg("--record").arg(&file);
+        let (status, log) = Program::start(standalone).end().await;
+        let first = log.lines().next().unwrap_or_default();
+        assert_eq!(status.code(), Some(1), "{log}");
+        for word in ["--heartbeat-interval", "--stale-timeout", options[1]] {
+            assert!(first.contains(word), "{word}: {log}");
+        }
+        assert!(!file.exists());
+    }
 }
 
 #[test]
-fn a_nats_url_that_is_none_and_credentials_that_are_not_there_are_refused() {
+fn a_nats_url_that_is_none_and_credentials_that_are_not_there_are_refused_with_the_option() {
     for program in ["serve", "gateway"] {
-        let addresses = ["--admin-addr", "127.0.0.1:0"];
-        let output = command(&[&[program, "--nats-url", "not a url"], &addresses[..]].concat()).output().unwrap();
-        assert_refused(&output, &["NATS URL"]);
-        let creds = [program, "--nats-url", "nats://127.0.0.1:1", "--nats-creds", "/no/such/file"];
-        let output = command(&[&creds, &addresses[..]].concat()).output().unwrap();
-        assert_refused(&output, &["/no/such/file"]);
+        let refuse = |option: &str, value: &str, words: &[&str]| {
+            let arguments = [program, "--admin-addr", "127.0.0.1:0", option, value];
+            let output = command(&arguments).env("NATS_URL", "nats://127.0.0.1:1").output().unwrap();
+            assert_refused_at_once(&output, &[&[option], words].concat());
+            assert!(!String::from_utf8_lossy(&output.stderr).contains("secret"), "{output:?}");
+        };
+        refuse("--nats-url", "not a url", &["NATS URL"]);
+        refuse("--nats-url", "nats://user:secret@host:port", &["NATS URL"]);
+        // The client has one login for all servers.
+        refuse("--nats-url", "nats://a:secret@127.0.0.1:1,nats://b:secret@127.0.0.1:2", &["127.0.0.1:2", "login"]);
+        refuse("--nats-creds", "/no/such/file", &["/no/such/file"]);
+        refuse("--nats-creds", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"), &["Cargo.toml"]);
     }
 }
 
