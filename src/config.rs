@@ -34,7 +34,7 @@ pub enum Command {
     Gateway(GatewayCommand),
     /// Run service and gateway in one process; no NATS needed.
     Standalone(StandaloneOptions),
-    /// Run a recording made with --record again, and print the final state's hash.
+    /// Run a recording made with --record again, and print the digest of each shard's final state.
     Replay {
         /// The recording.
         file: PathBuf,

@@ -122,14 +122,16 @@ async fn standalone(options: StandaloneOptions) -> Fallible<()> {
     Ok(())
 }
 
-/// A recording again.
+/// A recording again. What it lacks at its end is a warning and no error: a killed process leaves such a one.
 fn replay(file: &Path) -> Fallible<()> {
     let started = Instant::now();
     let replayed = record::replay(file)?;
-    let Replayed { entries, updates, panics, cut_off, .. } = &replayed;
+    let Replayed { entries, updates, panics, .. } = &replayed;
     println!("{entries} entries, {updates} updates, {panics} panics, in {:.3?}", started.elapsed());
-    if *cut_off {
-        println!("the recording stops in the middle of an entry");
+    if let Some(why) = missing_end(&replayed) {
+        eprintln!(
+            "orchestrator_service: warning: the recording is not complete, and replayed as far as it goes: {why}"
+        );
     }
     for (shard, (digest, recorded)) in &replayed.digests {
         let verdict = match recorded {
@@ -140,6 +142,16 @@ fn replay(file: &Path) -> Fallible<()> {
         println!("shard {shard}: {digest:016x} ({verdict})");
     }
     if replayed.agrees() { Ok(()) } else { Err("the replay came to another state than the recording".into()) }
+}
+
+/// What a recording lacks that stops before its shards did, such as that of a process that was killed.
+fn missing_end(replayed: &Replayed) -> Option<String> {
+    if replayed.cut_off {
+        return Some("it stops in the middle of an entry".to_owned());
+    }
+    let open = replayed.digests.iter().filter(|(_, (_, recorded))| recorded.is_none());
+    let open: Vec<String> = open.map(|(shard, _)| shard.to_string()).collect();
+    if open.is_empty() { None } else { Some(format!("it does not say how shard {} ended", open.join(", "))) }
 }
 
 async fn start_in_memory(settings: ServiceSettings, bus: &MemoryBus) -> Fallible<Service> {
