@@ -168,7 +168,12 @@ impl GatewayArgs {
     #[must_use]
     pub fn client(&self) -> ClientOptions {
         let default = ClientOptions::default();
-        ClientOptions { heartbeat_interval: self.heartbeat_interval.unwrap_or(default.heartbeat_interval), ..default }
+        ClientOptions {
+            heartbeat_interval: self.heartbeat_interval.unwrap_or(default.heartbeat_interval),
+            // Whoever calls REST hears at once that there is no service, as `/readyz` says too, and may try again.
+            absent_timeout: Duration::ZERO,
+            ..default
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use clap::Parser as _;
 use orchestrator_service::{
-    client::Client,
+    client::{Client, ErrorKind},
     config::{Cli, Command, GatewayArgs, GatewayCommand, NatsArgs, ServeOptions, StandaloneOptions},
     gateway::Gateway,
     service::{Service, ServiceSettings},
@@ -27,6 +27,8 @@ use orchestrator_service::{
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::{sleep, timeout},
 };
 use tracing::{info, warn};
 
@@ -34,6 +36,12 @@ type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// A process that has not come to its end by then after a signal is ended, so that a stop takes 5 s at the most.
 const STOP_TIMEOUT: Duration = Duration::from_millis(4_900);
+
+/// How often a gateway asks whether there is a service: little for a service with many gateways, and soon enough for
+/// whoever decides by `/readyz` where to send viewers.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long it waits for the answer: as long as one attempt of a request.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -93,11 +101,15 @@ async fn serve(options: ServeOptions) -> Fallible<()> {
 async fn gateway(options: GatewayCommand) -> Fallible<()> {
     let stop = stop_signal()?;
     let transport = connect(&nats(&options.nats).await?, "orchestrator gateway").await?;
-    let checkup = Connected(Arc::clone(&transport));
+    let client = Client::new(Arc::clone(&transport), options.client());
+    let seen = watch::Sender::new(Err("no service has answered yet".to_owned()));
+    let checkup = Served { transport: Arc::clone(&transport), service: seen.subscribe() };
     let admin = telemetry::serve_admin(options.admin_addr, telemetry::init_metrics()?, checkup).await?;
-    let gateway = Gateway::new(Client::new(Arc::clone(&transport), options.client()), options.gateway.options());
+    let probing = tokio::spawn(probe(client.clone(), seen));
+    let gateway = Gateway::new(client, options.gateway.options());
     let listener = listen(&options.gateway).await?;
     gateway.serve(listener, stop).await?;
+    probing.abort();
     transport.close().await;
     admin.abort();
     Ok(())
@@ -195,7 +207,7 @@ fn stop_signal() -> io::Result<impl Future<Output = ()> + Send> {
         info!(signal = name, "stopping");
         // The parts have bounds of their own, which add up to more if each of them is held up.
         tokio::spawn(async {
-            tokio::time::sleep(STOP_TIMEOUT).await;
+            sleep(STOP_TIMEOUT).await;
             warn!("could not stop in time");
             std::process::exit(0);
         });
@@ -231,13 +243,34 @@ impl Checkup for Watched {
     }
 }
 
-/// A gateway is ready while it is connected.
-struct Connected(Arc<dyn Transport>);
+/// A gateway is ready while it is connected and a service answers: without one, all it could say is 503.
+struct Served {
+    transport: Arc<dyn Transport>,
+    /// What became of the last question.
+    service: watch::Receiver<Result<(), String>>,
+}
 
-impl Checkup for Connected {
+/// Asks for as long as somebody may want to know. Whoever looks at the page does not cause a question.
+async fn probe(client: Client, seen: watch::Sender<Result<(), String>>) {
+    loop {
+        let answered = match timeout(PROBE_TIMEOUT, client.stats(None)).await {
+            Ok(Ok(_)) => Ok(()),
+            // A refusal is an answer: there is a service, perhaps with too much to do.
+            Ok(Err(error)) if matches!(error.kind(), ErrorKind::Rejected(_)) => Ok(()),
+            Ok(Err(error)) => Err(format!("no service answers: {error}")),
+            Err(_) => Err(format!("no service answers within {PROBE_TIMEOUT:?}")),
+        };
+        _ = seen.send_replace(answered);
+        sleep(PROBE_INTERVAL).await;
+    }
+}
+
+impl Checkup for Served {
     fn ready(&self) -> Result<(), String> {
-        let connected = self.0.connection().borrow().connected;
-        if connected { Ok(()) } else { Err("the connection to the broker is away".to_owned()) }
+        if !self.transport.connection().borrow().connected {
+            return Err("the connection to the broker is away".to_owned());
+        }
+        self.service.borrow().clone()
     }
 
     fn record_gauges(&self) {}

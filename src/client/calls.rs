@@ -297,13 +297,16 @@ impl Core {
         payload: Vec<u8>,
     ) -> Result<Bytes, ClientError> {
         let payload = Bytes::from(payload);
-        let until = Instant::now() + self.options.total_timeout;
+        let begun = Instant::now();
+        let until = begun + self.options.total_timeout;
+        let until_absent = until.min(begun + self.options.absent_timeout);
         loop {
             let error = match self.ask(subject, payload.clone(), until).await {
                 Err(error) if error.is_unanswered() => error,
                 done => return done,
             };
             let pause = RETRY_PAUSE + random::up_to(RETRY_PAUSE);
+            let until = if error.kind() == ErrorKind::NoService { until_absent } else { until };
             if Instant::now() + pause >= until {
                 return Err(error);
             }

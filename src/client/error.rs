@@ -26,8 +26,10 @@ pub enum ErrorKind {
     Exhausted,
     /// No answer came within the budget. Whether it was executed is unknown; the same request id may be sent again.
     Timeout,
-    /// The broker is away, or no service listens.
+    /// The broker is away.
     Unavailable,
+    /// The broker says that no service listens.
+    NoService,
     /// An answer came that does not decode.
     Undecodable,
     /// The client or its transport was closed.
@@ -71,7 +73,7 @@ impl ClientError {
             ErrorKind::InvalidArgument => Code::InvalidArgument,
             ErrorKind::Exhausted => Code::ResourceExhausted,
             ErrorKind::Undecodable => Code::Undecodable,
-            ErrorKind::Timeout | ErrorKind::Unavailable | ErrorKind::Closed => Code::Unavailable,
+            ErrorKind::Timeout | ErrorKind::Unavailable | ErrorKind::NoService | ErrorKind::Closed => Code::Unavailable,
         }
     }
 
@@ -89,14 +91,15 @@ impl ClientError {
 
     /// True when another attempt of the same request may succeed: nothing answered it.
     pub(super) fn is_unanswered(&self) -> bool {
-        matches!(self.kind, ErrorKind::Timeout | ErrorKind::Unavailable)
+        matches!(self.kind, ErrorKind::Timeout | ErrorKind::Unavailable | ErrorKind::NoService)
     }
 }
 
 impl From<TransportError> for ClientError {
     fn from(error: TransportError) -> Self {
         let kind = match error {
-            TransportError::Disconnected | TransportError::NoResponders(_) => ErrorKind::Unavailable,
+            TransportError::Disconnected => ErrorKind::Unavailable,
+            TransportError::NoResponders(_) => ErrorKind::NoService,
             TransportError::Timeout(_) => ErrorKind::Timeout,
             TransportError::Closed => ErrorKind::Closed,
             TransportError::TooLarge { .. } | TransportError::Refused(_) => ErrorKind::InvalidArgument,

@@ -72,6 +72,9 @@ pub struct ClientOptions {
     pub attempt_timeout: Duration,
     /// How long a call takes at most, all attempts together.
     pub total_timeout: Duration,
+    /// How long a call is tried again while the broker says that no service listens, at most the total timeout: enough for
+    /// a service that is being restarted, or nothing for callers who would rather hear of it at once.
+    pub absent_timeout: Duration,
     /// How long unregistering all may take at the end.
     pub close_timeout: Duration,
     /// Where updates are read: where the service publishes them.
@@ -88,6 +91,7 @@ impl Default for ClientOptions {
             heartbeat_interval: Duration::from_secs(30),
             attempt_timeout: Duration::from_secs(2),
             total_timeout: Duration::from_secs(5),
+            absent_timeout: Duration::from_secs(5),
             close_timeout: Duration::from_secs(2),
             updates: UpdatesFrom::default(),
             max_registrations: 1_000_000,

@@ -165,8 +165,23 @@ async fn a_call_ends_within_its_budget_when_nobody_answers() {
     drop(service);
     let begun = Instant::now();
     let error = client.get_state("s").await.expect_err("nobody listens");
-    assert_eq!((error.kind(), error.code()), (ErrorKind::Unavailable, Code::Unavailable));
+    assert_eq!((error.kind(), error.code()), (ErrorKind::NoService, Code::Unavailable));
     assert!(begun.elapsed() <= Duration::from_millis(5_200), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_not_to_wait_for_a_service_says_at_once_that_there_is_none_and_waits_for_a_broker() {
+    let bus = MemoryBus::new();
+    let client =
+        Client::new(bus.connect(), ClientOptions { absent_timeout: Duration::ZERO, ..ClientOptions::default() });
+    let begun = Instant::now();
+    assert_eq!(client.get_state("s").await.expect_err("nobody listens").kind(), ErrorKind::NoService);
+    assert_eq!(client.register("s", "c", None, 0).await.expect_err("nobody listens").kind(), ErrorKind::NoService);
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+
+    bus.set_online(false);
+    assert_eq!(client.get_state("s").await.expect_err("no broker").kind(), ErrorKind::Unavailable);
+    assert!(begun.elapsed() > Duration::from_secs(4), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -217,6 +217,25 @@ async fn the_admin_pages_tell_life_and_readiness_through_an_outage() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_without_a_service_says_so_at_once_and_is_not_ready() {
+    let server = NatsServer::start();
+    let gateway = Program::gateway(&server.url());
+    gateway.unready_because("service").await;
+    assert_eq!(gateway.page("/livez").await.0, 200);
+    let begun = std::time::Instant::now();
+    for (method, path) in [("GET", "/streams"), ("POST", "/streams/show/pause"), ("GET", "/stats")] {
+        let (status, refused) = gateway.call(method, path, None).await;
+        assert_eq!((status, &refused["code"]), (503, &json!("UNAVAILABLE")), "{refused}");
+    }
+    assert!(begun.elapsed() < std::time::Duration::from_secs(2), "{:?}", begun.elapsed());
+
+    let mut service = Program::serve(&server.url(), &[]);
+    gateway.readiness(200).await;
+    service.stops_on("TERM").await;
+    gateway.unready_because("service").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_count_and_name_no_stream_and_no_client() {
     let program = Program::standalone();
     program.readiness(200).await;

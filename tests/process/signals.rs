@@ -12,8 +12,9 @@ const SIGNALS: [&str; 2] = ["TERM", "INT"];
 async fn each_program_ends_on_sigterm_and_ctrl_c() {
     let server = NatsServer::start();
     for signal in SIGNALS {
-        for mut program in [Program::serve(&server.url(), &[]), Program::gateway(&server.url()), Program::standalone()]
-        {
+        // The gateway before the service that it needs to be ready.
+        let (service, gateway) = (Program::serve(&server.url(), &[]), Program::gateway(&server.url()));
+        for mut program in [gateway, service, Program::standalone()] {
             program.readiness(200).await;
             program.stops_on(signal).await;
         }
