@@ -1,6 +1,6 @@
 //! Scenarios that programs of this design have got wrong, each named after what must hold. Time and lifecycle are
-//! tested on the engine in virtual time, messages on the parts that carry them; process concerns (RUST_LOG, SIGTERM,
-//! shutdown) are in `process.rs`.
+//! tested on the engine in virtual time, messages on the parts that carry them. The number is the mistake's; 26, which is
+//! about processes (RUST_LOG, SIGTERM, shutdown), is tested in `tests/process/`: `logs.rs` and `signals.rs`.
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 

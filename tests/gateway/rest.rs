@@ -24,15 +24,21 @@ fn assert_refused(answer: (StatusCode, Value), status: u16, code: &str, parts: &
 #[tokio::test]
 async fn the_calls_of_the_readme_work_to_the_letter() {
     let world = World::new().await;
-    let body = r#"{"scenes":
-      [{"name": "Intro", "duration_ms": 3000}, {"name": "Main", "duration_ms": 10000}, {"name": "Outro", "duration_ms": 2000}], "tick_interval_ms": 100}"#;
-    let create = world.request(Method::POST, "/streams").header(header::CONTENT_TYPE, "application/json").body(body);
-    let (status, created) = world.send(create).await;
+    let body = r#"{"stream_id": "show", "scenes":
+  [{"name": "Intro", "duration_ms": 3000}, {"name": "Main", "duration_ms": 10000}, {"name": "Outro", "duration_ms": 2000}],
+  "tick_interval_ms": 100, "loop_scenes": true}"#;
+    assert!(include_str!("../../README.md").contains(body), "it is in the README");
+    let create = || world.request(Method::POST, "/streams").header(header::CONTENT_TYPE, "application/json").body(body);
+    let (status, created) = world.send(create()).await;
     assert_eq!(status, 201);
-    let id = created["stream_id"].as_str().expect("an id").to_owned();
+    let id = "show";
     assert_eq!(created, json!({"stream_id": id, "message": "Stream created successfully"}));
 
-    let _viewer = world.client.register(&id, "viewer", None, 1).await.expect("registered");
+    let _viewer = world.client.register(id, "viewer", None, 1).await.expect("registered");
+    let playing = world.get("/streams/show").await.1;
+    assert_eq!(world.send(create()).await, (StatusCode::CREATED, created), "with the same configuration again");
+    let same = world.get("/streams/show").await.1;
+    assert_eq!((&same["revision"], &same["epoch"]), (&playing["revision"], &playing["epoch"]), "nothing was created");
     for (command, message, mode) in [
         ("pause", "Stream paused", "PAUSED"),
         ("resume", "Stream resumed", "RUNNING"),
@@ -98,6 +104,20 @@ async fn a_state_has_the_field_names_of_the_wire_and_absent_ones_are_null() {
     assert_eq!((&state["mode"], &state["cause"]), (&json!("IDLE"), &json!("SNAPSHOT")));
     assert_eq!((&state["total_duration"], &state["is_paused"]), (&json!(15_000), &json!(false)));
     assert_eq!((&state["current_scene"], &state["scene_index"]), (&Value::Null, &Value::Null), "before the start");
+    let readme = include_str!("../../README.md");
+    for key in keys {
+        assert!(readme.contains(&format!("`{key}`")), "{key} is in the README");
+    }
+    let (_, skipped) = world.post("/streams/s/skip").await;
+    let state = &skipped["state"];
+    assert_eq!(
+        (&state["mode"], &state["current_scene"], &state["scene_index"]),
+        (&json!("IDLE"), &json!("Main"), &json!(1))
+    );
+    let (_, stats) = world.get("/stats").await;
+    for key in stats.as_object().expect("an object").keys() {
+        assert!(readme.contains(&format!("`{key}`")), "{key} is in the README");
+    }
 }
 
 #[tokio::test]
