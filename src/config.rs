@@ -118,9 +118,7 @@ impl StandaloneOptions {
         let heartbeat_interval = match self.gateway.heartbeat_interval {
             Some(told) if told > most => {
                 let [told, stale, most] = [told, stale, most].map(humantime::format_duration);
-                return Err(format!(
-                    "--heartbeat-interval {told} is over {most}, a third of --stale-timeout {stale}: viewers would go stale"
-                ));
+                return Err(format!("--heartbeat-interval {told} is over {most}, a third of --stale-timeout {stale}"));
             }
             Some(told) => told,
             None => client.heartbeat_interval.min(most),
