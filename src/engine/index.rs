@@ -11,9 +11,9 @@
 //! | 20 | `tags` | their tags, 0 where there is none |
 //! | 4 | `passed_by` | how many entries found it full and lie in a bucket behind it |
 
-use std::{collections::BTreeSet, fmt, hint::black_box};
+use std::{collections::BTreeSet, fmt};
 
-use super::records::NONE;
+use super::{prefetch::prefetch, records::NONE};
 
 const TABLES: usize = 4_096;
 const PLACES: usize = 10;
@@ -178,14 +178,13 @@ impl Index {
         bucket.slots.get(bucket.places(tag).trailing_zeros() as usize).copied().unwrap_or(NONE)
     }
 
-    /// Reads where [`Index::find`] will look first for each of these, so that it is in the cache then.
-    pub(super) fn touch(&self, hashes: impl Iterator<Item = u64>) {
-        // Nothing but the reads, because the processor looks ahead over so many instructions and no more.
-        let touched = hashes.filter_map(|hash| {
-            let table = &self.tables[table(hash)];
-            Some(table.buckets.get(table.home(tag(hash)))?.passed_by)
-        });
-        black_box(touched.fold(0, u32::wrapping_add));
+    /// Asks for what [`Index::find`] and [`Index::likely`] will read.
+    #[inline]
+    pub(super) fn prefetch(&self, hash: u64) {
+        let table = &self.tables[table(hash)];
+        if let Some(home) = table.buckets.get(table.home(tag(hash))) {
+            prefetch(&home.passed_by);
+        }
     }
 
     /// Adds a slot that is not there.

@@ -161,7 +161,7 @@ impl Engine {
     ) -> Accepted {
         let mut unplaced = Unplaced::default();
         for handles in batch.handles.chunks(IN_FLIGHT) {
-            self.subscribers.fetch_handles(handles);
+            handles.iter().for_each(|handle| self.subscribers.prefetch_handle(*handle));
             for handle in handles {
                 match self.subscribers.find_handle(*handle) {
                     Some(slot) if !self.is_dying(slot) && act(self, now, slot, outbox) => {}
@@ -178,8 +178,8 @@ impl Engine {
         let mut lookups = Vec::with_capacity(IN_FLIGHT);
         for clients in batch.clients.chunks(IN_FLIGHT) {
             lookups.clear();
-            lookups.extend(clients.iter().map(|client| self.subscribers.lookup(stream, *client)));
-            self.subscribers.fetch(&mut lookups);
+            lookups.extend(clients.iter().map(|client| self.subscribers.begin(stream, *client)));
+            lookups.iter_mut().for_each(|lookup| self.subscribers.approach(lookup));
             for (client, lookup) in clients.iter().zip(&lookups) {
                 let mut next = self.subscribers.find(lookup);
                 if next.is_none() {

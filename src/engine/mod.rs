@@ -45,6 +45,7 @@
 //! | `subscribers` | the table of who is there, and who is stale |
 //! | `records` | how a subscriber's record is laid out, and when it is due |
 //! | `index` | which slot a key belongs to, of streams and of subscribers |
+//! | `prefetch` | nothing: it asks memory for what a look-up will read |
 //! | `wheel` | when to look again |
 //! | `requests` | answers for repeats |
 //! | `check` | every invariant, for tests |
@@ -52,7 +53,7 @@
 
 #![allow(clippy::cast_possible_truncation, reason = "slots are below 2^28, which inserting checks")]
 
-use std::{hash::BuildHasher as _, hint::black_box};
+use std::hash::BuildHasher as _;
 
 use foldhash::fast::FixedState;
 use slab::Slab;
@@ -66,6 +67,7 @@ mod input;
 mod membership;
 mod outbox;
 mod playback;
+mod prefetch;
 mod records;
 mod requests;
 mod stream;
@@ -85,6 +87,7 @@ pub use stream::{SNAPSHOT_INTERVAL_MS, Status};
 pub use timeline::*;
 
 use index::Index;
+use prefetch::prefetch;
 use records::NONE;
 use requests::Requests;
 use stream::Stream;
@@ -149,13 +152,18 @@ impl Streams {
         &mut self.0[slot as usize]
     }
 
-    /// Reads what [`Engine::find_stream_at`] will, so that it is in the cache then.
-    fn touch(&self, slots: impl Iterator<Item = u32>) {
-        let touched = slots.filter_map(|slot| {
-            let Stream { id, gone, .. } = self.0.get(slot as usize)?;
-            Some(id.as_bytes().first()? ^ u8::from(*gone))
-        });
-        black_box(touched.fold(0, |sum, byte| sum ^ byte));
+    /// Asks for what [`Engine::find_stream_at`] will read of a stream, its id aside.
+    fn prefetch(&self, slot: u32) {
+        if let Some(stream) = self.0.get(slot as usize) {
+            prefetch(&stream.gone);
+        }
+    }
+
+    /// Asks for its id, which lies elsewhere.
+    fn prefetch_id(&self, slot: u32) {
+        if let Some(first) = self.0.get(slot as usize).and_then(|stream| stream.id.as_bytes().first()) {
+            prefetch(first);
+        }
     }
 }
 
@@ -254,18 +262,25 @@ impl Engine {
         let (mut hashes, mut lookups) = (Vec::with_capacity(IN_FLIGHT), Vec::with_capacity(IN_FLIGHT));
         for some in inputs.chunks(IN_FLIGHT) {
             let named = || some.iter().map(Input::one_subscriber);
+            // Each step reads what the one before has asked for.
             hashes.clear();
-            hashes.extend(named().map(|named| named.map_or(0, |(stream_id, _)| self.hash_of(stream_id.as_str()))));
-            self.by_id.touch(hashes.iter().copied());
+            hashes.extend(named().map(|named| {
+                let hash = named.map_or(0, |(stream_id, _)| self.hash_of(stream_id.as_str()));
+                self.by_id.prefetch(hash);
+                hash
+            }));
             lookups.clear();
             lookups.extend(named().zip(&hashes).map(|(named, hash)| {
-                named.map_or(Lookup::NOBODY, |(_, client_id)| {
-                    self.subscribers.lookup(self.by_id.likely(*hash), client_id)
-                })
+                let Some((_, client_id)) = named else { return Lookup::NOBODY };
+                let stream = self.by_id.likely(*hash);
+                self.streams.prefetch(stream);
+                self.subscribers.begin(stream, client_id)
             }));
-            self.streams.touch(lookups.iter().map(Lookup::stream));
-            self.subscribers.fetch(&mut lookups);
-            hints.extend(lookups.iter().map(Lookup::hint));
+            hints.extend(lookups.iter_mut().map(|lookup| {
+                self.streams.prefetch_id(lookup.stream());
+                self.subscribers.approach(lookup);
+                lookup.hint()
+            }));
         }
         hints
     }

@@ -7,7 +7,6 @@
 
 use std::{
     hash::{BuildHasher as _, Hasher as _},
-    hint::black_box,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6},
 };
 
@@ -18,6 +17,7 @@ use super::{
     ClientId, Handle, Hint, Tick,
     client_id::Form,
     index::Index,
+    prefetch::prefetch,
     records::{HAS_SOURCE, IS_STALE, IS_TEXT, IS_V6, NONE, PORT_SHIFT, Record, Records, SEEN_MASK, next_generation},
     wheel::{Link, Wheel},
 };
@@ -32,7 +32,7 @@ pub(super) struct Lookup<'a> {
     key: Form<'a>,
     hash: u64,
     stream: u32,
-    /// The slot to look at first, if [`Subscribers::fetch`] has found one.
+    /// The slot to look at first, if [`Subscribers::approach`] has found one.
     likely: u32,
 }
 
@@ -152,24 +152,31 @@ impl Subscribers {
         self.sessions(first).find(|slot| self.records.get(*slot).session == session)
     }
 
-    /// Brings into the cache what looking up each of these will touch.
-    pub(super) fn fetch(&self, lookups: &mut [Lookup<'_>]) {
-        self.index.touch(lookups.iter().map(|lookup| lookup.hash));
-        for lookup in &mut *lookups {
-            lookup.likely = self.index.likely(lookup.hash);
+    /// The first of two steps to a look-up that waits for nothing: [`Subscribers::lookup`], and asks memory for the index.
+    #[inline]
+    pub(super) fn begin<'a>(&self, stream: u32, client: ClientId<'a>) -> Lookup<'a> {
+        let lookup = self.lookup(stream, client);
+        self.index.prefetch(lookup.hash);
+        lookup
+    }
+
+    /// The second one, when the index has come: asks for the record. Others should go their steps in between.
+    #[inline]
+    pub(super) fn approach(&self, lookup: &mut Lookup<'_>) {
+        lookup.likely = self.index.likely(lookup.hash);
+        self.prefetch(lookup.likely);
+    }
+
+    /// Asks for what [`Subscribers::find_handle`] will read.
+    #[inline]
+    pub(super) fn prefetch_handle(&self, handle: Handle) {
+        self.prefetch(handle.slot());
+    }
+
+    fn prefetch(&self, slot: u32) {
+        if let Some(record) = self.records.try_get(slot) {
+            prefetch(&record.generation);
         }
-        self.touch(lookups.iter().map(|lookup| lookup.likely));
-    }
-
-    /// The same for handles.
-    pub(super) fn fetch_handles(&self, handles: &[Handle]) {
-        self.touch(handles.iter().map(|handle| handle.slot()));
-    }
-
-    fn touch(&self, slots: impl Iterator<Item = u32>) {
-        let touched = slots.filter(|slot| *slot < self.records.used).map(|slot| self.records.get(slot).generation);
-        // Nobody wants the sum, only its parts to be read.
-        black_box(touched.fold(0, u32::wrapping_add));
     }
 
     /// Whom a handle stands for.
