@@ -152,17 +152,12 @@ impl Streams {
         &mut self.0[slot as usize]
     }
 
-    /// Asks for what [`Engine::find_stream_at`] will read of a stream, its id aside.
+    /// Asks for what [`Engine::find_stream_at`] will read. The slab looks whether there is a stream, so this waits for the
+    /// first line of it; few shards have so many streams that it is far away.
     fn prefetch(&self, slot: u32) {
-        if let Some(stream) = self.0.get(slot as usize) {
-            prefetch(&stream.gone);
-        }
-    }
-
-    /// Asks for its id, which lies elsewhere.
-    fn prefetch_id(&self, slot: u32) {
-        if let Some(first) = self.0.get(slot as usize).and_then(|stream| stream.id.as_bytes().first()) {
-            prefetch(first);
+        if let Some(Stream { id, gone, .. }) = self.0.get(slot as usize) {
+            prefetch(gone);
+            id.as_bytes().first().into_iter().for_each(prefetch);
         }
     }
 }
@@ -277,7 +272,6 @@ impl Engine {
                 self.subscribers.begin(stream, client_id)
             }));
             hints.extend(lookups.iter_mut().map(|lookup| {
-                self.streams.prefetch_id(lookup.stream());
                 self.subscribers.approach(lookup);
                 lookup.hint()
             }));

@@ -40,10 +40,6 @@ impl Lookup<'_> {
     /// Stands for an input that is not about one subscriber. Nobody looks it up, and its hint means nothing.
     pub(super) const NOBODY: Self = Self { key: Form::Uuid(0), hash: 0, stream: NONE, likely: NONE };
 
-    pub(super) const fn stream(&self) -> u32 {
-        self.stream
-    }
-
     pub(super) const fn hint(&self) -> Hint {
         Hint { stream: self.stream, subscriber: self.likely }
     }
