@@ -9,6 +9,8 @@
 //!   may remove it: a key under way is never reused, and the queues are no longer than the table.
 //! - `holders` counts, for each handle, the guards that hold it: two guards of the same subscriber share a handle, and
 //!   dropping one must not unregister the other.
+//! - `names` counts, for each subscriber, its guards and the registrations under way: an unregistering by name, of one
+//!   that may never have been, must not meet one that is.
 //! - `streams` holds each stream that has entries, and for each the keys of all of them.
 
 use std::{
@@ -22,7 +24,7 @@ use tokio::sync::watch;
 
 use super::{
     ClientError, ErrorKind, Standing,
-    farewells::{Farewell, Farewells},
+    farewells::{Farewell, Farewells, Names},
 };
 use crate::wire::proto::{self, Code, Reply};
 
@@ -105,6 +107,7 @@ pub(super) struct Book {
     due: BTreeMap<Arc<str>, Vec<usize>>,
     farewells: Farewells,
     holders: HashMap<u64, u32>,
+    names: Names,
     max_registrations: usize,
     closed: bool,
 }
@@ -119,6 +122,7 @@ impl Book {
             due: BTreeMap::new(),
             farewells: Farewells::new(max_farewells),
             holders: HashMap::new(),
+            names: Names::default(),
             max_registrations,
             closed: false,
         }
@@ -136,6 +140,24 @@ impl Book {
         Ok(())
     }
 
+    /// A registration is about to be asked for, until [`Self::end`].
+    pub(super) fn begin(&mut self, who: &Who) -> Result<(), ClientError> {
+        self.check_room()?;
+        self.names.add(who);
+        Ok(())
+    }
+
+    /// It has ended. If `is_owed`, the service may have registered a subscriber that nobody holds. True when something
+    /// is to be done.
+    pub(super) fn end(&mut self, who: &Who, is_owed: bool) -> bool {
+        let left_out = self.names.subtract(who);
+        let is_owed = (is_owed || left_out) && !self.closed;
+        if is_owed {
+            self.farewells.owe(Farewell::Name { who: who.clone(), tries: 0 });
+        }
+        is_owed
+    }
+
     /// Keeps a subscriber that the service has just registered under `handle`, with its stream in this epoch.
     pub(super) fn insert(
         &mut self,
@@ -146,6 +168,7 @@ impl Book {
         self.check_room()?;
         let (standing, watcher) = watch::channel(Standing::Registered { round: 1 });
         self.hold(handle);
+        self.names.add(&who);
         let stream_id = who.stream_id.clone();
         let entry = Entry { who, handle, errand: Errand::None, owed: false, gone: false, rounds: 1, epoch, standing };
         let key = self.entries.insert(entry);
@@ -198,6 +221,9 @@ impl Book {
         let entry = &mut self.entries[key];
         debug_assert!(!entry.gone, "registration {key} is dropped twice");
         entry.gone = true;
+        // What was left out for its sake is not made up for: it has a handle to be unregistered by, or the service has
+        // said that it does not know it.
+        self.names.subtract(&entry.who);
         let (handle, errand) = (std::mem::take(&mut entry.handle), entry.errand);
         if handle != 0 {
             self.unhold(handle);
@@ -205,13 +231,6 @@ impl Book {
         }
         if errand == Errand::None {
             self.forget(key);
-        }
-    }
-
-    /// A subscriber may be registered that nobody holds: a `register` was given up before its answer came.
-    pub(super) fn leave_by_name(&mut self, who: Who) {
-        if !self.closed {
-            self.farewells.owe(Farewell::Name { who, tries: 0 });
         }
     }
 
@@ -254,7 +273,9 @@ impl Book {
 
     /// What to ask next: heartbeats before all, since others are waiting for nothing but time.
     pub(super) fn next_job(&mut self) -> Option<Job> {
-        self.next_beat().or_else(|| self.farewells.next(&self.holders)).or_else(|| self.next_register())
+        self.next_beat()
+            .or_else(|| self.farewells.next(&self.holders, &mut self.names))
+            .or_else(|| self.next_register())
     }
 
     fn next_beat(&mut self) -> Option<Job> {
@@ -470,6 +491,7 @@ impl Book {
             }
         }
         self.risen.clear();
+        self.names.clear();
         self.closed = true;
     }
 

@@ -46,6 +46,8 @@ fn check(book: &Book) {
         }
     }
     assert_eq!(holders, book.holders);
+    let kept = book.entries.iter().filter(|(_, entry)| !entry.gone).count();
+    assert_eq!(kept, book.names.count(), "with no registration under way");
     let mut streams: HashMap<_, BTreeSet<usize>> = HashMap::new();
     for (key, entry) in &book.entries {
         streams.entry(entry.who.stream_id.clone()).or_default().insert(key);
@@ -212,6 +214,41 @@ fn a_guard_dropped_while_its_registration_fails_is_unregistered_by_name() {
     assert_eq!(book.next_job(), None, "it has no handle");
     assert!(!book.finished(job, timeout()));
     assert_eq!(book.next_job(), Some(Job::LeaveByName { who: who("s", "a"), tries: 0 }));
+    check(&book);
+}
+
+#[test]
+fn who_is_registered_or_about_to_be_is_not_unregistered_by_name() {
+    let mut book = book();
+    let (first, again) = (who("s", "a"), who("s", "a"));
+    book.begin(&first).expect("room");
+    assert!(book.end(&first, true));
+    book.begin(&again).expect("room");
+    assert_eq!(book.next_job(), None, "it is about to be registered");
+    let (key, _) = book.insert(again.clone(), 1, 1).expect("room");
+    assert!(!book.end(&again, false));
+    assert_eq!(book.next_job(), None, "it is registered");
+    book.begin(&first).expect("room");
+    assert!(book.end(&first, true));
+    assert_eq!(book.next_job(), None, "whatever became of another try");
+    check(&book);
+    book.remove(key);
+    assert_eq!(book.next_job(), leave(&[1]));
+    assert_eq!(book.next_job(), None);
+    check(&book);
+}
+
+#[test]
+fn a_farewell_left_out_for_a_registration_that_fails_is_made_up_for() {
+    let mut book = book();
+    let (first, again) = (who("s", "a"), who("s", "a"));
+    book.begin(&first).expect("room");
+    assert!(book.end(&first, true));
+    book.begin(&again).expect("room");
+    assert_eq!(book.next_job(), None);
+    assert!(book.end(&again, false));
+    assert_eq!(book.next_job(), Some(Job::LeaveByName { who: again, tries: 0 }));
+    assert_eq!(book.next_job(), None);
     check(&book);
 }
 

@@ -286,7 +286,8 @@ impl Client {
 }
 
 impl Core {
-    /// Sends a request until it is answered, at most for the budget of a call.
+    /// Sends a request until it is answered, at most for the budget of a call, and no longer than the absence of a
+    /// service is borne: that time begins when the broker first says so, since it may have been waited for before.
     ///
     /// The same bytes each time, and with them the same request id: if only the answer was lost, the service gives it
     /// again instead of executing twice. What the service itself refuses is not tried again, `UNAVAILABLE` included:
@@ -297,18 +298,24 @@ impl Core {
         payload: Vec<u8>,
     ) -> Result<Bytes, ClientError> {
         let payload = Bytes::from(payload);
-        let begun = Instant::now();
-        let until = begun + self.options.total_timeout;
-        let until_absent = until.min(begun + self.options.absent_timeout);
+        let until = Instant::now() + self.options.total_timeout;
+        let mut absent_since = None;
+        let mut reached_none = true;
         loop {
             let error = match self.ask(subject, payload.clone(), until).await {
                 Err(error) if error.is_unanswered() => error,
                 done => return done,
             };
             let pause = RETRY_PAUSE + random::up_to(RETRY_PAUSE);
-            let until = if error.kind() == ErrorKind::NoService { until_absent } else { until };
-            if Instant::now() + pause >= until {
-                return Err(error);
+            let now = Instant::now();
+            let give_up_at = if error.kind() == ErrorKind::NoService {
+                until.min(*absent_since.get_or_insert(now) + self.options.absent_timeout)
+            } else {
+                reached_none = false;
+                until
+            };
+            if now + pause >= give_up_at {
+                return Err(if reached_none { error.of_none_reached() } else { error });
             }
             tracing::debug!(subject, %error, "nothing answered, trying again");
             sleep(pause).await;

@@ -13,6 +13,8 @@ pub struct ClientError {
     message: String,
     /// Boxed, so that a `Result` stays small: most have none.
     reply: Option<Box<Reply>>,
+    /// No attempt of the call reached a service.
+    reached_none: bool,
 }
 
 /// What kind of failure it was, and with it whether anything may have been executed.
@@ -28,7 +30,8 @@ pub enum ErrorKind {
     Timeout,
     /// The broker is away.
     Unavailable,
-    /// The broker says that no service listens.
+    /// The broker says that no service listens: nothing was executed, unless an attempt of the same call before this
+    /// one lost its answer.
     NoService,
     /// An answer came that does not decode.
     Undecodable,
@@ -38,7 +41,7 @@ pub enum ErrorKind {
 
 impl ClientError {
     pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), reply: None }
+        Self { kind, message: message.into(), reply: None, reached_none: false }
     }
 
     pub(super) fn invalid(message: impl Into<String>) -> Self {
@@ -56,7 +59,12 @@ impl ClientError {
     /// A reply whose code is not `OK`.
     pub(super) fn rejected(code: Code, reply: Reply) -> Self {
         let message = if reply.message.is_empty() { code.as_str_name().to_owned() } else { reply.message.clone() };
-        Self { kind: ErrorKind::Rejected(code), message, reply: Some(Box::new(reply)) }
+        Self { kind: ErrorKind::Rejected(code), message, reply: Some(Box::new(reply)), reached_none: false }
+    }
+
+    /// The same, of a call of which no attempt reached a service.
+    pub(super) fn of_none_reached(self) -> Self {
+        Self { reached_none: true, ..self }
     }
 
     /// What kind of failure it was.
@@ -87,6 +95,11 @@ impl ClientError {
     #[must_use]
     pub fn reply(&self) -> Option<&Reply> {
         self.reply.as_deref()
+    }
+
+    /// True when it is certain that nothing was executed.
+    pub(super) fn executed_nothing(&self) -> bool {
+        self.reached_none || matches!(self.kind, ErrorKind::Rejected(_) | ErrorKind::InvalidArgument)
     }
 
     /// True when another attempt of the same request may succeed: nothing answered it.

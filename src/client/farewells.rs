@@ -2,7 +2,10 @@
 //!
 //! It is bounded, and nothing in it is worth keeping for long: a subscriber that nobody unregisters goes stale by itself.
 
-use std::collections::{HashMap, VecDeque};
+use std::{
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    hash::{BuildHasher as _, RandomState},
+};
 
 use super::{
     ClientError,
@@ -20,6 +23,57 @@ pub(super) enum Farewell {
     Handle { handle: u64, tries: u8 },
     /// The service may have registered it; no answer said so.
     Name { who: Who, tries: u8 },
+}
+
+/// Whose name is in use, by guards and by registrations under way: a farewell by name would meet them too.
+///
+/// By hash, because there may be a million of them. Two names of one hash cost a farewell, and the subscriber goes stale.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    hasher: RandomState,
+    uses: HashMap<u64, Uses>,
+}
+
+#[derive(Debug, Default)]
+struct Uses {
+    count: usize,
+    /// A farewell by this name was left out.
+    left_out: bool,
+}
+
+impl Names {
+    fn hash(&self, who: &Who) -> u64 {
+        // The address is not part of the name.
+        self.hasher.hash_one((&who.stream_id, &who.client_id, who.session))
+    }
+
+    /// One more uses it.
+    pub(super) fn add(&mut self, who: &Who) {
+        self.uses.entry(self.hash(who)).or_default().count += 1;
+    }
+
+    /// One less does; true when it was the last and a farewell was left out for their sake.
+    pub(super) fn subtract(&mut self, who: &Who) -> bool {
+        let Entry::Occupied(mut uses) = self.uses.entry(self.hash(who)) else { return false };
+        uses.get_mut().count -= 1;
+        uses.get().count == 0 && uses.remove().left_out
+    }
+
+    /// Whether a farewell by this name is to be left out.
+    fn leave_out(&mut self, who: &Who) -> bool {
+        let hash = self.hash(who);
+        self.uses.get_mut(&hash).map(|uses| uses.left_out = true).is_some()
+    }
+
+    /// Nobody is to be spared any more.
+    pub(super) fn clear(&mut self) {
+        self.uses.clear();
+    }
+
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.uses.values().map(|uses| uses.count).sum()
+    }
 }
 
 /// The queue, and how many requests of it are under way.
@@ -59,8 +113,9 @@ impl Farewells {
         }
     }
 
-    /// The next request: a batch of handles, those left out that another guard holds, or one by name.
-    pub(super) fn next(&mut self, holders: &HashMap<u64, u32>) -> Option<Job> {
+    /// The next request: a batch of handles, those left out that another guard holds, or one by a name that is not in
+    /// use.
+    pub(super) fn next(&mut self, holders: &HashMap<u64, u32>, names: &mut Names) -> Option<Job> {
         // One at a time until there is a full batch: what is dropped while one is under way collects behind it.
         if self.leaving > 0 && self.queue.len() < MAX_HANDLES {
             return None;
@@ -74,6 +129,7 @@ impl Farewells {
                     handles.push(handle);
                 }
                 Some(Farewell::Handle { .. }) => {}
+                Some(Farewell::Name { who, .. }) if names.leave_out(&who) => {}
                 Some(Farewell::Name { who, tries }) if handles.is_empty() => {
                     self.leaving += 1;
                     return Some(Job::LeaveByName { who, tries });

@@ -72,8 +72,8 @@ pub struct ClientOptions {
     pub attempt_timeout: Duration,
     /// How long a call takes at most, all attempts together.
     pub total_timeout: Duration,
-    /// How long a call is tried again while the broker says that no service listens, at most the total timeout: enough
-    /// for a service that is being restarted, or nothing for callers who would rather hear of it at once.
+    /// How long a call is tried again once the broker has said that no service listens, within the total timeout:
+    /// enough for a service that is being restarted, or nothing for callers who would rather hear of it at once.
     pub absent_timeout: Duration,
     /// How long unregistering all may take at the end.
     pub close_timeout: Duration,

@@ -104,7 +104,6 @@ impl Client {
         StreamId::parse(stream_id).map_err(|error| ClientError::invalid(error.to_string()))?;
         ClientId::parse(client_id).map_err(|error| ClientError::invalid(error.to_string()))?;
         let core = self.core();
-        core.book().check_room()?;
         let who = Who { stream_id: stream_id.into(), client_id: client_id.into(), source_addr, session };
         let command = Command::Register(proto::Register {
             stream_id: stream_id.to_owned(),
@@ -114,14 +113,12 @@ impl Client {
         });
         let payload = proto::SubscriptionCommand { command: Some(command) }.encode_to_vec();
 
-        let mut attempt = Attempt { lease: self.lease(), who: Some(who) };
+        let mut attempt = Attempt::begin(self.lease(), who)?;
         let answer = core.ask_until_answered(subject::SUBSCRIPTION, payload).await;
         let reply = match answer.and_then(decode_reply).and_then(accepted) {
             Ok(reply) => reply,
             Err(error) => {
-                if matches!(error.kind(), super::ErrorKind::Rejected(_) | super::ErrorKind::InvalidArgument) {
-                    attempt.who = None;
-                }
+                attempt.is_owed = !error.executed_nothing();
                 return Err(error);
             }
         };
@@ -138,19 +135,24 @@ impl Client {
 /// A registration asked for: unless it is finished, the service may know a subscriber that nobody holds.
 struct Attempt<'a> {
     lease: &'a Arc<Lease>,
-    who: Option<Who>,
+    who: Who,
+    is_owed: bool,
 }
 
-impl Attempt<'_> {
+impl<'a> Attempt<'a> {
+    fn begin(lease: &'a Arc<Lease>, who: Who) -> Result<Self, ClientError> {
+        lease.book().begin(&who)?;
+        Ok(Self { lease, who, is_owed: true })
+    }
+
     fn finish(mut self, handle: u64, state: StateUpdate) -> Result<Registration, ClientError> {
-        let Some(who) = self.who.clone() else { return Err(ClientError::closed()) };
-        let (client_id, session) = (who.client_id.clone(), who.session);
+        let (client_id, session) = (self.who.client_id.clone(), self.who.session);
         let (inserted, risen) = {
             let mut book = self.lease.book();
-            (book.insert(who, handle, state.epoch), book.has_risen())
+            (book.insert(self.who.clone(), handle, state.epoch), book.has_risen())
         };
         let (key, standing) = inserted?;
-        self.who = None;
+        self.is_owed = false;
         if risen {
             self.lease.wake.notify_one();
         }
@@ -160,8 +162,7 @@ impl Attempt<'_> {
 
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        if let Some(who) = self.who.take() {
-            self.lease.book().leave_by_name(who);
+        if self.lease.book().end(&self.who, self.is_owed) {
             self.lease.wake.notify_one();
         }
     }

@@ -184,6 +184,87 @@ async fn a_call_that_is_not_to_wait_for_a_service_says_at_once_that_there_is_non
     assert!(begun.elapsed() > Duration::from_secs(4), "{:?}", begun.elapsed());
 }
 
+/// A client that is patient with an absent service for a second.
+fn patient_for_a_second(bus: &MemoryBus) -> Client {
+    Client::new(bus.connect(), ClientOptions { absent_timeout: Duration::from_secs(1), ..ClientOptions::default() })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_comes_while_its_absence_is_borne_is_found() {
+    let bus = MemoryBus::new();
+    let client = patient_for_a_second(&bus);
+    let begun = Instant::now();
+    let (result, ()) = tokio::join!(client.pause("s").into_future(), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let mut service = Service::on(&bus).await;
+        let (_, asked) = service.next_command().await;
+        service.answer(asked, &ok()).await;
+    });
+    result.expect("answered");
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_that_a_call_waits_for_a_broker_is_not_taken_from_its_patience_with_an_absent_service() {
+    let bus = MemoryBus::new();
+    let client = patient_for_a_second(&bus);
+    bus.set_online(false);
+    let begun = Instant::now();
+    let (result, ()) = tokio::join!(client.pause("s").into_future(), async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        bus.set_online(true);
+    });
+    assert_eq!(result.expect_err("nobody listens").kind(), ErrorKind::NoService);
+    let took = begun.elapsed();
+    assert!((Duration::from_millis(2_700)..=Duration::from_millis(3_200)).contains(&took), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_that_found_no_service_is_not_unregistered() {
+    let bus = MemoryBus::new();
+    let client = patient_for_a_second(&bus);
+    assert_eq!(client.register("s", "c", None, 7).await.expect_err("nobody listens").kind(), ErrorKind::NoService);
+    let mut service = Service::on(&bus).await;
+    let _viewer = registered(&client, &mut service, 7).await;
+    let next = tokio::time::timeout(Duration::from_secs(90), service.next_wire()).await.expect("a heartbeat");
+    assert!(matches!(next.0, Wire::HeartbeatBatch(_)), "{:?}", next.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registration_that_found_no_service_after_it_had_found_one_is_unregistered() {
+    let (bus, mut service, client) = world().await;
+    let (result, ()) = tokio::join!(client.register("s", "c", None, 7), async {
+        let (_, _unanswered) = service.next_wire().await;
+        drop(service);
+    });
+    assert_eq!(result.expect_err("nobody listens any more").kind(), ErrorKind::NoService);
+    let mut service = Service::on(&bus).await;
+    let next = service.next_wire().await.0;
+    assert!(matches!(&next, Wire::Unregister(who) if who.client_id == "c" && who.session == 7), "{next:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_farewell_does_not_meet_who_has_come_back() {
+    let bus = MemoryBus::new();
+    let client = patient_for_a_second(&bus);
+    let mut service = Service::on(&bus).await;
+    // Nobody can say what became of the first one, and while there is no broker nobody is told of it.
+    let attempt = tokio::time::timeout(Duration::from_secs(1), client.register("s", "c", None, 7));
+    let (result, _unanswered) = tokio::join!(attempt, async {
+        let asked = service.next_wire().await;
+        bus.set_online(false);
+        asked
+    });
+    result.expect_err("given up");
+    let (viewer, ()) = tokio::join!(client.register("s", "c", None, 7), async {
+        bus.set_online(true);
+        service.register(7).await;
+    });
+    let _viewer = viewer.expect("registered");
+    let next = tokio::time::timeout(Duration::from_secs(90), service.next_wire()).await.expect("a heartbeat");
+    assert!(matches!(next.0, Wire::HeartbeatBatch(_) | Wire::RegisterBatch(_)), "{:?}", next.0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_service_that_comes_within_the_budget_is_found() {
     let bus = MemoryBus::new();
