@@ -168,8 +168,9 @@ impl GatewayArgs {
         let default = ClientOptions::default();
         ClientOptions {
             heartbeat_interval: self.heartbeat_interval.unwrap_or(default.heartbeat_interval),
-            // Whoever calls REST hears at once that there is no service, as `/readyz` says too, and may try again.
-            absent_timeout: Duration::ZERO,
+            // Whoever calls REST hears within a second that there is no service, as `/readyz` says too. Not at once: when
+            // the broker was away, the service's connection may come back a moment after the gateway's.
+            absent_timeout: Duration::from_millis(750),
             ..default
         }
     }
