@@ -6,7 +6,10 @@ use std::{
     net::SocketAddr,
     path::Path,
     process::ExitCode,
-    sync::{Arc, RwLock},
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -71,11 +74,12 @@ fn run(cli: Cli) -> Fallible<()> {
 
 /// The service over NATS.
 async fn serve(options: ServeOptions) -> Fallible<()> {
+    let (stopping, stop) = stop_signal()?;
     let nats = nats(&options.nats).await?;
     let settings = options.service.settings()?;
-    let stop = stop_signal()?;
     let watched = Watched::default();
-    let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, watched.clone()).await?;
+    let checkup = UntilStopped { stopping, checkup: watched.clone() };
+    let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, checkup).await?;
     tokio::pin!(stop);
     let starting = async {
         let ingress = connect(&nats, "orchestrator ingress").await?;
@@ -99,17 +103,21 @@ async fn serve(options: ServeOptions) -> Fallible<()> {
 
 /// The gateway over NATS.
 async fn gateway(options: GatewayCommand) -> Fallible<()> {
-    let stop = stop_signal()?;
+    let (stopping, stop) = stop_signal()?;
     let transport = connect(&nats(&options.nats).await?, "orchestrator gateway").await?;
     let client = Client::new(Arc::clone(&transport), options.client());
     let seen = watch::Sender::new(Err("no service has answered yet".to_owned()));
-    let checkup = Served { transport: Arc::clone(&transport), service: seen.subscribe() };
+    let served = Served { transport: Arc::clone(&transport), service: seen.subscribe() };
+    let checkup = UntilStopped { stopping, checkup: served };
     let admin = telemetry::serve_admin(options.admin_addr, telemetry::init_metrics()?, checkup).await?;
     let probing = tokio::spawn(probe(client.clone(), seen));
     let gateway = Gateway::new(client, options.gateway.options());
     let listener = listen(&options.gateway).await?;
+    let stop = async move {
+        stop.await;
+        probing.abort();
+    };
     gateway.serve(listener, stop).await?;
-    probing.abort();
     transport.close().await;
     admin.abort();
     Ok(())
@@ -117,12 +125,13 @@ async fn gateway(options: GatewayCommand) -> Fallible<()> {
 
 /// Both in one process, over memory.
 async fn standalone(options: StandaloneOptions) -> Fallible<()> {
+    let (stopping, stop) = stop_signal()?;
     let client = options.client()?;
     let settings = options.service.settings()?;
-    let stop = stop_signal()?;
     let bus = MemoryBus::new();
     let watched = Watched::default();
-    let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, watched.clone()).await?;
+    let checkup = UntilStopped { stopping, checkup: watched.clone() };
+    let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, checkup).await?;
     let listener = listen(&options.gateway).await?;
     watched.set(start_in_memory(settings, &bus).await?);
     let gateway = Gateway::new(Client::new(bus.connect(), client), options.gateway.options());
@@ -177,7 +186,9 @@ async fn nats(nats: &NatsArgs) -> Fallible<NatsOptions> {
     let options = NatsOptions { credentials: nats.nats_creds.clone(), ..NatsOptions::new(&nats.nats_url, "") };
     match options.check().await {
         Ok(()) => Ok(options),
-        Err(error @ (NatsError::Url(_) | NatsError::Logins(_))) => Err(format!("--nats-url: {error}").into()),
+        Err(error @ (NatsError::Url(_) | NatsError::Logins(_))) => {
+            Err(format!("--nats-url: {error}").into())
+        }
         Err(error @ NatsError::Credentials { .. }) => Err(format!("--nats-creds: {error}").into()),
         Err(error @ NatsError::Client(_)) => Err(error.into()),
     }
@@ -196,22 +207,46 @@ async fn listen(gateway: &GatewayArgs) -> io::Result<TcpListener> {
     Ok(listener)
 }
 
-/// Resolves on SIGTERM and Ctrl-C. Made before anything else starts, so that neither finds the default handler.
-fn stop_signal() -> io::Result<impl Future<Output = ()> + Send> {
+/// Resolves on SIGTERM and Ctrl-C, and then raises the flag. Made before anything else starts, so that neither finds
+/// the default handler.
+fn stop_signal() -> io::Result<(Arc<AtomicBool>, impl Future<Output = ()> + Send)> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
+    let stopping = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stopping);
+    let stop = async move {
         let name = tokio::select! {
             _ = terminate.recv() => "SIGTERM",
             _ = interrupt.recv() => "Ctrl-C",
         };
         info!(signal = name, "stopping");
+        flag.store(true, Ordering::Relaxed);
         // The parts have bounds of their own, which add up to more if each of them is held up.
         tokio::spawn(async {
             sleep(STOP_TIMEOUT).await;
             warn!("could not stop in time");
             std::process::exit(0);
         });
-    })
+    };
+    Ok((stopping, stop))
+}
+
+/// What a process says of itself; once it is stopping, it is not ready, whatever may still work.
+struct UntilStopped<C> {
+    stopping: Arc<AtomicBool>,
+    checkup: C,
+}
+
+impl<C: Checkup> Checkup for UntilStopped<C> {
+    fn ready(&self) -> Result<(), String> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err("stopping".to_owned());
+        }
+        self.checkup.ready()
+    }
+
+    fn record_gauges(&self) {
+        self.checkup.record_gauges();
+    }
 }
 
 /// The service for the administrator's pages: there once it has started, until it is drained.

@@ -80,6 +80,29 @@ async fn standalone_ends_while_viewers_watch() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_stopping_is_not_ready_any_more() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let server = NatsServer::start();
+    let (_service, gateway) = (Program::serve(&server.url(), &[]), Program::gateway(&server.url()));
+    for mut program in [gateway, Program::standalone()] {
+        program.readiness(200).await;
+        // A request whose body never comes is waited for.
+        let mut line = tokio::net::TcpStream::connect(program.web().await).await.unwrap();
+        let head = "POST /streams HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\
+                    Expect: 100-continue\r\n\r\n";
+        line.write_all(head.as_bytes()).await.unwrap();
+        let mut asked_for = [0; 12];
+        line.read_exact(&mut asked_for).await.unwrap();
+        assert_eq!(asked_for, *b"HTTP/1.1 100");
+
+        program.signal("TERM");
+
+        program.unready_because("stopping").await;
+        assert!(program.end().await.0.success());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn service_and_gateway_end_while_nats_was_never_there() {
     let server = NatsServer::absent();
     for signal in SIGNALS {
