@@ -138,6 +138,7 @@ fn a_nats_url_that_is_none_and_credentials_that_are_not_there_are_refused_with_t
         };
         refuse("--nats-url", "not a url", &["NATS URL"]);
         refuse("--nats-url", "nats://user:secret@host:port", &["NATS URL"]);
+        refuse("--nats-url", "nats://:secret@127.0.0.1:1", &["127.0.0.1:1", "no user"]);
         // The client has one login for all servers.
         refuse("--nats-url", "nats://a:secret@127.0.0.1:1,nats://b:secret@127.0.0.1:2", &["127.0.0.1:2", "login"]);
         refuse("--nats-creds", "/no/such/file", &["/no/such/file"]);

@@ -81,7 +81,8 @@ pub struct NatsOptions {
     pub name: String,
     /// A `.creds` file with a JWT and its key.
     pub credentials: Option<PathBuf>,
-    /// Shared by connections that are made together, so that an outage of the broker is logged once for all of them.
+    /// Shared by connections that are made together, so that attempts that fail for one reason are logged once for all
+    /// of them. That a connection is lost or made is logged for each.
     pub outage: Outage,
 }
 
@@ -119,6 +120,9 @@ pub enum NatsError {
     /// Two URLs have different users, passwords or tokens.
     #[error("the NATS URL of {0} has another login than those before it: all servers are sent the same")]
     Logins(String),
+    /// A URL has a password without a user.
+    #[error("the NATS URL of {0} has a password and no user before it")]
+    NoUser(String),
     /// The credentials file cannot be read.
     #[error("the NATS credentials in {path} cannot be read: {source}")]
     Credentials {
@@ -502,7 +506,7 @@ impl Servers {
     fn login(&self) -> Result<Option<Login>, NatsError> {
         let mut login = None;
         for server in &self.0 {
-            match (Login::of(server), &login) {
+            match (Login::of(server)?, &login) {
                 (Some(other), Some(one)) if other != *one => return Err(NatsError::Logins(Shown(server).to_string())),
                 (Some(one), _) => login = Some(one),
                 (None, _) => {}
@@ -541,9 +545,12 @@ struct Login {
 }
 
 impl Login {
-    fn of(server: &ServerAddr) -> Option<Self> {
-        let user = percent_decoded(server.username()?);
-        Some(Self { user, password: server.password().map(percent_decoded) })
+    fn of(server: &ServerAddr) -> Result<Option<Self>, NatsError> {
+        match (server.username(), server.password().map(percent_decoded)) {
+            (Some(user), password) => Ok(Some(Self { user: percent_decoded(user), password })),
+            (None, None) => Ok(None),
+            (None, Some(_)) => Err(NatsError::NoUser(Shown(server).to_string())),
+        }
     }
 }
 
@@ -590,6 +597,11 @@ mod tests {
         for urls in ["u:p@one,u:q@two", "u:p@one,two,v:p@two", "u:p@one,u@two", "u@one,u:p@two"] {
             let error = Servers::parse(urls).unwrap().login().map(drop).unwrap_err();
             assert!(matches!(&error, NatsError::Logins(server) if server == "nats://two:4222"), "{urls}: {error}");
+        }
+        for urls in ["one,:secret@two", "u:p@one,nats://:secret@two", "one,:%73ecret@two:4222,u:p@three"] {
+            let error = Servers::parse(urls).unwrap().login().map(drop).unwrap_err();
+            assert!(matches!(&error, NatsError::NoUser(server) if server == "nats://two:4222"), "{urls}: {error}");
+            assert!(!error.to_string().contains("secret"), "{error}");
         }
     }
 
