@@ -7,6 +7,7 @@
 //! It does not know what the connection is used for. It holds no client, because the client holds it.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -30,6 +31,8 @@ const SETTLE: Duration = Duration::from_millis(1);
 
 /// How often to repeat that the broker is still away.
 const AWAY_LOG_INTERVAL: Duration = Duration::from_secs(30);
+/// How many reasons are told apart: more than a few servers have.
+const MAX_REASONS: usize = 16;
 
 /// The first and the longest pause between two attempts to connect; each is twice the one before.
 ///
@@ -83,26 +86,28 @@ pub(super) struct Link {
     outage: Outage,
 }
 
-/// When it was last logged that the broker is away, by whichever of the connections that share this.
+/// Why attempts to connect failed and when that was last logged, by whichever of the connections that share this.
+///
+/// Each reason has a time of its own, so that one which comes often, such as that of a server of several, does not hide
+/// another one, and two that take turns are not logged at each turn.
 #[derive(Debug, Clone, Default)]
 pub struct Outage {
-    logged: Arc<Mutex<Option<Instant>>>,
+    logged: Arc<Mutex<VecDeque<(String, Instant)>>>,
 }
 
 impl Outage {
-    /// Whether it is time to log it (again).
-    fn is_to_log(&self, now: Instant) -> bool {
+    /// Whether it is time to log this reason (again).
+    fn is_to_log(&self, reason: &str, now: Instant) -> bool {
         let mut logged = unpoisoned(&self.logged);
-        let is_due = logged.is_none_or(|logged| now.duration_since(logged) >= AWAY_LOG_INTERVAL);
-        if is_due {
-            *logged = Some(now);
+        logged.retain(|(_, at)| now.duration_since(*at) < AWAY_LOG_INTERVAL);
+        if logged.iter().any(|(known, _)| known == reason) {
+            return false;
         }
-        is_due
-    }
-
-    /// Something of the same meaning was logged.
-    fn was_logged(&self, now: Instant) {
-        *unpoisoned(&self.logged) = Some(now);
+        if logged.len() == MAX_REASONS {
+            logged.pop_front();
+        }
+        logged.push_back((reason.to_owned(), now));
+        true
     }
 }
 
@@ -262,16 +267,15 @@ impl Link {
     }
 
     fn log_lost(&self) {
-        let now = Instant::now();
-        *unpoisoned(&self.away_since) = now;
-        self.outage.was_logged(now);
+        *unpoisoned(&self.away_since) = Instant::now();
         tracing::warn!(url = %self.url, name = self.name, "lost the connection to NATS; trying to reach it again");
     }
 
-    /// Says once, and then every [`AWAY_LOG_INTERVAL`], that an attempt failed: for all that share the outage.
+    /// Says that an attempt failed: once for each reason, and again every [`AWAY_LOG_INTERVAL`], for all that share the
+    /// outage.
     fn log_away(&self, error: &str) {
         let now = Instant::now();
-        if self.outage.is_to_log(now) {
+        if self.outage.is_to_log(error, now) {
             let away_s = now.duration_since(*unpoisoned(&self.away_since)).as_secs();
             tracing::warn!(url = %self.url, name = self.name, error, away_s, "NATS is away; trying until it is there");
         }
@@ -291,6 +295,24 @@ mod tests {
                 assert!(delay >= whole / 2 && delay <= whole, "attempt {attempt}: {delay:?} of {whole:?}");
             }
         }
+    }
+
+    #[test]
+    fn each_reason_is_logged_once_in_an_interval_and_none_hides_another() {
+        let (outage, begun) = (Outage::default(), Instant::now());
+        let shared = outage.clone();
+        assert!(outage.is_to_log("refused", begun));
+        for passed_s in 1..30 {
+            let now = begun + Duration::from_secs(passed_s);
+            assert!(!shared.is_to_log("refused", now), "{passed_s}");
+            assert_eq!(shared.is_to_log("no such user", now), passed_s == 1, "{passed_s}");
+        }
+        assert!(shared.is_to_log("refused", begun + AWAY_LOG_INTERVAL));
+        assert!(!outage.is_to_log("refused", begun + AWAY_LOG_INTERVAL));
+        for reason in 0..1_000 {
+            assert!(outage.is_to_log(&reason.to_string(), begun + AWAY_LOG_INTERVAL));
+        }
+        assert_eq!(unpoisoned(&outage.logged).len(), MAX_REASONS);
     }
 
     #[test]
