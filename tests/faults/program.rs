@@ -33,7 +33,7 @@ impl Program {
         Self::launch(&arguments, false).await
     }
 
-    /// A gateway that has its connection.
+    /// A gateway that has its connection and a service, ready for viewers.
     pub(crate) async fn gateway(nats_url: &str, options: &[&str]) -> Self {
         let program = Self::gateway_unready(nats_url, options).await;
         program.until_ready().await;
