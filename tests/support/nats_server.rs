@@ -104,6 +104,22 @@ impl NatsServer {
     #[cfg(unix)]
     pub(crate) fn freeze(&self) {
         self.unix_signal("-STOP");
+        // The signal is sent, and its threads stop one after the other, each when it gets to run.
+        let deadline = Instant::now() + START_TIMEOUT;
+        while !self.is_stopped() {
+            assert!(Instant::now() < deadline, "nats-server does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Whether all its threads are, where the system tells that in `/proc`.
+    #[cfg(unix)]
+    fn is_stopped(&self) -> bool {
+        let child = self.child.as_ref().expect("nats-server runs");
+        let Ok(threads) = fs::read_dir(format!("/proc/{}/task", child.id())) else { return true };
+        let mut states = threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+        // Behind the name in brackets.
+        states.all(|stat| stat.rsplit_once(')').is_some_and(|(_, behind)| behind.starts_with(" T")))
     }
 
     /// Lets a frozen server go on.
