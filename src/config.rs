@@ -352,7 +352,7 @@ mod tests {
         ] {
             let client = match Cli::try_parse_from([&["x"], args].concat()).unwrap().command {
                 Some(Command::Gateway(options)) => options.client(),
-                Some(Command::Standalone(options)) => options.client().unwrap(),
+                Some(Command::Standalone(options)) => options.client().expect("no contradiction"),
                 other => panic!("{other:?}"),
             };
             assert_eq!(client.updates, expected, "{args:?}");

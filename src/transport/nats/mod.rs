@@ -26,7 +26,7 @@ use std::{
 };
 
 use async_nats::{
-    Client, ConnectOptions, ServerAddr,
+    Client, ConnectOptions,
     client::{PublishErrorKind, SubscribeErrorKind},
     connection::State,
     message::OutboundMessage,
@@ -42,6 +42,7 @@ use tokio::{
 use self::{
     inbox::{Inbox, Status},
     link::{Link, reconnect_delay},
+    servers::{Login, Servers},
     tally::{Queue, Tally},
 };
 use super::{
@@ -54,6 +55,7 @@ pub use self::link::Outage;
 
 mod inbox;
 mod link;
+mod servers;
 mod tally;
 
 /// How often the client asks its server for a sign of life. It gives up after the third unanswered time, so a peer that
@@ -482,139 +484,5 @@ async fn with_credentials(client: ConnectOptions, file: Option<&Path>) -> Result
             .credentials_file(path)
             .await
             .map_err(|source| NatsError::Credentials { path: path.to_owned(), source }),
-    }
-}
-
-/// The servers to try, at least one. Displayed without users and passwords.
-struct Servers(Vec<ServerAddr>);
-
-impl Servers {
-    fn parse(urls: &str) -> Result<Self, NatsError> {
-        let servers: Result<Vec<ServerAddr>, io::Error> = urls.split(',').map(Self::parse_one).collect();
-        servers.map(Self).map_err(NatsError::Url)
-    }
-
-    fn parse_one(url: &str) -> Result<ServerAddr, io::Error> {
-        let server: ServerAddr = url.trim().parse()?;
-        if server.host().is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it has no host"));
-        }
-        Ok(server)
-    }
-
-    /// The one login of those that have any.
-    fn login(&self) -> Result<Option<Login>, NatsError> {
-        let mut login = None;
-        for server in &self.0 {
-            match (Login::of(server)?, &login) {
-                (Some(other), Some(one)) if other != *one => return Err(NatsError::Logins(Shown(server).to_string())),
-                (Some(one), _) => login = Some(one),
-                (None, _) => {}
-            }
-        }
-        Ok(login)
-    }
-}
-
-impl fmt::Display for Servers {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, server) in self.0.iter().enumerate() {
-            let comma = if index == 0 { "" } else { "," };
-            write!(formatter, "{comma}{}", Shown(server))?;
-        }
-        Ok(())
-    }
-}
-
-/// A server's URL without user and password.
-struct Shown<'a>(&'a ServerAddr);
-
-impl fmt::Display for Shown<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let server = self.0;
-        let (open, close) = if server.host().contains(':') { ("[", "]") } else { ("", "") };
-        write!(formatter, "{}://{open}{}{close}:{}", server.scheme(), server.host(), server.port())
-    }
-}
-
-/// User and password, or a token in the user's place.
-#[derive(PartialEq, Eq)]
-struct Login {
-    user: String,
-    password: Option<String>,
-}
-
-impl Login {
-    fn of(server: &ServerAddr) -> Result<Option<Self>, NatsError> {
-        match (server.username(), server.password().map(percent_decoded)) {
-            (Some(user), password) => Ok(Some(Self { user: percent_decoded(user), password })),
-            (None, None) => Ok(None),
-            (None, Some(_)) => Err(NatsError::NoUser(Shown(server).to_string())),
-        }
-    }
-}
-
-/// Undoes `%40` and the like, which a password in a URL needs. What is no such escape stays.
-fn percent_decoded(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let escaped = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten();
-        match escaped.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            Some(byte) => {
-                decoded.push(byte);
-                at += 3;
-            }
-            None => {
-                decoded.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_url_is_shown_without_user_and_password() {
-        let servers = Servers::parse("nats://us%40er:pa%3Ass@one:4223, two, tls://[::1]:4224").unwrap();
-        assert_eq!(servers.to_string(), "nats://one:4223,nats://two:4222,tls://[::1]:4224");
-        let login = servers.login().unwrap().unwrap();
-        assert_eq!((&*login.user, login.password.as_deref()), ("us@er", Some("pa:ss")));
-    }
-
-    #[test]
-    fn servers_have_one_login_wherever_it_is_written() {
-        for urls in ["u:p@one,two", "one,u:p@two", "u:p@one,u:p@two", "u:p@one,%75:p@two,three"] {
-            let login = Servers::parse(urls).unwrap().login().unwrap().unwrap();
-            assert_eq!((&*login.user, login.password.as_deref()), ("u", Some("p")), "{urls}");
-        }
-        assert!(Servers::parse("one,two").unwrap().login().unwrap().is_none());
-        for urls in ["u:p@one,u:q@two", "u:p@one,two,v:p@two", "u:p@one,u@two", "u@one,u:p@two"] {
-            let error = Servers::parse(urls).unwrap().login().map(drop).unwrap_err();
-            assert!(matches!(&error, NatsError::Logins(server) if server == "nats://two:4222"), "{urls}: {error}");
-        }
-        for urls in ["one,:secret@two", "u:p@one,nats://:secret@two", "one,:%73ecret@two:4222,u:p@three"] {
-            let error = Servers::parse(urls).unwrap().login().map(drop).unwrap_err();
-            assert!(matches!(&error, NatsError::NoUser(server) if server == "nats://two:4222"), "{urls}: {error}");
-            assert!(!error.to_string().contains("secret"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_url_that_cannot_be_read_is_refused_without_repeating_it() {
-        for url in ["", "one,", "http://host", "nats://user:secret@host:port"] {
-            let error = Servers::parse(url).map(|servers| servers.to_string()).unwrap_err();
-            assert!(!error.to_string().contains("secret"), "{error}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_escape_stays_as_it_is() {
-        assert_eq!(percent_decoded("100%, 5%4, %zz, %C3%A4"), "100%, 5%4, %zz, ä");
     }
 }

@@ -1,0 +1,156 @@
+//! Which servers there are and with which login, as an operator writes it.
+//!
+//! It knows URLs, and nothing of connections.
+
+use std::{fmt, io};
+
+use async_nats::ServerAddr;
+
+use super::NatsError;
+
+/// The servers to try, at least one. Displayed without users and passwords.
+pub(super) struct Servers(pub(super) Vec<ServerAddr>);
+
+impl Servers {
+    pub(super) fn parse(urls: &str) -> Result<Self, NatsError> {
+        let servers: Result<Vec<ServerAddr>, io::Error> = urls.split(',').map(Self::parse_one).collect();
+        servers.map(Self).map_err(NatsError::Url)
+    }
+
+    fn parse_one(url: &str) -> Result<ServerAddr, io::Error> {
+        let server: ServerAddr = url.trim().parse()?;
+        if server.host().is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it has no host"));
+        }
+        Ok(server)
+    }
+
+    /// The one login of those that have any.
+    pub(super) fn login(&self) -> Result<Option<Login>, NatsError> {
+        let mut login = None;
+        for server in &self.0 {
+            match (Login::of(server)?, &login) {
+                (Some(other), Some(one)) if other != *one => return Err(NatsError::Logins(Shown(server).to_string())),
+                (Some(one), _) => login = Some(one),
+                (None, _) => {}
+            }
+        }
+        Ok(login)
+    }
+}
+
+impl fmt::Display for Servers {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, server) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            write!(formatter, "{comma}{}", Shown(server))?;
+        }
+        Ok(())
+    }
+}
+
+/// A server's URL without user and password.
+struct Shown<'a>(&'a ServerAddr);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let server = self.0;
+        let (open, close) = if server.host().contains(':') { ("[", "]") } else { ("", "") };
+        write!(formatter, "{}://{open}{}{close}:{}", server.scheme(), server.host(), server.port())
+    }
+}
+
+/// User and password, or a token in the user's place.
+#[derive(PartialEq, Eq)]
+pub(super) struct Login {
+    pub(super) user: String,
+    pub(super) password: Option<String>,
+}
+
+impl Login {
+    fn of(server: &ServerAddr) -> Result<Option<Self>, NatsError> {
+        match (server.username(), server.password().map(percent_decoded)) {
+            (Some(user), password) => Ok(Some(Self { user: percent_decoded(user), password })),
+            (None, None) => Ok(None),
+            (None, Some(_)) => Err(NatsError::NoUser(Shown(server).to_string())),
+        }
+    }
+}
+
+/// Undoes `%40` and the like, which a password in a URL needs. What is no such escape stays.
+fn percent_decoded(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let escaped = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten();
+        match escaped.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                decoded.push(byte);
+                at += 3;
+            }
+            None => {
+                decoded.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn login(urls: &str) -> Result<Option<Login>, NatsError> {
+        Servers::parse(urls)?.login()
+    }
+
+    /// User and password of the login that there is.
+    fn parts(urls: &str) -> (String, Option<String>) {
+        let login = login(urls).expect("one login").expect("a login");
+        (login.user, login.password)
+    }
+
+    fn refusal(urls: &str) -> NatsError {
+        login(urls).map(drop).expect_err(urls)
+    }
+
+    #[test]
+    fn a_url_is_shown_without_user_and_password() {
+        let urls = "nats://us%40er:pa%3Ass@one:4223, two, tls://[::1]:4224";
+        let servers = Servers::parse(urls).expect("URLs");
+        assert_eq!(servers.to_string(), "nats://one:4223,nats://two:4222,tls://[::1]:4224");
+        assert_eq!(parts(urls), ("us@er".to_owned(), Some("pa:ss".to_owned())));
+    }
+
+    #[test]
+    fn servers_have_one_login_wherever_it_is_written() {
+        for urls in ["u:p@one,two", "one,u:p@two", "u:p@one,u:p@two", "u:p@one,%75:p@two,three"] {
+            assert_eq!(parts(urls), ("u".to_owned(), Some("p".to_owned())), "{urls}");
+        }
+        assert!(matches!(login("one,two"), Ok(None)));
+        for urls in ["u:p@one,u:q@two", "u:p@one,two,v:p@two", "u:p@one,u@two", "u@one,u:p@two"] {
+            let error = refusal(urls);
+            assert!(matches!(&error, NatsError::Logins(server) if server == "nats://two:4222"), "{urls}: {error}");
+        }
+        for urls in ["one,:secret@two", "u:p@one,nats://:secret@two", "one,:%73ecret@two:4222,u:p@three"] {
+            let error = refusal(urls);
+            assert!(matches!(&error, NatsError::NoUser(server) if server == "nats://two:4222"), "{urls}: {error}");
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_url_that_cannot_be_read_is_refused_without_repeating_it() {
+        for url in ["", "one,", "http://host", "nats://user:secret@host:port"] {
+            let error = Servers::parse(url).map(|servers| servers.to_string()).unwrap_err();
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_escape_stays_as_it_is() {
+        assert_eq!(percent_decoded("100%, 5%4, %zz, %C3%A4"), "100%, 5%4, %zz, ä");
+    }
+}
