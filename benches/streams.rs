@@ -23,8 +23,9 @@ use orchestrator_service::{
         Tick,
     },
     shard::{
+        clock::Now,
         owed::{Owed, PublishTo},
-        turn::{EXPIRE_BUDGET, Now},
+        turn::EXPIRE_BUDGET,
     },
 };
 use support::{

@@ -16,12 +16,13 @@ use bytes::Bytes;
 use orchestrator_service::{
     engine::{Limits, Settings, Tick},
     shard::{
-        Totals,
+        clock::Now,
         ingress::Ingress,
         mailbox::{MAILBOX_BYTES, MAILBOX_CAPACITY, Mailbox},
         owed::{Owed, PublishTo},
         router::Router,
-        turn::{Next, Now, Shard, ShardSettings},
+        totals::Totals,
+        turn::{Next, Shard, ShardSettings},
     },
     wire::{
         WireLimits,

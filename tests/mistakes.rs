@@ -10,12 +10,13 @@ use orchestrator_service::{
     engine::*,
     service::{Service, ServiceSettings},
     shard::{
-        Totals,
+        clock::Now,
         ingress::Ingress,
         mailbox::Mailbox,
         owed::{Owed, PublishTo},
         router::Router,
-        turn::{Next, Now, Shard, ShardSettings},
+        totals::Totals,
+        turn::{Next, Shard, ShardSettings},
     },
     transport::{Subject, Subscription, Transport, memory::MemoryBus},
     wire::{

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
     use crate::{
         engine::{Command, Config, Draft, Engine, Input, Limits, Outbox, Request, Scene, Settings, StreamId, Tick},
-        shard::{owed::PublishTo, turn::Now},
+        shard::{clock::Now, owed::PublishTo},
     };
 
     const UP: Connection = Connection { connected: true, generation: 1 };

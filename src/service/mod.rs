@@ -19,13 +19,14 @@ use tracing::{info, warn};
 use crate::{
     engine::{Counts, Settings},
     shard::{
-        Totals,
+        clock::Clock,
         ingress::Ingress,
         mailbox::{MAILBOX_BYTES, MAILBOX_CAPACITY, Mailbox},
         owed::{Owed, PublishTo},
         record::Tape,
         router::{MAX_SHARDS, Router},
-        thread::{Clock, Health, Order, Seat, spawn},
+        thread::{Health, Order, Seat, spawn},
+        totals::Totals,
         turn::ShardSettings,
     },
     transport::{Transport, TransportError},

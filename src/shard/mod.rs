@@ -2,6 +2,8 @@
 //!
 //! | file | job |
 //! |---|---|
+//! | `clock` | the time that a turn reads, and the clock of all shards |
+//! | `totals` | what all shards together count |
 //! | `router` | stream id → partition → shard, and the shards' mailboxes |
 //! | `mailbox` | the bounded queue into a shard |
 //! | `ingress` | a message from outside → mail for a shard, or a refusal |
@@ -10,11 +12,12 @@
 //! | `record` | what each engine was fed, in a file, and its replay |
 //! | `log` | what an operator reads of it |
 //! | `owed` | what has yet to be published: newest tick of each stream, every change |
-//! | `thread` | the thread: clock, turns, sleep, panics |
+//! | `thread` | the thread: turns, sleep, panics |
 //!
 //! All but the last are plain functions of their arguments, so a simulator can run them in a time of its own. A shard
 //! does not know where its messages come from nor how what it owes is sent.
 
+pub mod clock;
 pub mod feed;
 pub mod ingress;
 mod log;
@@ -23,74 +26,5 @@ pub mod owed;
 pub mod record;
 pub mod router;
 pub mod thread;
+pub mod totals;
 pub mod turn;
-
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use crate::engine::Counts;
-
-/// What each shard last counted, for limits that hold across shards, and for metrics.
-#[derive(Debug)]
-pub struct Totals {
-    shards: Box<[ShardTotals]>,
-}
-
-#[derive(Debug, Default)]
-struct ShardTotals {
-    total: AtomicU64,
-    active: AtomicU64,
-    stale: AtomicU64,
-    unique: AtomicU64,
-    streams: AtomicU64,
-    running: AtomicU64,
-}
-
-impl Totals {
-    /// For so many shards, nothing counted yet.
-    #[must_use]
-    pub fn new(shards: usize) -> Self {
-        Self { shards: (0..shards).map(|_| ShardTotals::default()).collect() }
-    }
-
-    /// Notes what a shard counts now.
-    pub fn set(&self, shard: usize, counts: &Counts) {
-        let own = &self.shards[shard];
-        own.total.store(counts.total, Ordering::Relaxed);
-        own.active.store(counts.active, Ordering::Relaxed);
-        own.stale.store(counts.stale, Ordering::Relaxed);
-        own.unique.store(counts.unique, Ordering::Relaxed);
-        own.streams.store(counts.streams, Ordering::Relaxed);
-        own.running.store(counts.running, Ordering::Relaxed);
-    }
-
-    /// What all shards together counted last.
-    #[must_use]
-    pub fn sum(&self) -> Counts {
-        self.shards.iter().fold(Counts::default(), |sum, own| {
-            add(
-                sum,
-                Counts {
-                    total: own.total.load(Ordering::Relaxed),
-                    active: own.active.load(Ordering::Relaxed),
-                    stale: own.stale.load(Ordering::Relaxed),
-                    unique: own.unique.load(Ordering::Relaxed),
-                    streams: own.streams.load(Ordering::Relaxed),
-                    running: own.running.load(Ordering::Relaxed),
-                },
-            )
-        })
-    }
-}
-
-/// Counts of two parts of a whole.
-#[must_use]
-pub const fn add(a: Counts, b: Counts) -> Counts {
-    Counts {
-        total: a.total + b.total,
-        active: a.active + b.active,
-        stale: a.stale + b.stale,
-        unique: a.unique + b.unique,
-        streams: a.streams + b.streams,
-        running: a.running + b.running,
-    }
-}

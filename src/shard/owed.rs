@@ -22,12 +22,10 @@ use foldhash::fast::FixedState;
 use hashbrown::{HashMap, hash_map::Entry};
 use metrics::counter;
 
+use super::clock::Now;
 use crate::{
     engine::{StateUpdate, StreamId},
-    wire::{
-        encode::{self, Now},
-        subject,
-    },
+    wire::{encode, subject},
 };
 
 /// How many changes and replies may be owed before the shard stops: half a minute of 2,000 changes a second.

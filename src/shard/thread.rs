@@ -12,7 +12,7 @@ use std::{
     rc::Rc,
     sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use metrics::counter;
@@ -24,52 +24,16 @@ use tokio::{
 use tracing::error;
 
 use super::{
-    Totals,
+    clock::Clock,
     owed::Owed,
     router::Router,
-    turn::{Next, Now, Shard, ShardSettings},
+    totals::Totals,
+    turn::{Next, Shard, ShardSettings},
 };
 use crate::engine::Tick;
 
 /// For how long a service says that it is not ready after a shard lost its streams.
 const UNREADY_AFTER_PANIC: Duration = Duration::from_secs(30);
-
-/// Time for all shards: milliseconds since 1970 on a clock that never goes back.
-#[derive(Clone, Copy, Debug)]
-pub struct Clock {
-    origin: Instant,
-    origin_ms: u64,
-}
-
-impl Clock {
-    /// Starts at the wall clock's present time.
-    #[must_use]
-    pub fn new() -> Self {
-        Self { origin: Instant::now(), origin_ms: wall_ms() }
-    }
-
-    /// Reads both clocks.
-    #[must_use]
-    pub fn now(&self) -> Now {
-        let elapsed_ms = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Now { tick: Tick(self.origin_ms.saturating_add(elapsed_ms)), wall_ms: wall_ms() }
-    }
-
-    fn instant(&self, tick: Tick) -> Instant {
-        self.origin + Duration::from_millis(tick.0.saturating_sub(self.origin_ms))
-    }
-}
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-fn wall_ms() -> u64 {
-    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
-}
 
 /// What a shard is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

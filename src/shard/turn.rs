@@ -11,7 +11,7 @@ use metrics::counter;
 use tracing::info;
 
 use super::{
-    Totals, add,
+    clock::Now,
     feed::{Fed, Outcome},
     ingress::FULL,
     log,
@@ -19,6 +19,7 @@ use super::{
     owed::Owed,
     record::Tape,
     router::Router,
+    totals::{Totals, add},
 };
 use crate::{
     engine::{Accepted, Counts, Engine, Hint, Input, Limits, Outbox, STALE_LINGER_MS, Settings, Tick, Unplaced},
@@ -48,8 +49,6 @@ const REST_MS: u64 = 100;
 /// A turn that comes so much later than it was due means that the process stood still, ms. Less than a subscriber is
 /// stale for: else one could be stale and gone in the turn of waking, before its heartbeat is read.
 const OVERSLEPT_MS: u64 = STALE_LINGER_MS / 2;
-
-pub use crate::wire::encode::Now;
 
 /// What a turn leaves to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
