@@ -227,12 +227,6 @@ fn an_answer_is_whole_when_every_part_was_carried_out() {
 }
 
 #[test]
-fn what_may_be_replaced_by_something_newer_is_ticks_and_snapshots() {
-    let all = [Cause::Tick, Cause::Snapshot, Cause::Scene, Cause::Command, Cause::Lifecycle];
-    assert_eq!(all.map(Cause::is_change), [false, false, true, true, true]);
-}
-
-#[test]
 fn thousands_on_one_stream_are_each_found_and_each_let_go() {
     // More than a chunk of records, and so many in the index that the first bits of two hashes are often the same.
     const MANY: usize = 20_000;

@@ -22,11 +22,7 @@ use tokio::{sync::watch, task::AbortHandle};
 use super::{ClientError, core::subscribe};
 use crate::{
     transport::Transport,
-    wire::{
-        StreamId, feed,
-        proto::{Cause, StateUpdate},
-        subject,
-    },
+    wire::{StreamId, feed, proto::StateUpdate, subject},
 };
 
 /// How many updates wait for one follower: some seconds of a stream that ticks as fast as it may, and a few dozen KB.
@@ -283,11 +279,11 @@ impl Waiting {
 }
 
 impl State {
-    /// Drops the ticks when it is full, and the oldest change if that is not enough; says how many went.
+    /// Drops the ticks and snapshots when it is full, and the oldest change if that is not enough; says how many went.
     fn make_room(&mut self) -> usize {
         let before = self.updates.len();
         if before == MAX_WAITING {
-            self.updates.retain(|update| update.cause() != Cause::Tick);
+            self.updates.retain(|update| !update.is_replaceable());
             if self.updates.len() == MAX_WAITING {
                 self.updates.pop_front();
             }

@@ -7,7 +7,7 @@ use crate::{
         Outgoing,
         memory::{MemoryBus, MemoryTransport},
     },
-    wire::proto::UpdateBatch,
+    wire::proto::{Cause, Mode, UpdateBatch},
 };
 
 /// Two streams of one partition, and one of another.
@@ -25,7 +25,7 @@ fn world() -> (MemoryBus, Arc<MemoryTransport>, Client) {
 }
 
 fn update(stream: &str, sequence: u64) -> StateUpdate {
-    StateUpdate { stream_id: stream.into(), epoch: 1, sequence, ..StateUpdate::default() }
+    StateUpdate { mode: Mode::Running.into(), stream_id: stream.into(), epoch: 1, sequence, ..StateUpdate::default() }
 }
 
 fn change(stream: &str, sequence: u64) -> StateUpdate {
@@ -127,12 +127,16 @@ async fn what_does_not_decode_takes_nothing_else_with_it() {
 }
 
 #[tokio::test]
-async fn a_follower_that_takes_nothing_keeps_the_changes_and_the_newest_tick() {
+async fn a_follower_that_takes_nothing_keeps_the_changes_and_the_newest() {
     let (_bus, link, client) = world();
     let stream = ONE[0];
     let mut updates = follow(&client, stream).await;
     for sequence in 1..=2_000 {
-        let made = if sequence % 100 == 0 { change(stream, sequence) } else { update(stream, sequence) };
+        let made = match sequence % 100 {
+            0 => change(stream, sequence),
+            odd if odd % 2 == 1 => StateUpdate { cause: Cause::Snapshot.into(), ..update(stream, sequence) },
+            _ => update(stream, sequence),
+        };
         batch(&link, vec![made]).await;
         settle().await;
     }

@@ -50,18 +50,6 @@ pub enum Cause {
     Snapshot,
 }
 
-impl Cause {
-    /// Whether the update reports a change, so that it may never be dropped. A tick or a snapshot is replaced by any
-    /// newer update of its stream.
-    #[must_use]
-    pub const fn is_change(self) -> bool {
-        match self {
-            Self::Scene | Self::Command | Self::Lifecycle => true,
-            Self::Tick | Self::Snapshot => false,
-        }
-    }
-}
-
 /// The full state of a stream at one moment. Texts are shared, so a copy costs no allocation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StateUpdate {

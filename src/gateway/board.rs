@@ -1,7 +1,7 @@
 //! The last updates of one stream, as all its sockets read them: each at its own pace, none from a queue of its own.
 //!
-//! A tick replaces the tick before it, and a change (any cause but TICK) replaces the tick that nobody may need any
-//! more. Changes stay, in order, up to a bound. So a slow socket skips ticks without anybody doing something about it,
+//! A tick or snapshot replaces the one before it, and a change replaces the one that nobody may need any more: the rule is
+//! that of [`StateUpdate::is_replaceable`], and "tick" stands for both here. Changes stay, in order, up to a bound. So a slow socket skips ticks without anybody doing something about it,
 //! and is too slow when a change it has not read yet is pushed out. What a socket costs is the place it has read to.
 
 use std::collections::VecDeque;
@@ -10,7 +10,7 @@ use axum::extract::ws::Utf8Bytes;
 
 use crate::client::{
     Floor,
-    proto::{Cause, Mode, StateUpdate},
+    proto::{Mode, StateUpdate},
 };
 
 /// How many changes a socket may be behind: a minute's worth of a busy operator, and few enough to keep for a stream.
@@ -70,7 +70,7 @@ impl Board {
     pub(super) fn post(&mut self, update: &StateUpdate, text: String) {
         let last = update.mode() == Mode::Unknown;
         let post = Post { floor: Floor::of(update), text: text.into(), last };
-        if update.cause() == Cause::Tick && !last {
+        if update.is_replaceable() {
             self.tick = Some(post);
             self.tick_count += 1;
             return;
@@ -129,6 +129,7 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::proto::Cause;
 
     fn post(board: &mut Board, cause: Cause, sequence: u64) {
         let update = StateUpdate {
@@ -152,6 +153,16 @@ mod tests {
         (1..=5).for_each(|sequence| post(&mut board, Cause::Tick, sequence));
         assert_eq!([reader.next(&board), reader.next(&board)], [send(5), Next::Wait]);
         assert_eq!(reader.skipped, 4);
+    }
+
+    #[test]
+    fn snapshots_for_others_make_no_reader_too_slow() {
+        let mut board = Board::default();
+        let mut reader = board.reader();
+        post(&mut board, Cause::Command, 1);
+        (2..=1_000).for_each(|sequence| post(&mut board, Cause::Snapshot, sequence));
+        assert_eq!(std::array::from_fn(|_| reader.next(&board)), [send(1), send(1_000), Next::Wait]);
+        assert_eq!(reader.skipped, 998);
     }
 
     #[test]

@@ -11,6 +11,8 @@
 //! stream would silence all others for as long as 65,536 changes take. Half of each hand-over is for changes and
 //! replies, so that ticks hold them up no more than that.
 //!
+//! Which updates are which is the rule of `wire/replace`.
+//!
 //! When [`Owed::is_full`], the shard stops working rather than dropping a change: playback is arithmetic, so it loses
 //! nothing by standing still.
 
@@ -194,7 +196,7 @@ impl Owed {
         let place = self.places.entry(update.slot).or_default();
         let superseded = place.tick.take().is_some();
         self.waiting -= usize::from(superseded);
-        if update.cause.is_change() {
+        if !update.is_replaceable() {
             place.changes += 1;
             self.bytes += encoded.payload.len();
             self.firm.push_back(Firm::Change(encoded));
@@ -370,7 +372,7 @@ impl Owed {
         let payload = self.buffer.split().freeze();
         let subject = self.publish_to.subjects().then(|| self.subject(&update.stream_id));
         let encoded = Encoded { slot: update.slot, subject, partition: update.partition, payload };
-        if update.cause.is_change() { encoded.by_itself() } else { encoded }
+        if update.is_replaceable() { encoded } else { encoded.by_itself() }
     }
 
     fn subject(&mut self, stream_id: &str) -> Subject {
@@ -433,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn of_ticks_the_newest_is_kept_and_of_changes_each() {
+    fn of_ticks_and_snapshots_the_newest_is_kept_and_of_changes_each() {
         let mut owed = Owed::new(PublishTo::Subjects);
         for (slot, sequence, cause) in [
             (0, 1, Cause::Tick),
@@ -443,11 +445,17 @@ mod tests {
             (0, 4, Cause::Command),
             (0, 5, Cause::Tick),
             (0, 6, Cause::Tick),
+            (1, 2, Cause::Snapshot),
+            (2, 1, Cause::Snapshot),
+            (2, 2, Cause::Lifecycle),
+            (2, 3, Cause::Snapshot),
+            (2, 4, Cause::Tick),
+            (2, 5, Cause::Snapshot),
         ] {
             owed.update(&update(slot, sequence, cause), NOW);
             owed.check();
         }
-        assert_eq!(sent(&mut owed, 100), [on(1, 1), on(0, 3), on(0, 4), on(0, 6)]);
+        assert_eq!(sent(&mut owed, 100), [on(1, 2), on(0, 3), on(0, 4), on(0, 6), on(2, 2), on(2, 5)]);
         assert!(owed.is_empty());
     }
 

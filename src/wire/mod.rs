@@ -7,6 +7,7 @@ pub mod decode;
 pub mod encode;
 pub mod feed;
 pub mod json;
+mod replace;
 pub mod route;
 pub mod subject;
 pub mod subscription;
