@@ -9,7 +9,7 @@
 //! gateway (REST, WebSocket, page) ──▶ client ──▶ the same transport
 //! ```
 //!
-//! A reader begins with [`engine`], whose documentation has the canonical run loop; then [`wire`], [`shard`],
+//! A reader begins with [`timeline`] and [`engine`], whose documentation has the canonical run loop; then [`wire`], [`shard`],
 //! [`transport`] and [`service`], in this order. A gateway's author needs [`client`] alone.
 
 pub mod client;
@@ -19,5 +19,6 @@ pub mod gateway;
 pub mod service;
 pub mod shard;
 pub mod telemetry;
+pub mod timeline;
 pub mod transport;
 pub mod wire;

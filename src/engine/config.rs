@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Invalid, MAX_DURATION_MS, Scene, Timeline};
+use super::{Invalid, MAX_DURATION_MS, Scene, SceneLimits, Timeline};
 
 /// What happens when the last subscriber leaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -61,6 +61,8 @@ impl Config {
     /// # Errors
     /// Names the field and the limit.
     pub fn new(draft: &Draft<'_>, limits: &Limits) -> Result<Self, Invalid> {
+        let timeline =
+            Timeline::new(&draft.scenes, limits.scenes()).map_err(|error| Invalid::new(error.to_string()))?;
         let within = |field, value: Option<u64>, default: u64, least, most| match value.unwrap_or(default) {
             value if (least..=most).contains(&value) => Ok(value),
             value => Err(Invalid::new(format!("{field} must be {least} to {most}, not {value}"))),
@@ -68,7 +70,7 @@ impl Config {
         let ticks = (limits.min_tick_interval_ms, limits.max_tick_interval_ms);
         let default_tick = DEFAULT_TICK_INTERVAL_MS.clamp(ticks.0, ticks.1);
         Ok(Self {
-            timeline: Arc::new(Timeline::new(&draft.scenes, limits)?),
+            timeline: Arc::new(timeline),
             tick_interval_ms: within("tick_interval_ms", draft.tick_interval_ms, default_tick, ticks.0, ticks.1)?,
             loop_scenes: draft.loop_scenes,
             when_empty: draft.when_empty,
@@ -107,11 +109,20 @@ pub struct Limits {
     pub max_remembered_requests: usize,
 }
 
+impl Limits {
+    /// Those on scenes.
+    #[must_use]
+    pub const fn scenes(&self) -> SceneLimits {
+        SceneLimits { max_scenes: self.max_scenes, max_name_bytes: self.max_scene_name_bytes }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
+        let SceneLimits { max_scenes, max_name_bytes } = SceneLimits::default();
         Self {
-            max_scenes: 1_000,
-            max_scene_name_bytes: 256,
+            max_scenes,
+            max_scene_name_bytes: max_name_bytes,
             min_tick_interval_ms: 10,
             max_tick_interval_ms: 60_000,
             idle_timeout_ms: 60_000,

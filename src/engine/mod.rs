@@ -40,7 +40,7 @@
 //! | file | what it decides |
 //! |---|---|
 //! | `stream` | lifecycle: what commands, time and the audience do to one stream |
-//! | `playback`, `timeline` | where a playing stream is |
+//! | [`timeline`](crate::timeline) | where a playing stream is: arithmetic that is not the engine's alone |
 //! | `membership` | who comes and goes, and the counts that follow |
 //! | `subscribers` | the table of who is there, and who is stale |
 //! | `records` | how a subscriber's record is laid out, and when it is due |
@@ -66,25 +66,22 @@ mod index;
 mod input;
 mod membership;
 mod outbox;
-mod playback;
 mod prefetch;
 mod records;
 mod requests;
 mod stream;
 mod subscribers;
-mod timeline;
 pub mod wheel;
 
+pub use crate::timeline::*;
 pub use client_id::ClientId;
 pub use config::*;
 pub use ids::*;
 pub use input::*;
 pub use outbox::*;
-pub use playback::{Playhead, Progress, advance};
 pub use records::STALE_LINGER_MS;
 pub use requests::REMEMBER_MS;
 pub use stream::{SNAPSHOT_INTERVAL_MS, Status};
-pub use timeline::*;
 
 use index::Index;
 use prefetch::prefetch;

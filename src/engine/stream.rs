@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::{
     Cause, Command, Config, Event, Invalid, MAX_DURATION_MS, Mode, Outbox, Playhead, Progress, Rejection, StateUpdate,
-    StreamId, Tick, Timeline, WhenEmpty, playback::advance, wheel::Link,
+    StreamId, Tick, Timeline, WhenEmpty, advance, wheel::Link,
 };
 
 /// At most one snapshot in this time is published for a stream, however many join without a reply subject, ms.
@@ -62,11 +62,22 @@ pub(super) struct Run {
     from: Playhead,
     /// Invariant: after a wake-up, later than it.
     next_tick: Tick,
-    /// Pass and scene that the last update told.
-    announced: (u64, u32),
+    /// Where the last update said that it is. Invariant: in the present pass, after a wake-up in its present scene.
+    told: Playhead,
 }
 
 impl Run {
+    /// When it reaches a position of the present pass; at once if that lies behind.
+    const fn reaches(&self, position_ms: u64) -> Tick {
+        self.anchor.after(position_ms.saturating_sub(self.from.position_ms))
+    }
+
+    /// Whether another scene or pass has begun since the last update.
+    fn has_passed_boundary(&self, pass: &Timeline, head: Playhead) -> bool {
+        self.told.loops != head.loops
+            || pass.next_boundary(self.told.position_ms).is_some_and(|boundary_ms| boundary_ms <= head.position_ms)
+    }
+
     /// Moves the next tick behind `now`, on the same beat: what was slept through is not caught up with.
     fn skip_ticks(&mut self, now: Tick, interval_ms: u64) {
         if self.next_tick <= now {
@@ -173,12 +184,13 @@ impl Stream {
     /// When [`Stream::wake`] has something to do.
     pub(super) fn next_due(&self) -> Tick {
         let config = &self.show.config;
-        let ends = |run: &Run, end_ms: u64| run.anchor.after(end_ms.saturating_sub(run.from.position_ms));
+        let pass = &self.show.pass;
         if self.watched {
             let snapshot = if self.snapshot_owed { self.snapshot_at.after(SNAPSHOT_INTERVAL_MS) } else { Tick::NEVER };
             return match &self.show.lifecycle {
                 Lifecycle::Running(run) => {
-                    snapshot.min(run.next_tick).min(ends(run, self.show.pass.end_ms(run.announced.1)))
+                    let boundary = pass.next_boundary(run.told.position_ms).map_or(Tick::NEVER, |ms| run.reaches(ms));
+                    snapshot.min(run.next_tick).min(boundary)
                 }
                 _ => snapshot,
             };
@@ -187,12 +199,12 @@ impl Stream {
         match &self.show.lifecycle {
             Lifecycle::Running(_) | Lifecycle::Paused(_) if config.when_empty == WhenEmpty::Restart => {
                 let end = match &self.show.lifecycle {
-                    Lifecycle::Running(run) if !config.loop_scenes => ends(run, self.show.pass.total_ms()),
+                    Lifecycle::Running(run) if !config.loop_scenes => run.reaches(pass.total_ms()),
                     _ => Tick::NEVER,
                 };
                 removal.min(self.grace_end()).min(end)
             }
-            Lifecycle::Running(run) if !config.loop_scenes => removal.min(ends(run, self.show.pass.total_ms())),
+            Lifecycle::Running(run) if !config.loop_scenes => removal.min(run.reaches(pass.total_ms())),
             _ => removal,
         }
     }
@@ -257,10 +269,9 @@ impl Stream {
     fn tell_progress(&mut self, now: Tick, outbox: &mut Outbox) {
         let head = self.head(now);
         let Lifecycle::Running(run) = &mut self.show.lifecycle else { return };
-        let here = (head.loops, self.show.pass.place(head.position_ms).scene);
         let tick = run.next_tick <= now;
         run.skip_ticks(now, self.show.config.tick_interval_ms);
-        if here != run.announced {
+        if run.has_passed_boundary(&self.show.pass, head) {
             self.emit(now, Cause::Scene, outbox);
         } else if tick {
             self.emit(now, Cause::Tick, outbox);
@@ -446,7 +457,7 @@ impl Stream {
 
     fn play(&mut self, now: Tick, from: Playhead, cause: Cause, outbox: &mut Outbox) {
         let next_tick = now.after(self.show.config.tick_interval_ms);
-        let run = Run { anchor: now, from, next_tick, announced: (0, 0) };
+        let run = Run { anchor: now, from, next_tick, told: from };
         self.enter(now, Lifecycle::Running(run), cause, outbox);
     }
 
@@ -521,8 +532,8 @@ impl Stream {
         self.snapshot_owed = false;
         self.sequence += 1;
         let update = self.state(now, cause);
-        if let (Lifecycle::Running(run), Some(scene)) = (&mut self.show.lifecycle, update.scene) {
-            run.announced = (update.loop_count, scene);
+        if let Lifecycle::Running(run) = &mut self.show.lifecycle {
+            run.told = Playhead { loops: update.loop_count, position_ms: update.position_ms };
         }
         outbox.updates.push(update);
     }
@@ -530,9 +541,8 @@ impl Stream {
     /// Notes that everybody who came now knows the present pass and scene.
     fn announce(&mut self, now: Tick) {
         let head = self.head(now);
-        let scene = self.show.pass.place(head.position_ms).scene;
         if let Lifecycle::Running(run) = &mut self.show.lifecycle {
-            run.announced = (head.loops, scene);
+            run.told = head;
         }
     }
 

@@ -17,7 +17,7 @@ use super::{
     router::Router,
 };
 use crate::{
-    engine::{Counts, Handle, Timeline},
+    engine::{Counts, Handle, Invalid},
     wire::{
         Refusal, WireLimits,
         decode::{self, Question},
@@ -86,7 +86,7 @@ impl Ingress {
         let address = route::command(&payload).map_err(undecodable)?;
         // A megabyte has room for half a million of them, which would be a long turn. The rest the shard says better.
         if address.scenes > self.limits.engine.max_scenes {
-            Timeline::check_scene_count(address.scenes, &self.limits.engine)?;
+            self.limits.engine.scenes().check_count(address.scenes).map_err(|error| Invalid::new(error.to_string()))?;
         }
         Ok((self.router.shard_of(&address.stream_id), Body::Command(payload)))
     }

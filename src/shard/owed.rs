@@ -393,7 +393,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        engine::{Cause, Limits, Mode, Scene, Tick, Timeline},
+        engine::{Cause, Mode, Scene, SceneLimits, Tick, Timeline},
         wire::proto,
     };
 
@@ -408,7 +408,7 @@ mod tests {
             at: Tick(0),
             cause,
             mode: Mode::Running,
-            timeline: Arc::new(Timeline::new(&scenes, &Limits::default()).unwrap()),
+            timeline: Arc::new(Timeline::new(&scenes, SceneLimits::default()).unwrap()),
             scene: Some(0),
             position_ms: 0,
             loop_count: 0,

@@ -319,7 +319,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::engine::{Limits, Scene, Status, Tick, Timeline};
+    use crate::engine::{Scene, SceneLimits, Status, Tick, Timeline};
 
     fn any_update() -> impl Strategy<Value = StateUpdate> {
         let mode = prop::sample::select(vec![
@@ -344,7 +344,7 @@ mod tests {
                 timeline: Arc::new(
                     Timeline::new(
                         &[Scene { name: "Intro", duration_ms: 3_000 }, Scene { name: "Main", duration_ms: 10_000 }],
-                        &Limits::default(),
+                        SceneLimits::default(),
                     )
                     .expect("valid"),
                 ),

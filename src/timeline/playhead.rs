@@ -1,4 +1,4 @@
-//! Where a playing stream is: arithmetic on an anchor.
+//! Where a playing show is: arithmetic on an anchor.
 //!
 //! Nothing accumulates, so nothing drifts: a position is always the anchor's and the time since.
 
@@ -16,7 +16,7 @@ impl Playhead {
     pub const START: Self = Self { loops: 0, position_ms: 0 };
 }
 
-/// Where a stream has got to that left `from` some time ago.
+/// Where a show has got to that left `from` some time ago.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Still in the pass it was in.

@@ -1,18 +1,26 @@
-//! A timeline: scenes one behind the other, and which of them a position falls into.
+//! Timelines: scenes one behind the other, which of them a position falls into, where the next boundary is, and where a
+//! show has got to that plays them.
 //!
-//! It knows lengths and names, not time.
+//! It is arithmetic on lengths and positions, which engine, clients and their SDKs share. It knows neither time nor
+//! streams, and uses nothing of ours.
+//!
+//! | file | what |
+//! |---|---|
+//! | `playhead` | where a show is that left some place some time ago: passes, overshoot, the end |
+//! | this one | scenes, their boundaries, and the limits on them |
 
-use std::{fmt, sync::Arc};
+#![allow(clippy::cast_possible_truncation, reason = "a timeline has fewer than 2^32 scenes, which making one checks")]
 
-use foldhash::fast::FixedState;
-use hashbrown::HashSet;
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
-use super::{Invalid, Limits};
+mod playhead;
+
+pub use playhead::{Playhead, Progress, advance};
 
 /// A scene as it is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scene<'a> {
-    /// 1 to [`Limits::max_scene_name_bytes`] bytes, distinct within a timeline.
+    /// 1 to [`SceneLimits::max_name_bytes`] bytes, distinct within a timeline.
     pub name: &'a str,
     /// Between [`MIN_DURATION_MS`] and [`MAX_DURATION_MS`].
     pub duration_ms: u64,
@@ -22,6 +30,74 @@ pub struct Scene<'a> {
 pub const MIN_DURATION_MS: u64 = 1;
 /// The longest scene, and the longest of all other times somebody may ask for: 365 days, ms.
 pub const MAX_DURATION_MS: u64 = 365 * 24 * 60 * 60 * 1_000;
+
+/// What scenes may be like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SceneLimits {
+    /// Most scenes of a timeline.
+    pub max_scenes: usize,
+    /// Longest name of a scene, bytes.
+    pub max_name_bytes: usize,
+}
+
+impl Default for SceneLimits {
+    fn default() -> Self {
+        Self { max_scenes: 1_000, max_name_bytes: 256 }
+    }
+}
+
+impl SceneLimits {
+    /// Checks how many scenes there are, before anybody looks at them.
+    ///
+    /// # Errors
+    /// Names the field and the limit.
+    pub const fn check_count(self, count: usize) -> Result<(), TimelineError> {
+        let Self { max_scenes, .. } = self;
+        if 1 <= count && count <= max_scenes { Ok(()) } else { Err(TimelineError::SceneCount { count, max_scenes }) }
+    }
+}
+
+/// Why scenes make no timeline. The words name the field, its place and the limit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TimelineError {
+    /// None, or too many.
+    #[error("scenes must have 1 to {max_scenes} entries, not {count}")]
+    SceneCount {
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        max_scenes: usize,
+    },
+    /// A name is empty or too long.
+    #[error("scenes[{place}].name must have 1 to {max_bytes} bytes, this has {bytes}")]
+    NameLength {
+        /// Which scene.
+        place: usize,
+        /// How long its name is.
+        bytes: usize,
+        /// How long it may be.
+        max_bytes: usize,
+    },
+    /// Two scenes have the same name.
+    #[error("scenes[{place}].name must be distinct, {name:?} is there twice")]
+    NameTaken {
+        /// The second scene of that name.
+        place: usize,
+        /// The name.
+        name: String,
+    },
+    /// A scene is too short or too long.
+    #[error("scenes[{place}].duration_ms must be {MIN_DURATION_MS} to {MAX_DURATION_MS} (365 days), not {duration_ms}")]
+    Duration {
+        /// Which scene.
+        place: usize,
+        /// How long it is, ms.
+        duration_ms: u64,
+    },
+    /// All names together are longer than a timeline can hold.
+    #[error("scenes: the names are too long")]
+    NamesTooLong,
+}
 
 /// Scenes with their ends summed up. 16 bytes a scene, and the names in one text.
 #[derive(Clone, PartialEq, Eq)]
@@ -55,46 +131,30 @@ impl Timeline {
     /// Checks the scenes and sums them up.
     ///
     /// # Errors
-    /// Names the field, its place and the limit.
-    pub fn new(scenes: &[Scene<'_>], limits: &Limits) -> Result<Self, Invalid> {
-        Self::check_scene_count(scenes.len(), limits)?;
-        let mut seen = HashSet::with_capacity_and_hasher(scenes.len(), FixedState::default());
+    /// See [`TimelineError`].
+    pub fn new(scenes: &[Scene<'_>], limits: SceneLimits) -> Result<Self, TimelineError> {
+        limits.check_count(scenes.len())?;
+        let max_bytes = limits.max_name_bytes;
+        let mut seen = BTreeSet::new();
         let mut spans = Vec::with_capacity(scenes.len());
         let mut names = String::new();
         let mut end_ms = 0;
         for (place, Scene { name, duration_ms }) in scenes.iter().enumerate() {
-            if name.is_empty() || name.len() > limits.max_scene_name_bytes {
-                let (most, bytes) = (limits.max_scene_name_bytes, name.len());
-                return Err(Invalid::new(format!(
-                    "scenes[{place}].name must have 1 to {most} bytes, this has {bytes}"
-                )));
+            if !(1..=max_bytes).contains(&name.len()) {
+                return Err(TimelineError::NameLength { place, bytes: name.len(), max_bytes });
             }
             if !seen.insert(name) {
-                return Err(Invalid::new(format!("scenes[{place}].name must be distinct, {name:?} is there twice")));
+                return Err(TimelineError::NameTaken { place, name: (*name).to_owned() });
             }
             if !(MIN_DURATION_MS..=MAX_DURATION_MS).contains(duration_ms) {
-                return Err(Invalid::new(format!(
-                    "scenes[{place}].duration_ms must be {MIN_DURATION_MS} to {MAX_DURATION_MS} (365 days), \
-                     not {duration_ms}"
-                )));
+                return Err(TimelineError::Duration { place, duration_ms: *duration_ms });
             }
             names.push_str(name);
             end_ms += duration_ms;
-            let name_end = u32::try_from(names.len()).map_err(|_| Invalid::new("scenes: the names are too long"))?;
+            let name_end = u32::try_from(names.len()).map_err(|_| TimelineError::NamesTooLong)?;
             spans.push(Span { end_ms, name_end });
         }
         Ok(Self { spans: spans.into(), names: names.into() })
-    }
-
-    /// Checks how many scenes there are, before anybody looks at them.
-    ///
-    /// # Errors
-    /// Names the field and the limit.
-    pub fn check_scene_count(count: usize, limits: &Limits) -> Result<(), Invalid> {
-        if (1..=limits.max_scenes).contains(&count) {
-            return Ok(());
-        }
-        Err(Invalid::new(format!("scenes must have 1 to {} entries, not {count}", limits.max_scenes)))
     }
 
     /// The whole length, ms.
@@ -147,6 +207,12 @@ impl Timeline {
         self.within((ended as u32).min(self.scene_count() - 1), position_ms)
     }
 
+    /// The next position at which another scene begins or the timeline ends; none at the end and behind it.
+    #[must_use]
+    pub fn next_boundary(&self, position_ms: u64) -> Option<u64> {
+        Some(self.end_ms(self.place(position_ms).scene)).filter(|boundary_ms| *boundary_ms > position_ms)
+    }
+
     /// A position in the scene that it falls into, if that is known already.
     #[must_use]
     pub fn within(&self, scene: u32, position_ms: u64) -> Place {
@@ -189,8 +255,8 @@ mod tests {
     const INTRO_MAIN: [Scene<'_>; 2] =
         [Scene { name: "Intro", duration_ms: 3_000 }, Scene { name: "Main", duration_ms: 10_000 }];
 
-    fn timeline(scenes: &[Scene<'_>]) -> Result<Timeline, Invalid> {
-        Timeline::new(scenes, &Limits::default())
+    fn timeline(scenes: &[Scene<'_>]) -> Result<Timeline, TimelineError> {
+        Timeline::new(scenes, SceneLimits::default())
     }
 
     #[test]
@@ -208,6 +274,17 @@ mod tests {
         let timeline = timeline(&INTRO_MAIN).unwrap().with_duration(0, 0);
         assert_eq!(timeline.place(0), Place { scene: 1, elapsed_ms: 0, remaining_ms: 10_000 });
         assert_eq!(timeline.total_ms(), 10_000);
+    }
+
+    #[test]
+    fn the_next_boundary_is_the_end_of_the_scene_and_none_is_left_at_the_end() {
+        let timeline = timeline(&INTRO_MAIN).unwrap();
+        let boundaries = [0, 2_999, 3_000, 12_999, 13_000, u64::MAX].map(|at| timeline.next_boundary(at));
+        assert_eq!(boundaries, [Some(3_000), Some(3_000), Some(13_000), Some(13_000), None, None]);
+        // Scenes shortened to nothing have no boundary of their own.
+        assert_eq!(timeline.with_duration(0, 0).next_boundary(0), Some(10_000));
+        assert_eq!(timeline.with_duration(1, 0).next_boundary(2_999), Some(3_000));
+        assert_eq!(timeline.with_duration(0, 0).with_duration(1, 0).next_boundary(0), None);
     }
 
     #[test]
@@ -231,7 +308,7 @@ mod tests {
             (vec![scene("a", u64::MAX)], "not 18446744073709551615"),
         ] {
             let error = timeline(&scenes).expect_err(words);
-            assert!(error.0.contains(words), "{error}");
+            assert!(error.to_string().contains(words), "{error}");
         }
     }
 }
