@@ -14,10 +14,10 @@ use orchestrator_service::{
         Scene, Settings, StreamId, Subscriber, Tick,
     },
     wire::{
-        WireLimits, decode,
+        WireLimits, commands, decode,
         encode::{self, Now},
         proto::{self, orchestrator_command, subscription_command},
-        subscription::Subscription,
+        subscriptions::{self, Subscription},
     },
 };
 use prost::Message as _;
@@ -203,8 +203,8 @@ fn wire(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     group.bench_function("decode a heartbeat", |bencher| {
         bencher.iter(|| {
-            let message = decode::subscription_message(black_box(&heartbeat), &limits).unwrap();
-            black_box(decode::subscription(message, false).is_ok())
+            let message = subscriptions::read(black_box(&heartbeat), &limits).unwrap();
+            black_box(subscriptions::input(message, false).is_ok())
         });
     });
     group.bench_function("decode a heartbeat with prost alone", |bencher| {
@@ -218,8 +218,8 @@ fn wire(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(BATCH));
     group.bench_function("decode a batch of 1,000 keys", |bencher| {
         bencher.iter(|| {
-            let message = decode::subscription_message(black_box(&batch), &limits).unwrap();
-            black_box(decode::subscription(message, false).is_ok())
+            let message = subscriptions::read(black_box(&batch), &limits).unwrap();
+            black_box(subscriptions::input(message, false).is_ok())
         });
     });
     group.bench_function("decode a batch of 1,000 keys with prost alone", |bencher| {
@@ -238,7 +238,7 @@ fn wire(criterion: &mut Criterion) {
     group.bench_function("decode a command", |bencher| {
         bencher.iter(|| {
             let message = decode::message(black_box(&seek), &limits).unwrap();
-            black_box(decode::command(&message, &limits).is_ok())
+            black_box(commands::input(&message, &limits).is_ok())
         });
     });
     let World { mut engine, mut outbox, .. } = World::new(100);

@@ -6,9 +6,10 @@ use orchestrator_service::{
     shard::feed::{Fed, Message},
     wire::{
         WireLimits,
+        commands::CommandRoute,
         encode::{self, Now},
-        proto, route,
-        subscription::{Address, Subscription},
+        proto,
+        subscriptions::{Subscription, SubscriptionRoute},
     },
 };
 use prost::Message as _;
@@ -39,10 +40,12 @@ fn request(message: &[u8], kind: Kind) {
     }
     let bytes = Bytes::copy_from_slice(message);
     let (fed, routed) = match kind {
-        Kind::Command => (Fed::Command(bytes.clone()), route::command(message).ok().map(|address| address.stream_id)),
+        Kind::Command => {
+            (Fed::Command(bytes.clone()), CommandRoute::read(message).ok().map(|route| route.stream_id.to_owned()))
+        }
         Kind::Subscription => (
             Fed::Subscription { message: bytes.clone(), answered: false, hint: Hint::NONE },
-            Address::read(message).ok().flatten().map(|read| read.stream_id.to_owned()),
+            SubscriptionRoute::read(message).ok().flatten().map(|read| read.stream_id.to_owned()),
         ),
         Kind::Query => (Fed::Query(bytes.clone()), None),
     };
@@ -77,7 +80,7 @@ fn read_by_hand(message: &[u8]) {
     let read = Subscription::read(message).expect("prost reads it");
     let Some(command) = by_prost.command else { return assert_eq!(read, None) };
     let read = read.expect("prost finds a command");
-    let address = Address::read(message).expect("it reads").expect("a command");
+    let route = SubscriptionRoute::read(message).expect("it reads").expect("a command");
     let (stream_id, clients, handles): (_, Vec<&String>, &[u64]) = match &command {
         Command::Register(m) => (&m.stream_id, vec![&m.client_id], &[]),
         Command::Unregister(m) => (&m.stream_id, vec![&m.client_id], &[]),
@@ -86,10 +89,10 @@ fn read_by_hand(message: &[u8]) {
         Command::UnregisterBatch(m) => (&m.stream_id, m.client_id.iter().collect(), &m.handle),
         Command::RegisterBatch(m) => (&m.stream_id, m.subscriber.iter().map(|s| &s.client_id).collect(), &[]),
     };
-    assert_eq!((read.stream_id, address.stream_id), (&**stream_id, &**stream_id));
+    assert_eq!((read.stream_id, route.stream_id), (&**stream_id, &**stream_id));
     assert_eq!(read.handles.iter().map(|handle| handle.0).collect::<Vec<_>>(), handles);
-    assert_eq!(address.handles, read.handles);
-    assert_eq!((read.entries(), address.entries), (clients.len() + handles.len(), clients.len() + handles.len()));
+    assert_eq!(route.handles, read.handles);
+    assert_eq!((read.entries(), route.entries), (clients.len() + handles.len(), clients.len() + handles.len()));
     let named = match command {
         Command::Register(_) | Command::Unregister(_) | Command::Heartbeat(_) => {
             vec![read.named.client_id.to_owned()]

@@ -3,7 +3,7 @@
 use orchestrator_service::{
     gateway::parse_stream_body,
     wire::{
-        WireLimits, decode,
+        WireLimits, commands,
         proto::{self, orchestrator_command::Command},
     },
 };
@@ -18,7 +18,7 @@ pub fn check(input: &[u8]) {
             let bytes = message.encode_to_vec();
             let again = proto::OrchestratorCommand::decode(&*bytes).expect("what was encoded decodes");
             assert_eq!(again, message);
-            if let Err(invalid) = decode::command(&again, &WireLimits::default()) {
+            if let Err(invalid) = commands::input(&again, &WireLimits::default()) {
                 assert!(!invalid.0.is_empty());
             }
         }

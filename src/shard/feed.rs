@@ -6,10 +6,9 @@ use super::turn::EXPIRE_BUDGET;
 use crate::{
     engine::{Accepted, Engine, Hint, Input, Outbox, Tick},
     wire::{
-        Refusal, WireLimits,
-        decode::{self, Question},
-        proto,
-        subscription::{Kind, Named, Subscription},
+        Refusal, WireLimits, commands, decode, proto,
+        queries::{self, Question},
+        subscriptions::{self, Kind, Named, Subscription},
     },
 };
 
@@ -87,17 +86,18 @@ impl Fed {
         let mut handle = |input: Input<'_>| handle_with(input, Hint::NONE);
         let result = match self {
             Self::Command(bytes) => decode::message(bytes, limits).and_then(|command| {
-                let result = decode::command(&command, limits).map_err(Refusal::from).and_then(handle);
+                let result = commands::input(&command, limits).map_err(Refusal::from).and_then(handle);
                 message = Message::Command(command);
                 result
             }),
-            Self::Subscription { message: bytes, answered, hint } => decode::subscription_message(bytes, limits)
-                .and_then(|subscription| {
+            Self::Subscription { message: bytes, answered, hint } => {
+                subscriptions::read(bytes, limits).and_then(|subscription| {
                     message = Message::of(&subscription);
-                    let input = decode::subscription(subscription, *answered)?;
+                    let input = subscriptions::input(subscription, *answered)?;
                     handle_with(input, *hint)
-                }),
-            Self::Query(bytes) => decode::message(bytes, limits).and_then(|query| match decode::question(&query)? {
+                })
+            }
+            Self::Query(bytes) => decode::message(bytes, limits).and_then(|query| match queries::question(&query)? {
                 Question::State(stream_id) => handle(Input::GetState(stream_id)),
                 Question::Stats(stream_id) => handle(Input::GetStats(stream_id)),
                 Question::List { .. } => Err(Refusal::Unavailable("a list goes round the shards")),
@@ -135,7 +135,7 @@ impl<'a> Message<'a> {
     #[must_use]
     pub fn stream_id(&self) -> &str {
         match self {
-            Self::Command(message) => message.command.as_ref().map_or("", decode::command_stream_id),
+            Self::Command(message) => message.command.as_ref().map_or("", commands::stream_id),
             Self::Subscription { stream_id, .. } => stream_id,
             Self::None => "",
         }

@@ -20,9 +20,11 @@ use crate::{
     engine::{Counts, Handle, Invalid},
     wire::{
         Refusal, WireLimits,
-        decode::{self, Question},
-        encode, proto, route, subject,
-        subscription::{Address, Subscription},
+        commands::CommandRoute,
+        decode, encode, proto,
+        queries::{self, Question},
+        subject,
+        subscriptions::{self, Subscription, SubscriptionRoute},
     },
 };
 
@@ -83,28 +85,28 @@ impl Ingress {
 
     fn command(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {
         self.check_size(&payload)?;
-        let address = route::command(&payload).map_err(undecodable)?;
+        let route = CommandRoute::read(&payload).map_err(undecodable)?;
         // A megabyte has room for half a million of them, which would be a long turn. The rest the shard says better.
-        if address.scenes > self.limits.engine.max_scenes {
-            self.limits.engine.scenes().check_count(address.scenes).map_err(|error| Invalid::new(error.to_string()))?;
+        if route.scenes > self.limits.engine.max_scenes {
+            self.limits.engine.scenes().check_count(route.scenes).map_err(|error| Invalid::new(error.to_string()))?;
         }
-        Ok((self.router.shard_of(&address.stream_id), Body::Command(payload)))
+        Ok((self.router.shard_of(route.stream_id), Body::Command(payload)))
     }
 
     fn subscription(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {
         self.check_size(&payload)?;
         // What names nobody at all is for any shard to refuse.
-        let address = Address::read(&payload).map_err(undecodable)?.unwrap_or_default();
-        decode::check_entry_count(address.entries)?;
-        let named_at = (!address.stream_id.is_empty()).then(|| self.router.shard_of(address.stream_id));
+        let route = SubscriptionRoute::read(&payload).map_err(undecodable)?.unwrap_or_default();
+        subscriptions::check_entry_count(route.entries)?;
+        let named_at = (!route.stream_id.is_empty()).then(|| self.router.shard_of(route.stream_id));
         let owner = |handle: &Handle| self.router.owner(handle.partition());
-        let first = named_at.or_else(|| address.handles.first().map(owner)).unwrap_or(0);
-        if address.entries <= MAX_PIECE_ENTRIES && address.handles.iter().all(|handle| owner(handle) == first) {
+        let first = named_at.or_else(|| route.handles.first().map(owner)).unwrap_or(0);
+        if route.entries <= MAX_PIECE_ENTRIES && route.handles.iter().all(|handle| owner(handle) == first) {
             return Ok((first, Body::Subscription(payload)));
         }
         // All of it is checked before the first piece does anything.
-        let message = decode::subscription_message(&payload, &self.limits)?;
-        decode::check_batch(&message)?;
+        let message = subscriptions::read(&payload, &self.limits)?;
+        subscriptions::check_batch(&message)?;
         let stream_id = message.stream_id.into();
         let left = self.cut(message, named_at);
         let first = left.front().map_or(first, |piece| piece.shard);
@@ -134,7 +136,7 @@ impl Ingress {
 
     fn query(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {
         let message: proto::Query = decode::message(&payload, &self.limits)?;
-        Ok(match decode::question(&message)? {
+        Ok(match queries::question(&message)? {
             Question::State(stream_id) | Question::Stats(Some(stream_id)) => {
                 (self.router.owner(stream_id.partition()), Body::Query(payload))
             }

@@ -8,7 +8,7 @@ use crate::{
     engine::{Accepted, Event, StateUpdate},
     wire::{
         Refusal, proto,
-        subscription::{Kind, Named},
+        subscriptions::{Kind, Named},
     },
 };
 

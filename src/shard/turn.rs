@@ -24,10 +24,10 @@ use super::{
 use crate::{
     engine::{Accepted, Counts, Engine, Hint, Input, Limits, Outbox, STALE_LINGER_MS, Settings, Tick, Unplaced},
     wire::{
-        Refusal, WireLimits,
-        decode::{self, Cursor},
-        encode, proto, subject,
-        subscription::Subscription,
+        Refusal, WireLimits, encode, proto,
+        queries::Cursor,
+        subject,
+        subscriptions::{self, Subscription},
     },
 };
 
@@ -234,7 +234,7 @@ impl Shard {
             let inputs = mails.iter().map(|mail| {
                 let Body::Subscription(message) = &mail.body else { return None };
                 let short = Some(message).filter(|message| message.len() <= SHORT)?;
-                decode::subscription(Subscription::read(short).ok()??, false).ok()
+                subscriptions::input(Subscription::read(short).ok()??, false).ok()
             });
             let inputs: Vec<Input<'_>> = inputs.map(|input| input.unwrap_or_else(|| nobody.clone())).collect();
             self.engine.fetch(&inputs)

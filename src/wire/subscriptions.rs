@@ -1,48 +1,54 @@
-//! `SubscriptionCommand` as it lies in the message: texts are borrowed, nothing is copied.
+//! `SubscriptionCommand`: where it belongs, what it says, and the input that it makes.
 //!
-//! Heartbeats are most of what the service reads, and prost would allocate each of their texts. This reader takes the
-//! same bytes for the same message as prost does, in any order and with anything unknown between, which a property
-//! test and a fuzzer hold it to. (Of groups nested a hundred deep in an unknown field it skips one level more.) A batch
-//! takes less than half of prost's time.
+//! Heartbeats are most of what the service reads, and prost would allocate each of their texts. So they are read as
+//! they lie in the message: texts are borrowed, nothing is copied. This reader takes the same bytes for the same message
+//! as prost does, in any order and with anything unknown between. A batch takes less than half of prost's time.
 
-use bytes::{Buf as _, Bytes};
-use prost::{
-    DecodeError, Message as _,
-    encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
+use bytes::Bytes;
+use prost::{DecodeError, Message as _, encoding::WireType};
+
+use super::{
+    Refusal, WireLimits, decode,
+    proto::{self, subscription_command::Command},
+    reader::{block, each_field, fixed64s, number, skip, text, utf8},
 };
+use crate::engine::{Batch, ClientId, Handle, Input, Invalid, Newcomer, StreamId, Subscriber, parse_source_addr};
 
-use super::proto::{self, subscription_command::Command};
-use crate::engine::{ClientId, Handle, Invalid};
+/// Names the commands once, with their numbers in the oneof.
+macro_rules! kinds {
+    ($($number:literal $name:ident),+) => {
+        /// Which command it is.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Kind {
+            $(#[doc = concat!("`", stringify!($name), "`.")] $name,)+
+        }
 
-/// Which command it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// `Register`.
-    Register,
-    /// `Unregister`.
-    Unregister,
-    /// `Heartbeat`.
-    Heartbeat,
-    /// `HeartbeatBatch`.
-    HeartbeatBatch,
-    /// `RegisterBatch`.
-    RegisterBatch,
-    /// `UnregisterBatch`.
-    UnregisterBatch,
+        impl Kind {
+            /// By its number in the oneof.
+            const fn numbered(tag: u32) -> Option<Self> {
+                match tag {
+                    $($number => Some(Self::$name),)+
+                    _ => None,
+                }
+            }
+        }
+
+        /// A command of the contract that is not among them does not compile.
+        const _: fn(&Command) -> Kind = |command| match command {
+            $(Command::$name(_) => Kind::$name,)+
+        };
+    };
 }
 
+kinds! { 1 Register, 2 Unregister, 3 Heartbeat, 4 HeartbeatBatch, 5 RegisterBatch, 6 UnregisterBatch }
+
 impl Kind {
-    /// By its number in the oneof.
-    const fn numbered(tag: u32) -> Option<Self> {
-        Some(match tag {
-            1 => Self::Register,
-            2 => Self::Unregister,
-            3 => Self::Heartbeat,
-            4 => Self::HeartbeatBatch,
-            5 => Self::RegisterBatch,
-            6 => Self::UnregisterBatch,
-            _ => return None,
-        })
+    /// Whether its subscribers are client ids and handles.
+    const fn is_batch_of_ids(self) -> bool {
+        match self {
+            Self::HeartbeatBatch | Self::UnregisterBatch => true,
+            Self::Register | Self::Unregister | Self::Heartbeat | Self::RegisterBatch => false,
+        }
     }
 }
 
@@ -57,9 +63,9 @@ pub struct Named<'a> {
     pub session: u64,
 }
 
-/// Whom a message is for, as far as that can be told without looking at those whom it names.
+/// Where a message belongs, as far as that can be told without looking at those whom it names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Address<'a> {
+pub struct SubscriptionRoute<'a> {
     /// `stream_id`.
     pub stream_id: &'a str,
     /// `handle` of a batch.
@@ -109,59 +115,52 @@ impl<'a> Subscription<'a> {
     ///
     /// # Errors
     /// When the bytes are no such message.
-    pub fn read(mut bytes: &'a [u8]) -> Result<Option<Self>, DecodeError> {
+    pub fn read(bytes: &'a [u8]) -> Result<Option<Self>, DecodeError> {
         let mut read: Option<Self> = None;
-        while bytes.has_remaining() {
-            let (tag, wire_type) = key(&mut bytes)?;
-            let Some(kind) = Kind::numbered(tag) else {
-                skip(wire_type, tag, &mut bytes)?;
-                continue;
-            };
+        each_field(bytes, |tag, wire_type, rest| {
+            let Some(kind) = Kind::numbered(tag) else { return skip(wire_type, tag, rest) };
             // Of several commands the last one counts; what is said twice of the same is merged.
             let command = match &mut read {
                 Some(command) if command.kind == kind => command,
                 other => other.insert(Self::empty(kind)),
             };
-            command.merge(block(wire_type, &mut bytes)?)?;
-        }
+            command.merge(block(wire_type, rest)?)
+        })?;
         Ok(read)
     }
 
-    fn merge(&mut self, mut bytes: &'a [u8]) -> Result<(), DecodeError> {
+    fn merge(&mut self, bytes: &'a [u8]) -> Result<(), DecodeError> {
         /// What a UUID takes with key and length.
         const USUAL: usize = 38;
-        while bytes.has_remaining() {
-            let (tag, wire_type) = key(&mut bytes)?;
+        each_field(bytes, |tag, wire_type, rest| {
             match (self.kind, tag) {
-                (_, 1) => self.stream_id = text(wire_type, &mut bytes)?,
+                (_, 1) => self.stream_id = text(wire_type, rest)?,
                 (Kind::HeartbeatBatch | Kind::UnregisterBatch, 2) => {
-                    let id = block(wire_type, &mut bytes)?;
+                    let id = block(wire_type, rest)?;
                     if self.clients.is_empty() {
-                        self.clients.reserve(1 + bytes.len() / USUAL);
+                        self.clients.reserve(1 + rest.len() / USUAL);
                     }
-                    self.merge_client(id)?
+                    self.merge_client(id)?;
                 }
                 (Kind::HeartbeatBatch | Kind::UnregisterBatch, 3) => {
-                    read_handles(wire_type, &mut bytes, &mut self.handles)?
+                    fixed64s(wire_type, rest, &mut self.handles, Handle)?;
                 }
                 (Kind::RegisterBatch, 2) => {
                     let mut named = Named::default();
-                    let mut entry = block(wire_type, &mut bytes)?;
-                    while entry.has_remaining() {
-                        let (tag, wire_type) = key(&mut entry)?;
-                        named.merge([1, 2, 3], tag, wire_type, &mut entry)?;
-                    }
+                    each_field(block(wire_type, rest)?, |tag, wire_type, rest| {
+                        named.merge([1, 2, 3], tag, wire_type, rest)
+                    })?;
                     if self.subscribers.is_empty() {
-                        self.subscribers.reserve(1 + bytes.len() / USUAL);
+                        self.subscribers.reserve(1 + rest.len() / USUAL);
                     }
                     self.subscribers.push(named);
                 }
-                (Kind::Register, tag) => self.named.merge([2, 3, 4], tag, wire_type, &mut bytes)?,
-                (Kind::Unregister | Kind::Heartbeat, tag) => self.named.merge([2, 0, 3], tag, wire_type, &mut bytes)?,
-                (_, tag) => skip(wire_type, tag, &mut bytes)?,
+                (Kind::Register, tag) => self.named.merge([2, 3, 4], tag, wire_type, rest)?,
+                (Kind::Unregister | Kind::Heartbeat, tag) => self.named.merge([2, 0, 3], tag, wire_type, rest)?,
+                (_, tag) => skip(wire_type, tag, rest)?,
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     #[inline]
@@ -185,7 +184,7 @@ impl<'a> Subscription<'a> {
     }
 
     /// The same batch in messages of at most so many entries, in order; in one if it has none. Nothing of it was
-    /// refused, which `decode::check_batch` says.
+    /// refused, which [`check_batch`] says.
     #[must_use]
     pub(crate) fn pieces(&self, most: usize) -> Vec<Bytes> {
         debug_assert_eq!(self.refused, None, "what is refused is not passed on");
@@ -233,8 +232,7 @@ impl<'a> Subscription<'a> {
     /// Whether it is a batch that needs no stream: neither does it name one, nor anybody on one.
     #[must_use]
     pub fn names_nobody(&self) -> bool {
-        let of_handles = matches!(self.kind, Kind::HeartbeatBatch | Kind::UnregisterBatch);
-        of_handles && self.stream_id.is_empty() && self.clients.is_empty() && self.refused.is_none()
+        self.kind.is_batch_of_ids() && self.stream_id.is_empty() && self.clients.is_empty() && self.refused.is_none()
     }
 
     /// How many subscribers it names.
@@ -251,48 +249,46 @@ impl<'a> Subscription<'a> {
     }
 }
 
-impl<'a> Address<'a> {
-    /// Reads the address of a `SubscriptionCommand`; none if it names no command. Agrees with [`Subscription::read`]
+impl<'a> SubscriptionRoute<'a> {
+    /// Reads where a `SubscriptionCommand` belongs; none if it names no command. Agrees with [`Subscription::read`]
     /// where that reads the message, and may read one that it does not.
     ///
     /// # Errors
     /// When the bytes are no such message, as far as that shows.
-    pub fn read(mut bytes: &'a [u8]) -> Result<Option<Self>, DecodeError> {
+    pub fn read(bytes: &'a [u8]) -> Result<Option<Self>, DecodeError> {
         let mut read: Option<(Kind, Self)> = None;
-        while bytes.has_remaining() {
-            let (tag, wire_type) = key(&mut bytes)?;
-            let Some(kind) = Kind::numbered(tag) else {
-                skip(wire_type, tag, &mut bytes)?;
-                continue;
-            };
-            let (_, address) = match &mut read {
-                Some(address) if address.0 == kind => address,
+        each_field(bytes, |tag, wire_type, rest| {
+            let Some(kind) = Kind::numbered(tag) else { return skip(wire_type, tag, rest) };
+            let (_, route) = match &mut read {
+                Some(route) if route.0 == kind => route,
                 other => other.insert((kind, Self::default())),
             };
-            address.merge(kind, block(wire_type, &mut bytes)?)?;
-        }
-        Ok(read.map(|(_, address)| address))
+            route.merge(kind, block(wire_type, rest)?)
+        })?;
+        Ok(read.map(|(_, route)| route))
     }
 
-    fn merge(&mut self, kind: Kind, mut bytes: &'a [u8]) -> Result<(), DecodeError> {
-        let is_batch = matches!(kind, Kind::HeartbeatBatch | Kind::UnregisterBatch);
+    fn merge(&mut self, kind: Kind, bytes: &'a [u8]) -> Result<(), DecodeError> {
         let mut named = 0;
-        while bytes.has_remaining() {
-            let (tag, wire_type) = key(&mut bytes)?;
+        each_field(bytes, |tag, wire_type, rest| {
             match tag {
-                1 => self.stream_id = text(wire_type, &mut bytes)?,
-                3 if is_batch => {
+                1 => self.stream_id = text(wire_type, rest)?,
+                3 if kind.is_batch_of_ids() => {
                     let before = self.handles.len();
-                    read_handles(wire_type, &mut bytes, &mut self.handles)?;
+                    fixed64s(wire_type, rest, &mut self.handles, Handle)?;
                     named += self.handles.len() - before;
                 }
                 tag => {
                     named += usize::from(tag == 2);
-                    skip(wire_type, tag, &mut bytes)?;
+                    skip(wire_type, tag, rest)?;
                 }
             }
-        }
-        self.entries = if is_batch || kind == Kind::RegisterBatch { self.entries + named } else { 1 };
+            Ok(())
+        })?;
+        self.entries = match kind {
+            Kind::HeartbeatBatch | Kind::RegisterBatch | Kind::UnregisterBatch => self.entries + named,
+            Kind::Register | Kind::Unregister | Kind::Heartbeat => 1,
+        };
         Ok(())
     }
 }
@@ -309,92 +305,87 @@ impl<'a> Named<'a> {
         match tag {
             tag if tag == client => self.client_id = text(wire_type, bytes)?,
             tag if tag == source => self.source_addr = text(wire_type, bytes)?,
-            tag if tag == session && wire_type == WireType::Varint => self.session = varint(bytes)?,
-            tag if tag == session => return Err(other_type()),
+            tag if tag == session => self.session = number(wire_type, bytes)?,
             tag => skip(wire_type, tag, bytes)?,
         }
         Ok(())
     }
 }
 
-/// Packed, or one by one as older writers do.
-fn read_handles(wire_type: WireType, bytes: &mut &[u8], handles: &mut Vec<Handle>) -> Result<(), DecodeError> {
-    if wire_type == WireType::SixtyFourBit {
-        handles.push(Handle(bytes.try_get_u64_le().map_err(|_| cut_off())?));
+/// Reads a message on `orchestrator.subscription`, in place.
+///
+/// # Errors
+/// As [`decode::message`]; `INVALID_ARGUMENT` for one without a command.
+pub fn read<'a>(bytes: &'a [u8], limits: &WireLimits) -> Result<Subscription<'a>, Refusal> {
+    decode::check_size(bytes, limits)?;
+    let read = Subscription::read(bytes).map_err(|error| Refusal::Undecodable(error.to_string()))?;
+    read.ok_or_else(|| decode::missing("command", "Register to UnregisterBatch").into())
+}
+
+/// The input that a message makes. `answered` says whether it came with a reply subject.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`, naming the field and the limit.
+pub fn input<'a>(message: Subscription<'a>, answered: bool) -> Result<Input<'a>, Invalid> {
+    check_entry_count(message.entries())?;
+    let names_nobody = message.names_nobody();
+    let Subscription { kind, stream_id, named, clients, refused, handles, subscribers, .. } = message;
+    let one = || {
+        let stream_id = StreamId::parse(stream_id)?;
+        Ok(Subscriber { stream_id, client_id: ClientId::parse(named.client_id)?, session: named.session })
+    };
+    // It may leave the stream out when it names nobody.
+    let batch = || {
+        let stream_id = if names_nobody { None } else { Some(StreamId::parse(stream_id)?) };
+        refused.map_or(Ok(Batch { stream_id, clients, handles }), |refused| Err(refused.why))
+    };
+    Ok(match kind {
+        Kind::Register => {
+            Input::Register { stream_id: StreamId::parse(stream_id)?, subscriber: newcomer(&named)?, answered }
+        }
+        Kind::Unregister => Input::Unregister(one()?),
+        Kind::Heartbeat => Input::Heartbeat(one()?),
+        Kind::HeartbeatBatch => Input::HeartbeatBatch(batch()?),
+        Kind::UnregisterBatch => Input::UnregisterBatch(batch()?),
+        Kind::RegisterBatch => Input::RegisterBatch {
+            stream_id: StreamId::parse(stream_id)?,
+            subscribers: subscribers.iter().map(newcomer).collect(),
+            answered,
+        },
+    })
+}
+
+/// Checks a batch for what [`input`] would refuse all of it for, and makes nothing of it.
+///
+/// # Errors
+/// As [`input`].
+pub fn check_batch(message: &Subscription<'_>) -> Result<(), Invalid> {
+    check_entry_count(message.entries())?;
+    if !message.names_nobody() {
+        StreamId::parse(message.stream_id)?;
+    }
+    message.refused.as_ref().map_or(Ok(()), |refused| Err(refused.why.clone()))
+}
+
+/// The most entries of a batch: the answer to all of them, 8 bytes each, fits into the megabyte that a broker takes.
+pub const MAX_BATCH_ENTRIES: usize = 100_000;
+
+/// Checks how many a batch names, before anybody looks at them.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`, naming the limit.
+pub fn check_entry_count(entries: usize) -> Result<(), Invalid> {
+    if entries <= MAX_BATCH_ENTRIES {
         return Ok(());
     }
-    let (packed, rest) = block(wire_type, bytes)?.as_chunks();
-    if !rest.is_empty() {
-        return Err(cut_off());
-    }
-    handles.extend(packed.iter().map(|handle| Handle(u64::from_le_bytes(*handle))));
-    Ok(())
+    Err(Invalid::new(format!(
+        "a batch must have at most {MAX_BATCH_ENTRIES} entries (subscriber, or client_id and handle), not {entries}"
+    )))
 }
 
-/// A field's number and type. Those that we know of are one byte, which is read here without a call.
-#[inline]
-fn key(bytes: &mut &[u8]) -> Result<(u32, WireType), DecodeError> {
-    if let [first @ 8..0x80, rest @ ..] = bytes
-        && let Ok(wire_type) = WireType::try_from(u64::from(first & 7))
-    {
-        let tag = u32::from(first >> 3);
-        *bytes = rest;
-        return Ok((tag, wire_type));
-    }
-    decode_key(bytes)
-}
-
-/// A number; likewise.
-#[inline]
-fn varint(bytes: &mut &[u8]) -> Result<u64, DecodeError> {
-    if let [first @ ..0x80, rest @ ..] = bytes {
-        let number = u64::from(*first);
-        *bytes = rest;
-        return Ok(number);
-    }
-    decode_varint(bytes)
-}
-
-/// A field of a length and so many bytes.
-#[inline]
-fn block<'a>(wire_type: WireType, bytes: &mut &'a [u8]) -> Result<&'a [u8], DecodeError> {
-    if wire_type != WireType::LengthDelimited {
-        return Err(other_type());
-    }
-    let length = usize::try_from(varint(bytes)?).map_err(|_| cut_off())?;
-    let (block, rest) = bytes.split_at_checked(length).ok_or_else(cut_off)?;
-    *bytes = rest;
-    Ok(block)
-}
-
-/// A field that is not looked at.
-#[inline]
-fn skip(wire_type: WireType, tag: u32, bytes: &mut &[u8]) -> Result<(), DecodeError> {
-    if wire_type == WireType::LengthDelimited {
-        return block(wire_type, bytes).map(drop);
-    }
-    skip_field(wire_type, tag, bytes, DecodeContext::default())
-}
-
-fn text<'a>(wire_type: WireType, bytes: &mut &'a [u8]) -> Result<&'a str, DecodeError> {
-    utf8(block(wire_type, bytes)?)
-}
-
-fn utf8(bytes: &[u8]) -> Result<&str, DecodeError> {
-    str::from_utf8(bytes).map_err(|_| error("a text is no UTF-8"))
-}
-
-fn cut_off() -> DecodeError {
-    error("it is cut off")
-}
-
-fn other_type() -> DecodeError {
-    error("a field has another type")
-}
-
-#[allow(deprecated, reason = "prost gives no other way to make one")]
-fn error(why: &'static str) -> DecodeError {
-    DecodeError::new(why)
+fn newcomer<'a>(named: &Named<'a>) -> Result<Newcomer<'a>, Invalid> {
+    let client_id = ClientId::parse(named.client_id)?;
+    Ok(Newcomer { client_id, session: named.session, source: parse_source_addr(named.source_addr)? })
 }
 
 #[cfg(test)]
@@ -403,10 +394,6 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::wire::{
-        decode,
-        proto::{self, subscription_command::Command},
-    };
 
     /// What prost reads, in the form of this reader.
     fn of(command: &Command) -> Subscription<'_> {
@@ -467,14 +454,14 @@ mod tests {
         if let Ok(Some(batch)) = Subscription::read(bytes)
             && !matches!(batch.kind, Kind::Register | Kind::Unregister | Kind::Heartbeat)
         {
-            let checked = decode::check_batch(&batch);
-            prop_assert_eq!(checked, decode::subscription(batch, true).map(drop));
+            let checked = check_batch(&batch);
+            prop_assert_eq!(checked, input(batch, true).map(drop));
         }
         if let Ok(whole) = Subscription::read(bytes) {
             let of = |whole: Subscription<'_>| (whole.stream_id.to_owned(), whole.handles.clone(), whole.entries());
-            let address = Address::read(bytes).expect("what is read whole is read in part");
-            let address = address.map(|address| (address.stream_id.to_owned(), address.handles, address.entries));
-            prop_assert_eq!(address, whole.map(of));
+            let route = SubscriptionRoute::read(bytes).expect("what is read whole is read in part");
+            let route = route.map(|route| (route.stream_id.to_owned(), route.handles, route.entries));
+            prop_assert_eq!(route, whole.map(of));
         }
         Ok(())
     }
@@ -571,5 +558,25 @@ mod tests {
         let read = Subscription::read(&bytes).unwrap().unwrap();
         assert_eq!(read.handles, [Handle(1), Handle(2), Handle(3)]);
         compare(&bytes).unwrap();
+    }
+
+    #[test]
+    fn a_batch_without_a_stream_is_refused_for_that_whatever_else_is_wrong_and_one_of_handles_needs_none() {
+        let refused = |stream_id: &str, ids: &[&str]| {
+            let client_id = ids.iter().map(|id| (*id).to_owned()).collect();
+            let batch = proto::HeartbeatBatch { stream_id: stream_id.to_owned(), client_id, handle: vec![1] };
+            let command = Command::HeartbeatBatch(batch);
+            let bytes = proto::SubscriptionCommand { command: Some(command) }.encode_to_vec();
+            let message = Subscription::read(&bytes).unwrap().unwrap();
+            let checked = check_batch(&message);
+            assert_eq!(checked, input(message, true).map(drop), "both refuse the same");
+            checked.err().map(|error| error.0).unwrap_or_default()
+        };
+        assert_eq!(refused("", &[]), "");
+        assert_eq!(refused("s", &["a"]), "");
+        for ids in [&["a"][..], &["\0"], &["a", "\0"]] {
+            assert!(refused("", ids).starts_with("stream_id must have"), "{ids:?}");
+        }
+        assert!(refused("s", &["a", "\0", ""]).starts_with("entry 1: client_id"));
     }
 }
