@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .message_attribute("Stats", json)
         .field_attribute("StateUpdate.mode", "#[serde(with = \"crate::wire::json::mode\")]")
         .field_attribute("StateUpdate.cause", "#[serde(with = \"crate::wire::json::cause\")]")
+        .field_attribute("Stats.published_to", "#[serde(with = \"crate::wire::json::published_to\")]")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -27,7 +27,7 @@ use metrics::counter;
 use super::clock::Now;
 use crate::{
     engine::{StateUpdate, StreamId},
-    wire::{encode, subject},
+    wire::{encode, proto, subject},
 };
 
 /// How many changes and replies may be owed before the shard stops: half a minute of 2,000 changes a second.
@@ -52,6 +52,16 @@ pub enum PublishTo {
     Feed,
     /// Both.
     Both,
+}
+
+impl From<PublishTo> for proto::PublishedTo {
+    fn from(publish_to: PublishTo) -> Self {
+        match publish_to {
+            PublishTo::Subjects => Self::Subjects,
+            PublishTo::Feed => Self::Feed,
+            PublishTo::Both => Self::Both,
+        }
+    }
 }
 
 impl PublishTo {
@@ -158,6 +168,12 @@ impl Owed {
     #[must_use]
     pub fn with_max_payload(self, bytes: usize) -> Self {
         Self { max_feed_bytes: MAX_FEED_BYTES.min(bytes), ..self }
+    }
+
+    /// Where the updates go, as it is told on the wire.
+    #[must_use]
+    pub fn published_to(&self) -> proto::PublishedTo {
+        self.publish_to.into()
     }
 
     /// Whether so many changes and replies are owed that the shard must not make more.
@@ -392,10 +408,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::{
-        engine::{Cause, Mode, Scene, SceneLimits, Tick, Timeline},
-        wire::proto,
-    };
+    use crate::engine::{Cause, Mode, Scene, SceneLimits, Tick, Timeline};
 
     const NOW: Now = Now { tick: Tick(0), wall_ms: 0 };
 

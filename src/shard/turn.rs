@@ -321,7 +321,8 @@ impl Shard {
     fn go_round_stats(&mut self, now: Now, sum: Counts, reply: Option<Subject>, owed: &mut Owed) -> usize {
         let sum = add(sum, self.engine.counts());
         if self.is_last() {
-            let message = proto::QueryReply { stats: Some(encode::stats(&sum)), ..Default::default() };
+            let message =
+                proto::QueryReply { stats: Some(encode::stats(&sum, owed.published_to())), ..Default::default() };
             self.reply_with(now, &message, reply, owed);
         } else {
             self.pass_on(now, self.number + 1, Body::Round(Box::new(Round::Stats(sum))), reply, owed);
@@ -410,7 +411,7 @@ impl Shard {
                 proto::QueryReply { state: vec![encode::state(&update, now)], ..Default::default() }
             }
             Ok(Accepted::Stats(counts)) => {
-                proto::QueryReply { stats: Some(encode::stats(&counts)), ..Default::default() }
+                proto::QueryReply { stats: Some(encode::stats(&counts, owed.published_to())), ..Default::default() }
             }
             Ok(_) => proto::QueryReply::default(),
             Err(refusal) => {

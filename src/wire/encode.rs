@@ -298,9 +298,9 @@ fn batch_reply(unplaced: &Unplaced, stream_id: &str) -> proto::Reply {
     }
 }
 
-/// Counts as a message.
+/// Counts as a message, and which subjects carry the updates.
 #[must_use]
-pub const fn stats(counts: &Counts) -> proto::Stats {
+pub const fn stats(counts: &Counts, published_to: proto::PublishedTo) -> proto::Stats {
     proto::Stats {
         total: counts.total,
         active: counts.active,
@@ -308,6 +308,7 @@ pub const fn stats(counts: &Counts) -> proto::Stats {
         unique_clients: counts.unique,
         streams: counts.streams,
         running_streams: counts.running,
+        published_to: published_to as i32,
     }
 }
 

@@ -38,5 +38,6 @@ macro_rules! by_name {
 
 by_name!(mode, proto::Mode, "MODE_");
 by_name!(cause, proto::Cause, "CAUSE_");
+by_name!(published_to, proto::PublishedTo, "PUBLISHED_TO_");
 by_name!(code, proto::Code, "");
 by_name!(when_empty, proto::WhenEmpty, "");

@@ -5,7 +5,7 @@ use orchestrator_service::{
     service::ServiceSettings,
     shard::owed::PublishTo,
     transport::Subscription,
-    wire::proto::{Cause, Mode, OrchestratorConfig, StateUpdate, UpdateBatch},
+    wire::proto::{Cause, Mode, OrchestratorConfig, PublishedTo, StateUpdate, UpdateBatch},
 };
 use prost::Message as _;
 
@@ -23,6 +23,7 @@ on_both_transports! {
     a_crowd_that_joins_gets_one_snapshot_in_50_ms_and_nobody_is_left_out,
     both_ways_of_publishing_carry_the_same_updates,
     the_feed_alone_carries_them_all,
+    the_counts_say_which_subjects_carry_the_updates,
 }
 
 /// How far two clocks in whole milliseconds may be apart between two readings, ms.
@@ -242,4 +243,18 @@ async fn the_feed_alone_carries_them_all(world: World) {
 
     assert_is_a_life(&feed_until_removed(&mut feed).await);
     assert_eq!(updates.arrived(), [], "nothing by subject");
+}
+
+async fn the_counts_say_which_subjects_carry_the_updates(world: World) {
+    for (publish_to, told) in [
+        (PublishTo::Subjects, PublishedTo::Subjects),
+        (PublishTo::Feed, PublishedTo::Feed),
+        (PublishTo::Both, PublishedTo::Both),
+    ] {
+        let service = world.service(ServiceSettings { publish_to, ..settings() }).await;
+        let caller = world.caller().await;
+        caller.done(start("show", long_config())).await;
+        assert_eq!((caller.stats("").await.published_to(), caller.stats("show").await.published_to()), (told, told));
+        service.drain().await;
+    }
 }
