@@ -77,7 +77,7 @@ async fn events(
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Failure> {
     // Subscribe before registering: nothing falls between the snapshot and the first update.
     let mut updates = client.updates(&show).await?;
-    let viewer = client.register(&show, &format!("viewer-{peer}"), Some(peer), Client::random_session()).await?;
+    let viewer = client.register(&show, &format!("viewer-{peer}"), Some(peer), client.random_session()).await?;
     let snapshot = viewer.state().clone();
     updates.seed(&snapshot);
 

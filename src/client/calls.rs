@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use prost::Message as _;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Client, ClientError, ErrorKind, core::Core, random};
+use super::{Client, ClientError, ErrorKind, core::Core};
 use crate::wire::{
     StreamId,
     proto::{
@@ -132,7 +132,7 @@ impl Call<'_> {
         StreamId::parse(&self.stream_id).map_err(|error| ClientError::invalid(error.to_string()))?;
         let command = proto::OrchestratorCommand {
             command: Some(self.command.addressed(self.stream_id)),
-            request_id: self.request_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
+            request_id: self.request_id.unwrap_or_else(|| self.client.core().random.uuid().to_string()),
             expected_revision: self.expected_revision,
         };
         let reply = self.client.core().ask_until_answered(subject::COMMAND, command.encode_to_vec()).await?;
@@ -306,7 +306,7 @@ impl Core {
                 Err(error) if error.is_unanswered() => error,
                 done => return done,
             };
-            let pause = RETRY_PAUSE + random::up_to(RETRY_PAUSE);
+            let pause = RETRY_PAUSE + self.random.below(RETRY_PAUSE);
             let now = Instant::now();
             let give_up_at = if error.kind() == ErrorKind::NoService {
                 until.min(*absent_since.get_or_insert(now) + self.options.absent_timeout)

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::{Notify, watch};
 
-use super::{ClientError, ClientOptions, ErrorKind, book::Book, feeds::Feeds, keeper};
+use super::{ClientError, ClientOptions, ErrorKind, book::Book, feeds::Feeds, keeper, random::Random};
 use crate::transport::{Subscription, Transport};
 
 /// The shared part. The background task holds it too, so it says nothing about whether anybody is left.
@@ -17,6 +17,7 @@ pub(super) struct Core {
     pub(super) options: ClientOptions,
     book: Mutex<Book>,
     pub(super) feeds: Arc<Feeds>,
+    pub(super) random: Random,
     /// Tells the background task that the book has something new for it.
     pub(super) wake: Notify,
     /// True when the background task has ended.
@@ -57,8 +58,9 @@ impl Lease {
     /// Starts the background task.
     pub(super) fn start(transport: Arc<dyn Transport>, options: ClientOptions) -> Self {
         let book = Mutex::new(Book::new(options.max_registrations, options.max_unregisters));
+        let random = Random::new(options.seed);
         let (feeds, wake, ended) = (Arc::default(), Notify::new(), watch::Sender::new(false));
-        let core = Arc::new(Core { transport, options, book, feeds, wake, ended });
+        let core = Arc::new(Core { transport, options, book, feeds, random, wake, ended });
         let ending = Ending(Arc::clone(&core));
         tokio::spawn(async move {
             keeper::run(Arc::clone(&ending.0)).await;

@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
-use super::{ClientError, book::Job, calls::decode_reply, core::Core, random};
+use super::{ClientError, book::Job, calls::decode_reply, core::Core};
 use crate::{
     transport::Connection,
     wire::{
@@ -76,16 +76,17 @@ impl Keeper {
 
     async fn run(&mut self) {
         let slot = (self.core.options.heartbeat_interval / self.slots).max(Duration::from_millis(1));
-        let mut slots = interval_at(Instant::now() + random::up_to(slot), slot);
+        let mut slots = interval_at(Instant::now() + self.core.random.below(slot), slot);
         slots.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watched = true;
         while !self.is_over() {
             self.start_jobs();
             if self.renew_at.is_none() && self.core.book().has_risen() {
-                self.renew_at = Some(Instant::now() + random::up_to(RENEW_SPREAD));
+                self.renew_at = Some(Instant::now() + self.core.random.below(RENEW_SPREAD));
             }
             let paused = self.paused_until > Instant::now();
             tokio::select! {
+                biased;
                 Some((job, answer)) = self.jobs.next(), if !self.jobs.is_empty() => self.finish(job, answer),
                 () = self.core.wake.notified() => {}
                 _ = slots.tick() => self.beat(),
@@ -118,7 +119,7 @@ impl Keeper {
             }
             book.register_all_again();
             // All clients of a broker see it come back at the same moment.
-            self.paused_until = Instant::now() + random::up_to(RETRY_PAUSE / 2);
+            self.paused_until = Instant::now() + self.core.random.below(RETRY_PAUSE / 2);
         }
         self.seen = if now.connected { now } else { Connection { connected: false, ..self.seen } };
     }
@@ -143,7 +144,7 @@ impl Keeper {
             Err(error) => tracing::debug!(%error, "a heartbeat, registration or unregistering failed; trying again"),
         }
         if !self.core.book().finished(job, answer) {
-            self.paused_until = Instant::now() + RETRY_PAUSE + random::up_to(RETRY_PAUSE);
+            self.paused_until = Instant::now() + RETRY_PAUSE + self.core.random.below(RETRY_PAUSE);
         }
     }
 

@@ -83,6 +83,9 @@ pub struct ClientOptions {
     pub max_registrations: usize,
     /// How many unregisterings wait at most while the service is not reached; it finds out about more by staleness.
     pub max_unregisters: usize,
+    /// What jitter, sessions and request ids are drawn from: the same seed and the same calls at the same times make the
+    /// same requests, which a simulation needs. `None`: another for each client.
+    pub seed: Option<u64>,
 }
 
 impl Default for ClientOptions {
@@ -96,6 +99,7 @@ impl Default for ClientOptions {
             updates: UpdatesFrom::default(),
             max_registrations: 1_000_000,
             max_unregisters: 100_000,
+            seed: None,
         }
     }
 }
@@ -159,8 +163,8 @@ impl Client {
 
     /// A random number to tell one connection of a client from its others.
     #[must_use]
-    pub fn random_session() -> u64 {
-        random::number()
+    pub fn random_session(&self) -> u64 {
+        self.core().random.number()
     }
 
     fn core(&self) -> &Core {

@@ -219,7 +219,7 @@ impl Room {
     }
 
     fn ask<'a>(&'a self, client: &'a Client, pause: Duration) -> Asking<'a> {
-        let pause = pause + Duration::from_millis(Client::random_session() % REFRESH_SPREAD_MS);
+        let pause = pause + Duration::from_millis(client.random_session() % REFRESH_SPREAD_MS);
         Box::pin(async move {
             sleep(pause).await;
             client.get_state(&self.stream_id).await

@@ -29,7 +29,7 @@ use super::{
     hub::Seat,
     serve::Permit,
 };
-use crate::client::{Client, Registration, Standing, proto::Code};
+use crate::client::{Registration, Standing, proto::Code};
 
 /// How long the closing handshake may take. The viewer is unregistered before it begins.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -55,7 +55,7 @@ pub(super) async fn open(
 ) -> Result<Response, ApiError> {
     let upgrade = upgrade.map_err(|rejection| ApiError::invalid_as(rejection.status(), rejection.body_text()))?;
     let client_id = viewer.client_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-    let session = viewer.session.unwrap_or_else(Client::random_session);
+    let session = viewer.session.unwrap_or_else(|| app.client.random_session());
 
     let seat = app.hub.join(&stream_id).await?;
     let registration = app.client.register(&stream_id, &client_id, peer(&extensions), session).await?;
