@@ -15,7 +15,7 @@ use std::{
 
 use clap::Parser as _;
 use orchestrator_service::{
-    client::{Client, ErrorKind},
+    client::{Client, ServiceState},
     config::{Cli, Command, GatewayArgs, GatewayCommand, NatsArgs, ServeOptions, StandaloneOptions},
     gateway::Gateway,
     service::{Service, ServiceSettings},
@@ -31,7 +31,7 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::watch,
-    time::{sleep, timeout},
+    time::sleep,
 };
 use tracing::{info, warn};
 
@@ -39,12 +39,6 @@ type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// A process that has not come to its end by then after a signal is ended, so that a stop takes 5 s at the most.
 const STOP_TIMEOUT: Duration = Duration::from_millis(4_900);
-
-/// How often a gateway asks whether there is a service: little for a service with many gateways, and soon enough for
-/// whoever decides by `/readyz` where to send viewers.
-const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// How long it waits for the answer: as long as one attempt of a request.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -106,17 +100,10 @@ async fn gateway(options: GatewayCommand) -> Fallible<()> {
     let (stopping, stop) = stop_signal()?;
     let transport = connect(&nats(&options.nats).await?, "orchestrator gateway").await?;
     let client = Client::new(Arc::clone(&transport), options.client());
-    let seen = watch::Sender::new(Err("no service has answered yet".to_owned()));
-    let served = Served { transport: Arc::clone(&transport), service: seen.subscribe() };
-    let checkup = UntilStopped { stopping, checkup: served };
+    let checkup = UntilStopped { stopping, checkup: Served { service: client.service() } };
     let admin = telemetry::serve_admin(options.admin_addr, telemetry::init_metrics()?, checkup).await?;
-    let probing = tokio::spawn(probe(client.clone(), seen));
     let gateway = Gateway::new(client, options.gateway.options());
     let listener = listen(&options.gateway).await?;
-    let stop = async move {
-        stop.await;
-        probing.abort();
-    };
     gateway.serve(listener, stop).await?;
     transport.close().await;
     admin.abort();
@@ -280,32 +267,12 @@ impl Checkup for Watched {
 
 /// A gateway is ready while it is connected and a service answers: without one, all it could say is 503.
 struct Served {
-    transport: Arc<dyn Transport>,
-    /// What became of the last question.
-    service: watch::Receiver<Result<(), String>>,
-}
-
-/// Asks for as long as somebody may want to know. Whoever looks at the page does not cause a question.
-async fn probe(client: Client, seen: watch::Sender<Result<(), String>>) {
-    loop {
-        let answered = match timeout(PROBE_TIMEOUT, client.stats(None)).await {
-            Ok(Ok(_)) => Ok(()),
-            // A refusal is an answer: there is a service, perhaps with too much to do.
-            Ok(Err(error)) if matches!(error.kind(), ErrorKind::Rejected(_)) => Ok(()),
-            Ok(Err(error)) => Err(format!("no service answers: {error}")),
-            Err(_) => Err(format!("no service answers within {PROBE_TIMEOUT:?}")),
-        };
-        _ = seen.send_replace(answered);
-        sleep(PROBE_INTERVAL).await;
-    }
+    service: watch::Receiver<ServiceState>,
 }
 
 impl Checkup for Served {
     fn ready(&self) -> Result<(), String> {
-        if !self.transport.connection().borrow().connected {
-            return Err("the connection to the broker is away".to_owned());
-        }
-        self.service.borrow().clone()
+        self.service.borrow().ready()
     }
 
     fn record_gauges(&self) {}

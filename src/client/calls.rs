@@ -274,14 +274,7 @@ impl Client {
 
     async fn query(&self, query: proto::query::Query) -> Result<QueryReply, ClientError> {
         let payload = proto::Query { query: Some(query) }.encode_to_vec();
-        let reply = self.core().ask_until_answered(subject::QUERY, payload).await?;
-        let reply = QueryReply::decode(reply).map_err(ClientError::undecodable)?;
-        match code(reply.code)? {
-            Code::Ok => Ok(reply),
-            code => {
-                Err(ClientError::rejected(code, Reply { code: reply.code, message: reply.message, ..Reply::default() }))
-            }
-        }
+        accepted_query(self.core().ask_until_answered(subject::QUERY, payload).await?)
     }
 }
 
@@ -339,6 +332,16 @@ impl Core {
         }
     }
 
+    /// A query in one attempt, not past `until`.
+    pub(super) async fn query_once(
+        &self,
+        query: proto::query::Query,
+        until: Instant,
+    ) -> Result<QueryReply, ClientError> {
+        let payload = proto::Query { query: Some(query) }.encode_to_vec();
+        accepted_query(self.ask(subject::QUERY, payload.into(), until).await?)
+    }
+
     fn fits(&self, bytes: usize) -> Result<(), ClientError> {
         let limit = self.transport.max_payload();
         if bytes > limit {
@@ -351,6 +354,17 @@ impl Core {
 /// Decodes a `Reply`, whatever its code.
 pub(super) fn decode_reply(bytes: Bytes) -> Result<Reply, ClientError> {
     Reply::decode(bytes).map_err(ClientError::undecodable)
+}
+
+/// A reply to a query whose code is `OK`.
+fn accepted_query(bytes: Bytes) -> Result<QueryReply, ClientError> {
+    let reply = QueryReply::decode(bytes).map_err(ClientError::undecodable)?;
+    match code(reply.code)? {
+        Code::Ok => Ok(reply),
+        code => {
+            Err(ClientError::rejected(code, Reply { code: reply.code, message: reply.message, ..Reply::default() }))
+        }
+    }
 }
 
 /// A reply whose code is `OK`.

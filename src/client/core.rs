@@ -1,13 +1,18 @@
 //! What all clones of a client, its registrations and its background task share.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    task::AbortHandle,
+};
 
-use super::{ClientError, ClientOptions, ErrorKind, book::Book, feeds::Feeds, keeper, random::Random};
+use super::{
+    ClientError, ClientOptions, ErrorKind, ServiceState, book::Book, feeds::Feeds, keeper, liveness, random::Random,
+};
 use crate::transport::{Subscription, Transport};
 
 /// The shared part. The background task holds it too, so it says nothing about whether anybody is left.
@@ -20,6 +25,8 @@ pub(super) struct Core {
     pub(super) random: Random,
     /// Tells the background task that the book has something new for it.
     pub(super) wake: Notify,
+    /// Whether there is a service: kept by the task that a [`Lease`] starts when it is first asked for.
+    pub(super) service: watch::Sender<ServiceState>,
     /// True when the background task has ended.
     pub(super) ended: watch::Sender<bool>,
 }
@@ -52,7 +59,11 @@ impl Core {
 
 /// What clients and registrations hold; with the last of them the background task ends.
 #[derive(Debug)]
-pub(super) struct Lease(Arc<Core>);
+pub(super) struct Lease {
+    core: Arc<Core>,
+    /// The task that asks whether there is a service.
+    prober: OnceLock<AbortHandle>,
+}
 
 impl Lease {
     /// Starts the background task.
@@ -60,17 +71,24 @@ impl Lease {
         let book = Mutex::new(Book::new(options.max_registrations, options.max_unregisters));
         let random = Random::new(options.seed);
         let (feeds, wake, ended) = (Arc::default(), Notify::new(), watch::Sender::new(false));
-        let core = Arc::new(Core { transport, options, book, feeds, random, wake, ended });
+        let service = watch::Sender::new(ServiceState::Unknown);
+        let core = Arc::new(Core { transport, options, book, feeds, random, wake, service, ended });
         let ending = Ending(Arc::clone(&core));
         tokio::spawn(async move {
             keeper::run(Arc::clone(&ending.0)).await;
         });
-        Self(core)
+        Self { core, prober: OnceLock::new() }
+    }
+
+    /// Whether there is a service: asked from the first call on.
+    pub(super) fn service(&self) -> watch::Receiver<ServiceState> {
+        self.prober.get_or_init(|| tokio::spawn(liveness::run(Arc::clone(&self.core))).abort_handle());
+        self.core.service.subscribe()
     }
 
     /// What does not keep the background task, nor the transport.
     pub(super) fn downgrade(&self) -> Weak<Core> {
-        Arc::downgrade(&self.0)
+        Arc::downgrade(&self.core)
     }
 }
 
@@ -90,13 +108,16 @@ impl std::ops::Deref for Lease {
     type Target = Core;
 
     fn deref(&self) -> &Core {
-        &self.0
+        &self.core
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         self.close();
+        if let Some(prober) = self.prober.get() {
+            prober.abort();
+        }
     }
 }
 

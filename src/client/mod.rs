@@ -28,6 +28,7 @@
 //! | `book` | which registrations there are and what is owed for them: pure |
 //! | `farewells` | who is still to be unregistered |
 //! | `keeper` | the background task that pays it |
+//! | `liveness` | whether there is a service |
 //! | `updates` | updates without old ones |
 //! | `feeds` | one subscription to a partition's feed for all who follow its streams |
 
@@ -38,6 +39,7 @@ use tokio::sync::watch;
 pub use self::{
     calls::{Accepted, Call, Command, Page},
     error::{ClientError, ErrorKind},
+    liveness::{Absence, ServiceState},
     registration::{Registration, Standing},
     updates::{Floor, UpdateStream, UpdatesFrom},
 };
@@ -59,6 +61,7 @@ mod error;
 mod farewells;
 mod feeds;
 mod keeper;
+mod liveness;
 mod random;
 mod registration;
 mod updates;
@@ -148,6 +151,19 @@ impl Client {
     #[must_use]
     pub fn connection(&self) -> watch::Receiver<Connection> {
         self.core().transport.connection()
+    }
+
+    /// Whether there is a service, to read or to wait for: found out within 3 s when it is killed, the broker goes or
+    /// answers stop, and again when it is back. From the first call on, this client asks a small question about once a
+    /// second, for all who watch together, until the last of its clones and registrations is gone; then the watch ends.
+    ///
+    /// A loss and a return are logged here, at most once in 30 s.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn service(&self) -> watch::Receiver<ServiceState> {
+        self.lease.service()
     }
 
     /// Unregisters all registrations, waits for that at most [`ClientOptions::close_timeout`], and takes no new ones.

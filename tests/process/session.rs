@@ -237,6 +237,25 @@ async fn a_gateway_without_a_service_says_so_soon_and_is_not_ready() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_finds_out_that_its_service_was_killed_or_frozen() {
+    let server = NatsServer::start();
+    let gateway = Program::gateway(&server.url());
+    let mut service = Program::serve(&server.url(), &[]);
+    gateway.readiness(200).await;
+    service.signal("STOP");
+    gateway.unready_because("no service answers").await;
+    service.signal("CONT");
+    gateway.readiness(200).await;
+    service.signal("KILL");
+    service.end().await;
+    gateway.unready_because("no service listens").await;
+
+    let log = gateway.log();
+    let warned = log.lines().filter(|line| line.contains("WARN") && line.contains("the service is away")).count();
+    assert_eq!(warned, 1, "once in half a minute:\n{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_count_and_name_no_stream_and_no_client() {
     let program = Program::standalone();
     program.readiness(200).await;
