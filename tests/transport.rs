@@ -17,7 +17,8 @@ use std::{
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use orchestrator_service::transport::{
-    BARRIER_TIMEOUT, Connection, Message, Outgoing, SUBSCRIPTION_CAPACITY, Subscription, Transport, TransportError,
+    BARRIER_TIMEOUT, Connection, Denial, Denied, Message, Operation, Outgoing, SUBSCRIPTION_CAPACITY, Subscription,
+    Transport, TransportError,
     memory::MemoryBus,
     nats::{NatsOptions, NatsTransport},
 };
@@ -144,6 +145,7 @@ on_both_transports! {
     a_request_is_answered,
     a_request_that_nobody_listens_to_is_refused_at_once,
     a_request_that_is_never_answered_times_out_and_leaves_nothing_behind,
+    an_answer_that_is_not_accepted_is_waited_past,
     a_payload_over_the_limit_is_refused_and_the_connection_lives with small_payloads,
     a_subject_that_would_break_the_protocol_is_refused_and_the_connection_lives,
     while_the_broker_is_away_calls_fail_at_once_and_keep_their_messages,
@@ -351,12 +353,45 @@ async fn a_request_that_is_never_answered_times_out_and_leaves_nothing_behind(wo
     assert_eq!(open(), before, "after a late answer");
 }
 
+async fn an_answer_that_is_not_accepted_is_waited_past(world: World) {
+    let answering = world.connect().await;
+    let mut questions = answering.subscribe("question", None).await.unwrap();
+    let (asking, open) = world.connect_counting().await;
+    let before = open();
+    let ask = |limit: Duration| {
+        let asking = Arc::clone(&asking);
+        tokio::spawn(async move {
+            asking.request_where("question", Bytes::new(), limit, &|answer| answer.payload.starts_with(b"yes")).await
+        })
+    };
+    let answer = async |reply: &str, texts: &[&str]| {
+        answering.publish(&mut texts.iter().map(|text| outgoing(reply, text)).collect()).await.unwrap();
+    };
+
+    let asked = ask(NEVER);
+    let reply = questions.next().await.expect("a question").reply.expect("a reply subject");
+    answer(&reply, &["", "{\"stream\":\"EVENTS\",\"seq\":1}", "no"]).await;
+    settle(&[&answering, &asking]).await;
+    assert!(!asked.is_finished(), "three answers came and none was accepted");
+    answer(&reply, &["yes, the first", "yes, the second"]).await;
+    assert_eq!(text(&asked.await.unwrap().unwrap()), "yes, the first");
+    assert_eq!(open(), before, "after an answer");
+
+    // What is refused does not lengthen the wait, and leaves nothing behind.
+    let limit = Duration::from_millis(200);
+    let asked = ask(limit);
+    let reply = questions.next().await.expect("a question").reply.expect("a reply subject");
+    answer(&reply, &["no"; 100]).await;
+    assert_eq!(asked.await.unwrap().unwrap_err(), TransportError::Timeout(limit));
+    assert_eq!(open(), before, "after a timeout");
+}
+
 async fn a_payload_over_the_limit_is_refused_and_the_connection_lives(world: World) {
     let transport = world.connect().await;
     let mut subscription = transport.subscribe("sizes", None).await.unwrap();
     let connection = transport.connection();
     let before = *connection.borrow();
-    assert_eq!(transport.max_payload(), SMALL);
+    assert_eq!(transport.max_payload(), Some(SMALL));
     let of_size = |bytes: usize| Outgoing { subject: "sizes".into(), payload: Bytes::from(vec![b'x'; bytes]) };
     let too_large = TransportError::TooLarge { bytes: SMALL + 1, limit: SMALL };
 
@@ -623,6 +658,7 @@ mod over_nats_alone {
             let mut server = NatsServer::absent();
             let transport = nats(server.url()).await;
             assert_eq!(*transport.connection().borrow(), Connection { connected: false, generation: 0 });
+            assert_eq!(transport.max_payload(), None, "nobody knows yet");
             let mut messages = VecDeque::from([outgoing("news", "first")]);
             assert_eq!(transport.publish(&mut messages).await, Err(TransportError::Disconnected));
             let mut subscription = transport.subscribe("news", None).await.unwrap();
@@ -770,6 +806,105 @@ mod over_memory_alone {
         bus.set_online(true);
 
         assert_eq!(*transport.connection().borrow(), Connection { connected: true, generation: 1 });
+    }
+
+    #[tokio::test]
+    async fn a_connection_keeps_the_payload_limit_that_it_was_made_with() {
+        let bus = MemoryBus::with_max_payload(SMALL);
+        bus.set_online(false);
+        let transport = bus.connect();
+        assert_eq!(transport.max_payload(), None);
+        bus.set_online(true);
+        bus.set_max_payload(7);
+        assert_eq!(transport.max_payload(), Some(SMALL));
+
+        bus.set_online(false);
+        assert_eq!(transport.max_payload(), Some(SMALL), "the last one's");
+        bus.set_online(true);
+
+        assert_eq!(transport.max_payload(), Some(7));
+        let published = transport.publish(&mut VecDeque::from([outgoing("news", "too long")])).await;
+        assert_eq!(published, Err(TransportError::TooLarge { bytes: 8, limit: 7 }));
+    }
+
+    #[tokio::test]
+    async fn a_subscription_that_is_refused_later_is_silent_and_live_again_by_itself() {
+        let bus = MemoryBus::new();
+        let (reader, publisher) = (bus.connect(), bus.connect());
+        let mut news = reader.subscribe("news.*", Some("readers")).await.unwrap();
+        let mut other = reader.subscribe("other", None).await.unwrap();
+        let (denied, denied_at_all) = (news.denied(), reader.denied());
+        let publish = async |text: &str| {
+            let mut messages = VecDeque::from([outgoing("news.today", text), outgoing("other", text)]);
+            publisher.publish(&mut messages).await.unwrap();
+        };
+
+        publish("before").await;
+        bus.deny(Operation::Subscribe, "news.>");
+        publish("meanwhile").await;
+
+        let reason = "Permissions Violation for Subscription to \"news.*\"".to_owned();
+        let denial = Denial { operation: Operation::Subscribe, subject: "news.*".to_owned(), reason: reason.clone() };
+        assert_eq!(*denied.borrow(), Some(denial.clone()));
+        assert_eq!(denied_at_all.borrow().subscribe, BTreeMap::from([("news.*".to_owned(), reason)]));
+        assert_eq!(denied_at_all.borrow().subscription(), Some(denial.clone()));
+        assert!(other.denied().borrow().is_none() && publisher.denied().borrow().subscribe.is_empty());
+        assert_eq!(reader.subscribe("news.*", None).await.unwrap_err(), TransportError::Denied(denial));
+        let nobody = publisher.request("news.today", Bytes::new(), NEVER).await;
+        assert_eq!(nobody.unwrap_err(), TransportError::NoResponders("news.today".to_owned()));
+
+        bus.allow(Operation::Subscribe, "news.>");
+        publish("after").await;
+        assert_eq!(*denied.borrow(), None);
+        assert_eq!(*denied_at_all.borrow(), Denied::default());
+        assert_eq!(texts(received(&mut news)), ["before", "after"]);
+        assert_eq!(texts(received(&mut other)), ["before", "meanwhile", "after"]);
+    }
+
+    #[tokio::test]
+    async fn a_subscription_beyond_the_brokers_number_is_refused_until_there_is_room() {
+        let bus = MemoryBus::new();
+        bus.set_max_subscriptions(2);
+        let (one, other) = (bus.connect(), bus.connect());
+        let first = one.subscribe("a", None).await.unwrap();
+        let _second = one.subscribe("b", None).await.unwrap();
+        assert!(matches!(one.subscribe("c", None).await, Err(TransportError::Denied(_))));
+        other.subscribe("c", None).await.expect("each connection has a number of its own");
+
+        drop(first);
+        let third = one.subscribe("c", None).await.expect("there is room");
+        bus.set_max_subscriptions(1);
+        assert!(third.denied().borrow().is_some(), "the oldest stay");
+        bus.set_max_subscriptions(2);
+        assert!(third.denied().borrow().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_refused_message_is_told_afterwards_and_the_next_for_its_subject_at_once() {
+        let bus = MemoryBus::new();
+        let transport = bus.connect();
+        let mut subscription = transport.subscribe(">", None).await.unwrap();
+        let denied = transport.denied();
+        bus.deny(Operation::Publish, "news.*");
+
+        let mut messages: VecDeque<Outgoing> =
+            ["news.a", "other", "news.a", "news.b", "other"].map(|subject| outgoing(subject, subject)).into();
+        let refusal = transport.publish(&mut messages).await.unwrap_err();
+
+        assert!(matches!(&refusal, TransportError::Denied(denial) if denial.subject == "news.a"), "{refusal}");
+        assert_eq!(messages.len(), 2, "the third is removed");
+        assert_eq!(transport.publish(&mut messages).await, Ok(()), "nobody knew of news.b");
+        assert_eq!(texts(received(&mut subscription)), ["other", "other"]);
+        assert!(denied.borrow().publish.iter().eq(["news.a", "news.b"]));
+        assert_eq!(denied.borrow().refused, 3);
+        assert_eq!(denied.borrow().publishing(|subject| subject.ends_with('b')).unwrap().subject, "news.b");
+        let asked = transport.request("news.a", Bytes::new(), NEVER).await;
+        assert!(matches!(asked, Err(TransportError::Denied(_))), "{asked:?}");
+
+        bus.allow(Operation::Publish, "news.*");
+        assert!(denied.borrow().publish.is_empty());
+        transport.publish(&mut VecDeque::from([outgoing("news.a", "again")])).await.unwrap();
+        assert_eq!(texts(received(&mut subscription)), ["again"]);
     }
 
     #[tokio::test]

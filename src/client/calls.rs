@@ -343,8 +343,7 @@ impl Core {
     }
 
     fn fits(&self, bytes: usize) -> Result<(), ClientError> {
-        let limit = self.transport.max_payload();
-        if bytes > limit {
+        if let Some(limit) = self.transport.max_payload().filter(|limit| bytes > *limit) {
             return Err(ClientError::invalid(format!("a message of {bytes} bytes is over the limit of {limit}")));
         }
         Ok(())

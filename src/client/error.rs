@@ -111,7 +111,7 @@ impl ClientError {
 impl From<TransportError> for ClientError {
     fn from(error: TransportError) -> Self {
         let kind = match error {
-            TransportError::Disconnected => ErrorKind::Unavailable,
+            TransportError::Disconnected | TransportError::Denied(_) => ErrorKind::Unavailable,
             TransportError::NoResponders(_) => ErrorKind::NoService,
             TransportError::Timeout(_) => ErrorKind::Timeout,
             TransportError::Closed => ErrorKind::Closed,

@@ -143,7 +143,7 @@ impl Service {
                 clock,
             };
             let transport = Arc::clone(&publishers[number % publishers.len()]);
-            let owed = Owed::new(publish_to).with_max_payload(transport.max_payload());
+            let owed = Owed::new(publish_to).with_max_payload(transport.max_payload().unwrap_or(usize::MAX));
             let thread = spawn(seat, owed, |outlet| publisher::publish(outlet, transport))?;
             service.threads.push(thread);
         }

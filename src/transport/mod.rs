@@ -8,7 +8,7 @@
 //! and sent again ([`Transport::barrier`], [`Connection::generation`]).
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     pin::Pin,
     task::{Context, Poll},
@@ -51,7 +51,7 @@ pub struct Message {
 pub struct Outgoing {
     /// A subject without wildcards. Whoever builds it has checked the parts that a stranger gave.
     pub subject: Subject,
-    /// Its bytes, at most [`Transport::max_payload`].
+    /// Its bytes, at most what [`Transport::max_payload`] says when it is published.
     pub payload: Bytes,
 }
 
@@ -64,6 +64,98 @@ pub struct Connection {
     /// what was published before and not confirmed by a [`Transport::barrier`] may be lost.
     pub generation: u64,
 }
+
+/// What a permission of the broker is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Operation {
+    /// To receive.
+    Subscribe,
+    /// To send, answers and requests included.
+    Publish,
+}
+
+/// One thing that the broker refuses: for want of a permission, or beyond its limit of subscriptions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denial {
+    /// What was asked for.
+    pub operation: Operation,
+    /// The subject, or the pattern of a subscription.
+    pub subject: String,
+    /// The broker's own words.
+    pub reason: String,
+}
+
+impl fmt::Display for Denial {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { operation, subject, reason } = self;
+        let what = match operation {
+            Operation::Subscribe => "subscribe",
+            Operation::Publish => "publish",
+        };
+        write!(formatter, "the broker refuses to {what} to {subject}: {reason}")
+    }
+}
+
+/// What the broker refuses this transport at present, as far as it has said so.
+///
+/// A broker answers a subscription or a message that it refuses later, on its own account. So this is where such an
+/// answer goes when the call that caused it has returned.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Denied {
+    /// The patterns of subscriptions that are held and refused, with the broker's words. Each is tried again until it is
+    /// allowed, and goes from here then, or when the subscription is dropped.
+    pub subscribe: BTreeMap<String, String>,
+    /// The subjects, reply subjects among them, to which a message was refused. They go from here when the broker takes
+    /// a message again, with a new connection, and when nobody has tried for [`DENIAL_FORGOTTEN_AFTER`]. At most
+    /// [`MAX_DENIED_SUBJECTS`]; beyond that others give way.
+    pub publish: BTreeSet<String>,
+    /// How many messages were refused, by the broker or here because it had refused their subject.
+    pub refused: u64,
+    /// Grows when so many refusals came at once that some may have been missed: any message published shortly before
+    /// may have been refused without its subject being above.
+    pub missed: u64,
+}
+
+impl Denied {
+    /// One of the refused patterns, for an operator.
+    #[must_use]
+    pub fn subscription(&self) -> Option<Denial> {
+        let (subject, reason) = self.subscribe.first_key_value()?;
+        Some(Denial { operation: Operation::Subscribe, subject: subject.clone(), reason: reason.clone() })
+    }
+
+    /// The first refused subject that is one of the `own` ones: which reply subjects there are, strangers decide.
+    #[must_use]
+    pub fn publishing(&self, own: impl Fn(&str) -> bool) -> Option<Denial> {
+        let subject = self.publish.iter().find(|subject| own(subject))?;
+        Some(publish_denial(subject))
+    }
+}
+
+fn publish_denial(subject: &str) -> Denial {
+    let reason = "permissions violation".to_owned();
+    Denial { operation: Operation::Publish, subject: subject.to_owned(), reason }
+}
+
+/// How many subjects are remembered as refused: more than a service has streams that change within a second, and some
+/// 2 MB at the most.
+pub const MAX_DENIED_SUBJECTS: usize = 16_384;
+
+/// After that time without a message for it a refused subject is forgotten, so that what nobody publishes any more does
+/// not count as a fault for ever.
+pub const DENIAL_FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+
+/// How many answers to one request wait to be judged. More than the acknowledgements of the JetStream streams that may
+/// capture its subject; what comes on top is skipped.
+const MAX_ANSWERS: usize = 16;
+
+/// Counts an answer that its request did not accept, or had no place for.
+fn count_skipped_answer() {
+    metrics::counter!("orchestrator_answers_skipped_total").increment(1);
+}
+
+/// Whether a message is the answer that is waited for.
+pub type Accept<'a> = &'a (dyn Fn(&Message) -> bool + Send + Sync);
 
 /// Why the transport refused. Nothing was sent, unless a `Timeout` or `Disconnected` came after it was.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -88,9 +180,12 @@ pub enum TransportError {
         /// The broker's limit, bytes.
         limit: usize,
     },
-    /// The subject or the subscription was refused.
+    /// The subject or the subscription was refused here: it is not well formed.
     #[error("{0}")]
     Refused(String),
+    /// The broker refuses it, for want of a permission or beyond its limit of subscriptions.
+    #[error("{0}")]
+    Denied(Denial),
 }
 
 /// Publish, subscribe, ask: a connection to a broker.
@@ -100,7 +195,13 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     /// Publishes `messages` in order, front first, and removes each as it is taken.
     ///
     /// Waits while the connection's own bounded queue is full. On an error the rest stays in `messages`, to be sent
-    /// later; a message that is itself at fault ([`TransportError::TooLarge`], [`TransportError::Refused`]) is removed.
+    /// later; a message that is itself at fault is removed ([`TransportError::TooLarge`], [`TransportError::Refused`],
+    /// and [`TransportError::Denied`] when the broker has refused its subject before).
+    ///
+    /// The broker says that it refuses a message after it was taken, so the first ones are lost and told in
+    /// [`Transport::denied`]. From then on messages for that subject are refused here, but for one a second at the most
+    /// that is sent to find out whether the broker takes it by now. When it does, all is tried again.
+    ///
     /// While the connection is away it returns [`TransportError::Disconnected`] at once: nothing is queued to go out
     /// stale. An outage that comes while it waits ends the wait in the same way.
     ///
@@ -113,33 +214,59 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
     /// connection as it is now: what was published under an earlier [`Connection::generation`] may be lost all the
     /// same, so a publisher notes the generation before it publishes and compares it after the barrier.
     /// Fails as soon as the connection goes away meanwhile, and after [`BARRIER_TIMEOUT`].
+    ///
+    /// It says nothing of a message that the broker refused: whoever must know looks into [`Transport::denied`] behind
+    /// it, where the refusals of what was published before are by then.
     fn barrier(&self) -> BoxFuture<'_, Result<(), TransportError>>;
 
     /// Subscribes to `subject`, where `*` stands for one token and a last `>` for one or more.
     ///
     /// With a `queue`, each message goes to one member of that group. When this returns, what is published by anyone
     /// on this transport from now on is seen. The subscription outlives outages; what was published meanwhile is lost.
+    ///
+    /// [`TransportError::Denied`] when the broker refuses it; nothing is left of it then, and the caller may ask again. If
+    /// the broker refuses it later (after an outage, or with new permissions) it is tried again until it is allowed, and
+    /// then goes on by itself: see [`Subscription::denied`] and [`Transport::denied`]. Whoever drops this future before its
+    /// end has not subscribed.
     fn subscribe<'a>(
         &'a self,
         subject: &'a str,
         queue: Option<&'a str>,
     ) -> BoxFuture<'a, Result<Subscription, TransportError>>;
 
-    /// Publishes `payload` with a reply subject and waits at most `timeout` for the first answer.
+    /// Publishes `payload` with a reply subject and waits at most `timeout` for the first answer that `accept` takes.
     ///
-    /// The timeout covers all of it, also a connection whose queue is full. An unanswered request leaves nothing behind.
+    /// Others than the one who is asked may answer: a JetStream stream that captures the subject acknowledges each message
+    /// first. What is not accepted is counted (`orchestrator_answers_skipped_total`) and waited past.
+    /// The timeout covers all of it, also a connection whose queue is full. A request that has ended, in whichever way,
+    /// leaves nothing behind, and an answer that comes later finds nobody.
+    fn request_where<'a>(
+        &'a self,
+        subject: &'a str,
+        payload: Bytes,
+        timeout: Duration,
+        accept: Accept<'a>,
+    ) -> BoxFuture<'a, Result<Message, TransportError>>;
+
+    /// As [`Transport::request_where`], with any answer.
     fn request<'a>(
         &'a self,
         subject: &'a str,
         payload: Bytes,
         timeout: Duration,
-    ) -> BoxFuture<'a, Result<Message, TransportError>>;
+    ) -> BoxFuture<'a, Result<Message, TransportError>> {
+        self.request_where(subject, payload, timeout, &|_| true)
+    }
 
     /// The state of the connection, to read or to wait for.
     fn connection(&self) -> watch::Receiver<Connection>;
 
-    /// The largest payload the broker takes, bytes.
-    fn max_payload(&self) -> usize;
+    /// What the broker refuses at present, to read or to wait for.
+    fn denied(&self) -> watch::Receiver<Denied>;
+
+    /// The largest payload that the broker of the present connection takes, bytes; while that is away, of the last one.
+    /// `None` before the first: a broker says it when it is connected to, and the next one may say less.
+    fn max_payload(&self) -> Option<usize>;
 
     /// How many messages subscriptions of this transport dropped because nobody read them in time.
     ///
@@ -157,6 +284,11 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
 pub trait Incoming: Stream<Item = Message> + Send {
     /// As [`Subscription::stop`].
     fn stop(self: Pin<&mut Self>) -> BoxFuture<'_, Result<(), TransportError>>;
+
+    /// As [`Subscription::denied`]. By default it is never refused.
+    fn denied(&self) -> watch::Receiver<Option<Denial>> {
+        watch::channel(None).1
+    }
 }
 
 /// A stream of messages. Dropping it unsubscribes.
@@ -179,6 +311,13 @@ impl Subscription {
     /// `Closed` when the transport is.
     pub async fn stop(&mut self) -> Result<(), TransportError> {
         self.messages.as_mut().stop().await
+    }
+
+    /// Why the broker refuses this subscription at present, to read or to wait for; `None` while it is live. Meanwhile
+    /// [`Subscription::next`] waits, for what had come before and then for what comes when it is allowed again.
+    #[must_use]
+    pub fn denied(&self) -> watch::Receiver<Option<Denial>> {
+        self.messages.denied()
     }
 
     /// The next message, or `None` when the transport is closed or the subscription stopped. Cancel safe.

@@ -4,16 +4,15 @@
 //! the entry goes with the future that waits for it: answered, timed out or dropped.
 
 use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_nats::StatusCode;
 use futures_util::{Stream, StreamExt as _};
-use std::sync::Arc;
-use tokio::sync::oneshot;
+use tokio::sync::Notify;
 
-use crate::transport::{Message, Subject};
+use crate::transport::{MAX_ANSWERS, Message, Subject, TransportError, count_skipped_answer};
 
 /// What kind of answer came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +25,49 @@ pub(super) enum Status {
 
 type Answer = (Status, Message);
 
+/// Where the answers to one request wait for whoever asked.
+struct Slot {
+    /// An error is the end: nothing comes behind it.
+    answers: Mutex<Result<VecDeque<Answer>, TransportError>>,
+    filled: Notify,
+}
+
+impl Slot {
+    fn new() -> Self {
+        Self { answers: Mutex::new(Ok(VecDeque::new())), filled: Notify::new() }
+    }
+
+    fn put(&self, answer: Answer) {
+        match &mut *unpoisoned(&self.answers) {
+            Ok(answers) if answers.len() < MAX_ANSWERS => answers.push_back(answer),
+            _ => count_skipped_answer(),
+        }
+        self.filled.notify_one();
+    }
+
+    fn fail(&self, error: TransportError) {
+        *unpoisoned(&self.answers) = Err(error);
+        self.filled.notify_one();
+    }
+
+    async fn take(&self) -> Result<Answer, TransportError> {
+        loop {
+            match unpoisoned(&self.answers).as_mut().map(VecDeque::pop_front) {
+                Ok(Some(answer)) => return Ok(answer),
+                Ok(None) => {}
+                Err(error) => return Err(error.clone()),
+            }
+            // A permit that was given meanwhile is kept for this.
+            self.filled.notified().await;
+        }
+    }
+}
+
+/// Each critical section is one statement that cannot stop half-way, so a poisoned lock is as good as another.
+fn unpoisoned<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The inbox and who waits for what.
 pub(super) struct Inbox {
     /// `_INBOX.<unique>.`, to which a number is added.
@@ -36,13 +78,13 @@ pub(super) struct Inbox {
 struct Waiting {
     next_token: u64,
     /// Only looked up, so that its order does not matter.
-    senders: HashMap<u64, oneshot::Sender<Answer>>,
+    slots: HashMap<u64, Arc<Slot>>,
 }
 
 impl Inbox {
     /// An inbox under the unique subject `inbox`.
     pub(super) fn new(inbox: String) -> Self {
-        Self { prefix: inbox + ".", waiting: Mutex::new(Waiting { next_token: 1, senders: HashMap::new() }) }
+        Self { prefix: inbox + ".", waiting: Mutex::new(Waiting { next_token: 1, slots: HashMap::new() }) }
     }
 
     /// What to subscribe to.
@@ -52,56 +94,56 @@ impl Inbox {
 
     /// How many answers are waited for.
     pub(super) fn len(&self) -> usize {
-        self.lock().senders.len()
+        self.lock().slots.len()
     }
 
-    /// A new subject in this inbox, and the place where its answer will come.
+    /// A new subject in this inbox, and the place where its answers will come.
     pub(super) fn expect(&self) -> Expected<'_> {
-        let (sender, receiver) = oneshot::channel();
+        let slot = Arc::new(Slot::new());
         let mut waiting = self.lock();
         let token = waiting.next_token;
         waiting.next_token += 1;
-        waiting.senders.insert(token, sender);
+        waiting.slots.insert(token, Arc::clone(&slot));
         drop(waiting);
-        Expected { entry: Entry { inbox: self, token }, subject: format!("{}{token}", self.prefix).into(), receiver }
+        Expected { _entry: Entry { inbox: self, token }, subject: format!("{}{token}", self.prefix).into(), slot }
     }
 
     /// Hands each answer to whoever waits for it, until the subscription ends. One that nobody waits for is late: its
-    /// request has timed out.
+    /// request has ended.
     pub(super) async fn hand_out(self: Arc<Self>, mut answers: impl Stream<Item = async_nats::Message> + Unpin) {
         while let Some(answer) = answers.next().await {
-            let Some(sender) = self.take(&answer.subject) else { continue };
+            let Some(slot) = self.find(&answer.subject) else { continue };
             let status = match answer.status {
                 Some(StatusCode::NO_RESPONDERS) => Status::NoResponders,
                 _ => Status::Answered,
             };
-            // It may have stopped waiting just now.
-            let _ = sender.send((status, answer.into()));
+            slot.put((status, answer.into()));
         }
         self.clear();
     }
 
-    /// Tells all who wait that no answer will come.
+    /// Tells all who wait that no answer will come, because the transport is closed.
     pub(super) fn clear(&self) {
-        self.lock().senders.clear();
+        for (_, slot) in self.lock().slots.drain() {
+            slot.fail(TransportError::Closed);
+        }
     }
 
-    fn take(&self, subject: &Subject) -> Option<oneshot::Sender<Answer>> {
+    fn find(&self, subject: &str) -> Option<Arc<Slot>> {
         let token = subject.strip_prefix(self.prefix.as_str())?.parse().ok()?;
-        self.lock().senders.remove(&token)
+        self.lock().slots.get(&token).cloned()
     }
 
-    /// Each critical section is one statement that cannot stop half-way, so a poisoned lock is as good as another.
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        unpoisoned(&self.waiting)
     }
 }
 
-/// An answer to come. Dropping it stops waiting and leaves nothing behind.
+/// Answers to come. Dropping it stops waiting and leaves nothing behind.
 pub(super) struct Expected<'a> {
-    entry: Entry<'a>,
+    _entry: Entry<'a>,
     subject: Subject,
-    receiver: oneshot::Receiver<Answer>,
+    slot: Arc<Slot>,
 }
 
 impl Expected<'_> {
@@ -110,10 +152,9 @@ impl Expected<'_> {
         &self.subject
     }
 
-    /// The first answer, or `None` when the transport is closed.
-    pub(super) async fn answer(self) -> Option<Answer> {
-        let Self { entry: _entry, subject: _, receiver } = self;
-        receiver.await.ok()
+    /// The next answer, or why none will come. Cancel safe.
+    pub(super) async fn answer(&mut self) -> Result<Answer, TransportError> {
+        self.slot.take().await
     }
 }
 
@@ -125,7 +166,7 @@ struct Entry<'a> {
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        self.inbox.lock().senders.remove(&self.token);
+        self.inbox.lock().slots.remove(&self.token);
     }
 }
 
@@ -141,10 +182,11 @@ mod tests {
         assert_eq!(inbox.len(), 2);
         drop(first);
         assert_eq!(inbox.len(), 1);
-        assert!(inbox.take(&Subject::from("_INBOX.x.1")).is_none());
-        assert!(inbox.take(&Subject::from("_INBOX.x.two")).is_none());
-        assert!(inbox.take(&Subject::from("_INBOX.y.2")).is_none());
-        assert!(inbox.take(&Subject::from("_INBOX.x.2")).is_some());
+        for not_there in ["_INBOX.x.1", "_INBOX.x.two", "_INBOX.y.2", "_INBOX.x.", ""] {
+            assert!(inbox.find(not_there).is_none(), "{not_there}");
+        }
+        assert!(inbox.find("_INBOX.x.2").is_some());
+        drop(second);
         assert_eq!(inbox.len(), 0);
     }
 }

@@ -21,7 +21,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::transport::{Connection, TransportError};
+use crate::transport::{Connection, Denied, TransportError};
 
 /// How often to look at the client without an event. Only a lost event ever waits for it.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -76,6 +76,8 @@ pub(super) struct Link {
     name: String,
     /// How many messages the client reported to have dropped.
     pub(super) dropped: AtomicU64,
+    /// What the broker refuses.
+    pub(super) denied: watch::Sender<Denied>,
     connection: watch::Sender<Connection>,
     end: watch::Sender<End>,
     /// No reading of the client's state is shown any more.
@@ -122,6 +124,7 @@ impl Link {
             url,
             name,
             dropped: AtomicU64::new(0),
+            denied: watch::Sender::default(),
             connection: watch::Sender::new(Connection { connected: false, generation: 0 }),
             end: watch::Sender::new(End::Open),
             closed: AtomicBool::new(false),

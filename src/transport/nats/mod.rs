@@ -46,8 +46,8 @@ use self::{
     tally::{Queue, Tally},
 };
 use super::{
-    BARRIER_TIMEOUT, Connection, Incoming, Message, Outgoing, SUBSCRIPTION_CAPACITY, Subject, Subscription, Transport,
-    TransportError,
+    Accept, BARRIER_TIMEOUT, Connection, Denied, Incoming, Message, Outgoing, SUBSCRIPTION_CAPACITY, Subject,
+    Subscription, Transport, TransportError, count_skipped_answer,
     subject::{check_pattern, check_queue, check_subject},
 };
 
@@ -218,10 +218,10 @@ impl NatsTransport {
 
     /// Publishes to the own inbox and waits until it comes back: what the client took before is at the server by then.
     async fn round_trip(&self, generation: u64) -> Result<(), TransportError> {
-        let expected = self.inbox.expect();
+        let mut expected = self.inbox.expect();
         let work = async {
             self.client.publish(expected.subject().clone(), Bytes::new()).await.map_err(refused)?;
-            expected.answer().await.map(drop).ok_or(TransportError::Closed)
+            expected.answer().await.map(drop)
         };
         match timeout(BARRIER_TIMEOUT, self.while_connected(generation, work)).await {
             Ok(result) => result,
@@ -234,19 +234,22 @@ impl NatsTransport {
         }
     }
 
-    async fn ask(&self, subject: &str, payload: Bytes) -> Result<Message, TransportError> {
+    async fn ask(&self, subject: &str, payload: Bytes, accept: Accept<'_>) -> Result<Message, TransportError> {
         let generation = self.check_link()?;
         self.check_message(subject, &payload)?;
-        let expected = self.inbox.expect();
+        let subject = Subject::from(subject);
+        let mut expected = self.inbox.expect();
         let work = async {
             self.client
-                .publish_with_reply(Subject::from(subject), expected.subject().clone(), payload)
+                .publish_with_reply(subject.clone(), expected.subject().clone(), payload)
                 .await
                 .map_err(refused)?;
-            match expected.answer().await {
-                Some((Status::Answered, message)) => Ok(message),
-                Some((Status::NoResponders, _)) => Err(TransportError::NoResponders(subject.to_owned())),
-                None => Err(TransportError::Closed),
+            loop {
+                match expected.answer().await? {
+                    (Status::Answered, message) if accept(&message) => return Ok(message),
+                    (Status::Answered, _) => count_skipped_answer(),
+                    (Status::NoResponders, _) => return Err(TransportError::NoResponders(subject.to_string())),
+                }
             }
         };
         self.while_connected(generation, work).await
@@ -348,14 +351,15 @@ impl Transport for NatsTransport {
         })
     }
 
-    fn request<'a>(
+    fn request_where<'a>(
         &'a self,
         subject: &'a str,
         payload: Bytes,
         limit: Duration,
+        accept: Accept<'a>,
     ) -> BoxFuture<'a, Result<Message, TransportError>> {
         Box::pin(async move {
-            match timeout(limit, self.ask(subject, payload)).await {
+            match timeout(limit, self.ask(subject, payload, accept)).await {
                 Ok(answer) => answer,
                 Err(_) => Err(TransportError::Timeout(limit)),
             }
@@ -366,8 +370,13 @@ impl Transport for NatsTransport {
         self.link.watch()
     }
 
-    fn max_payload(&self) -> usize {
-        self.client.max_payload()
+    fn denied(&self) -> watch::Receiver<Denied> {
+        self.link.denied.subscribe()
+    }
+
+    fn max_payload(&self) -> Option<usize> {
+        // The client says 1 MiB before it knows.
+        (self.link.refresh(&self.client).generation > 0).then(|| self.client.max_payload())
     }
 
     fn dropped(&self) -> u64 {

@@ -6,15 +6,15 @@
 //! deliver the same messages.
 //!
 //! It does not know what the bytes mean, and it has no network: an outage happens when [`MemoryBus::set_online`] or
-//! [`MemoryBus::set_black_hole`] says so.
+//! [`MemoryBus::set_black_hole`] says so, a want of permissions when [`MemoryBus::deny`] does.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     fmt,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -22,14 +22,19 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{Stream, future::BoxFuture};
-use slab::Slab;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    BARRIER_TIMEOUT, Connection, Incoming, Message, Outgoing, SUBSCRIPTION_CAPACITY, Subject, Subscription, Transport,
-    TransportError,
-    subject::{check_pattern, check_queue, check_subject, has_wildcard, matches},
+    Accept, BARRIER_TIMEOUT, Connection, Denial, Denied, Incoming, MAX_ANSWERS, MAX_DENIED_SUBJECTS, Message,
+    Operation, Outgoing, SUBSCRIPTION_CAPACITY, Subject, Subscription, Transport, TransportError, count_skipped_answer,
+    publish_denial,
+    subject::{check_pattern, check_queue, check_subject},
 };
+
+use self::routes::{Key, Routes};
+
+mod permissions;
+mod routes;
 
 /// The largest payload unless the bus is made with another, bytes: a NATS server's own default.
 pub const DEFAULT_MAX_PAYLOAD: usize = 1024 * 1024;
@@ -54,18 +59,7 @@ impl MemoryBus {
 
     /// An online broker that takes payloads up to `max_payload` bytes.
     pub fn with_max_payload(max_payload: usize) -> Self {
-        let routes = Routes {
-            online: true,
-            black_hole: false,
-            links: Vec::new(),
-            subscribers: Slab::new(),
-            exact: HashMap::new(),
-            wildcard: Vec::new(),
-            picks: 0,
-            inboxes: 0,
-            members: Vec::new(),
-        };
-        Self { broker: Arc::new(Broker { max_payload, routes: Mutex::new(routes) }) }
+        Self { broker: Arc::new(Broker { routes: Mutex::new(Routes::new(max_payload)) }) }
     }
 
     /// A new connection, connected at once if the broker is online.
@@ -74,6 +68,8 @@ impl MemoryBus {
         let connected = routes.online;
         let link = Arc::new(Link {
             connection: watch::Sender::new(Connection { connected, generation: u64::from(connected) }),
+            max_payload: AtomicUsize::new(if connected { routes.max_payload } else { 0 }),
+            denied: watch::Sender::default(),
             dropped: AtomicU64::new(0),
             closed: AtomicBool::new(false),
         });
@@ -92,9 +88,46 @@ impl MemoryBus {
             return;
         }
         routes.online = online;
+        let max_payload = routes.max_payload;
         for link in routes.links.iter().filter_map(Weak::upgrade) {
-            link.set_connected(online);
+            link.set_connected(online, max_payload);
         }
+    }
+
+    /// Takes payloads up to `max_payload` bytes from connections that are made from now on, those that come back
+    /// included.
+    pub fn set_max_payload(&self, max_payload: usize) {
+        self.broker.lock().max_payload = max_payload;
+    }
+
+    /// Refuses what `pattern` takes in to all connections, as a reload with fewer permissions does: subscriptions that
+    /// are there become silent, and what is published is swallowed and told in [`Transport::denied`].
+    ///
+    /// A subscription is refused when `pattern` takes in all that it asks for; the inboxes of requests never are.
+    pub fn deny(&self, operation: Operation, pattern: &str) {
+        let mut routes = self.broker.lock();
+        routes.permissions.deny(operation, pattern);
+        routes.judge();
+    }
+
+    /// Takes [`MemoryBus::deny`] back: subscriptions are live again, and publishing is accepted.
+    pub fn allow(&self, operation: Operation, pattern: &str) {
+        let mut routes = self.broker.lock();
+        routes.permissions.allow(operation, pattern);
+        if operation == Operation::Publish {
+            for link in routes.links.iter().filter_map(Weak::upgrade) {
+                link.denied.send_if_modified(|denied| !std::mem::take(&mut denied.publish).is_empty());
+            }
+        }
+        routes.judge();
+    }
+
+    /// Refuses subscriptions beyond so many to each connection, the inboxes of requests apart. Those that are there count
+    /// from the oldest.
+    pub fn set_max_subscriptions(&self, most: usize) {
+        let mut routes = self.broker.lock();
+        routes.permissions.max_subscriptions = most;
+        routes.judge();
     }
 
     /// While on, connections look alive and swallow what is published: a peer that died and has not been missed yet.
@@ -147,8 +180,24 @@ impl MemoryTransport {
 
     fn check_message(&self, subject: &str, payload: &Bytes) -> Result<(), TransportError> {
         check_subject(subject)?;
-        let (bytes, limit) = (payload.len(), self.broker.max_payload);
+        let (bytes, limit) = (payload.len(), self.link.max_payload.load(Ordering::SeqCst));
         if bytes > limit { Err(TransportError::TooLarge { bytes, limit }) } else { Ok(()) }
+    }
+
+    /// Whether the broker takes a message for `subject`; if not, whether it had refused one before.
+    fn check_permission(&self, routes: &Routes, subject: &str) -> Permission {
+        if !routes.permissions.refuses(Operation::Publish, subject) {
+            return Permission::Granted;
+        }
+        let mut is_new = false;
+        self.link.denied.send_modify(|denied| {
+            denied.refused += 1;
+            is_new = denied.publish.insert(subject.to_owned());
+            if denied.publish.len() > MAX_DENIED_SUBJECTS {
+                denied.publish.pop_first();
+            }
+        });
+        if is_new { Permission::RefusedLater } else { Permission::Refused }
     }
 
     /// Hands over up to [`PUBLISH_BURST`] messages.
@@ -158,7 +207,11 @@ impl MemoryTransport {
         for _ in 0..PUBLISH_BURST {
             let Some(Outgoing { subject, payload }) = messages.pop_front() else { break };
             self.check_message(&subject, &payload)?;
-            routes.deliver(&Message { subject, payload, reply: None });
+            match self.check_permission(&routes, &subject) {
+                Permission::Granted => routes.deliver(&Message { subject, payload, reply: None }),
+                Permission::RefusedLater => {}
+                Permission::Refused => return Err(TransportError::Denied(publish_denial(&subject))),
+            }
         }
         Ok(())
     }
@@ -171,9 +224,18 @@ impl MemoryTransport {
         if self.link.is_closed() {
             return Err(TransportError::Closed);
         }
-        let (key, receiver) = routes.add(&self.link, pattern, queue, SUBSCRIPTION_CAPACITY);
+        if routes.online
+            && let Some(denial) = routes.refusal(&self.link, pattern)
+        {
+            return Err(TransportError::Denied(denial));
+        }
+        let denied = watch::Sender::default();
+        let watched = denied.subscribe();
+        let (key, receiver) = routes.add(&self.link, pattern, queue, SUBSCRIPTION_CAPACITY, Some(denied));
+        routes.judge();
         drop(routes);
-        Ok(Subscription::new(MemorySubscription { broker: Arc::clone(&self.broker), key, receiver }))
+        let broker = Arc::clone(&self.broker);
+        Ok(Subscription::new(MemorySubscription { broker, key, receiver, denied: watched }))
     }
 
     /// Publishes a request; returns the inbox that its answer comes to and the connection's generation.
@@ -184,20 +246,35 @@ impl MemoryTransport {
         if !routes.black_hole && !routes.is_heard(subject) {
             return Err(TransportError::NoResponders(subject.to_owned()));
         }
+        if !matches!(self.check_permission(&routes, subject), Permission::Granted) {
+            return Err(TransportError::Denied(publish_denial(subject)));
+        }
         routes.inboxes += 1;
         let inbox = Subject::from(format!("_INBOX.{}", routes.inboxes));
-        // One place: only the first answer counts.
-        let (key, receiver) = routes.add(&self.link, &inbox, None, 1);
+        let (key, receiver) = routes.add(&self.link, &inbox, None, MAX_ANSWERS, None);
         routes.deliver(&Message { subject: subject.into(), payload, reply: Some(inbox) });
         drop(routes);
-        Ok((MemorySubscription { broker: Arc::clone(&self.broker), key, receiver }, generation))
+        let (broker, denied) = (Arc::clone(&self.broker), watch::channel(None).1);
+        Ok((MemorySubscription { broker, key, receiver, denied }, generation))
     }
 
-    async fn answer(&self, inbox: &mut MemorySubscription, generation: u64) -> Result<Message, TransportError> {
-        tokio::select! {
-            biased;
-            answer = inbox.receiver.recv() => answer.ok_or(TransportError::Closed),
-            error = self.link.lost(generation) => Err(error),
+    /// The first answer that is accepted.
+    async fn answer(
+        &self,
+        inbox: &mut MemorySubscription,
+        generation: u64,
+        accept: Accept<'_>,
+    ) -> Result<Message, TransportError> {
+        loop {
+            let answer = tokio::select! {
+                biased;
+                answer = inbox.receiver.recv() => answer.ok_or(TransportError::Closed)?,
+                error = self.link.lost(generation) => return Err(error),
+            };
+            if accept(&answer) {
+                return Ok(answer);
+            }
+            count_skipped_answer();
         }
     }
 
@@ -247,16 +324,17 @@ impl Transport for MemoryTransport {
         Box::pin(async move { self.subscribe_now(subject, queue) })
     }
 
-    fn request<'a>(
+    fn request_where<'a>(
         &'a self,
         subject: &'a str,
         payload: Bytes,
         timeout: Duration,
+        accept: Accept<'a>,
     ) -> BoxFuture<'a, Result<Message, TransportError>> {
         Box::pin(async move {
             // The inbox goes with the end of this future, however it ends.
             let (mut inbox, generation) = self.publish_request(subject, payload)?;
-            match tokio::time::timeout(timeout, self.answer(&mut inbox, generation)).await {
+            match tokio::time::timeout(timeout, self.answer(&mut inbox, generation, accept)).await {
                 Ok(answer) => answer,
                 Err(_) => Err(TransportError::Timeout(timeout)),
             }
@@ -267,8 +345,13 @@ impl Transport for MemoryTransport {
         self.link.connection.subscribe()
     }
 
-    fn max_payload(&self) -> usize {
-        self.broker.max_payload
+    fn denied(&self) -> watch::Receiver<Denied> {
+        self.link.denied.subscribe()
+    }
+
+    fn max_payload(&self) -> Option<usize> {
+        let connected_once = self.link.connection.borrow().generation > 0;
+        connected_once.then(|| self.link.max_payload.load(Ordering::SeqCst))
     }
 
     fn dropped(&self) -> u64 {
@@ -296,11 +379,21 @@ impl fmt::Debug for MemoryTransport {
     }
 }
 
+/// What becomes of a message.
+enum Permission {
+    Granted,
+    /// It is taken and lost, as with a broker that says so afterwards.
+    RefusedLater,
+    /// It is not taken: its subject was refused before.
+    Refused,
+}
+
 /// The receiving end of a subscription; dropping it unsubscribes at once.
 struct MemorySubscription {
     broker: Arc<Broker>,
     key: Key,
     receiver: mpsc::Receiver<Message>,
+    denied: watch::Receiver<Option<Denial>>,
 }
 
 impl Stream for MemorySubscription {
@@ -313,20 +406,27 @@ impl Stream for MemorySubscription {
 
 impl Incoming for MemorySubscription {
     fn stop(self: Pin<&mut Self>) -> BoxFuture<'_, Result<(), TransportError>> {
-        self.broker.lock().remove(self.key);
+        self.broker.remove(self.key);
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn denied(&self) -> watch::Receiver<Option<Denial>> {
+        self.denied.clone()
     }
 }
 
 impl Drop for MemorySubscription {
     fn drop(&mut self) {
-        self.broker.lock().remove(self.key);
+        self.broker.remove(self.key);
     }
 }
 
 /// What a connection shares with the broker.
 struct Link {
     connection: watch::Sender<Connection>,
+    /// The broker's when this connection was made, bytes.
+    max_payload: AtomicUsize,
+    denied: watch::Sender<Denied>,
     dropped: AtomicU64,
     /// Written under the broker's lock.
     closed: AtomicBool,
@@ -337,8 +437,12 @@ impl Link {
         self.closed.load(Ordering::SeqCst)
     }
 
-    fn set_connected(&self, connected: bool) {
+    fn set_connected(&self, connected: bool, max_payload: usize) {
         if !self.is_closed() {
+            if connected {
+                self.max_payload.store(max_payload, Ordering::SeqCst);
+                self.denied.send_if_modified(|denied| !std::mem::take(&mut denied.publish).is_empty());
+            }
             self.connection.send_modify(|connection| {
                 connection.connected = connected;
                 connection.generation += u64::from(connected);
@@ -356,7 +460,6 @@ impl Link {
 }
 
 struct Broker {
-    max_payload: usize,
     routes: Mutex<Routes>,
 }
 
@@ -365,150 +468,11 @@ impl Broker {
     fn lock(&self) -> MutexGuard<'_, Routes> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// A place in the slab and the number of the subscription that took it, so that a late drop never removes another's.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Key {
-    index: usize,
-    number: u64,
-}
-
-struct Subscriber {
-    number: u64,
-    pattern: Box<str>,
-    queue: Option<Box<str>>,
-    /// When it was last picked for its group, as a number of [`Routes::picks`]; the longest ago is next.
-    picked: u64,
-    sender: mpsc::Sender<Message>,
-    link: Arc<Link>,
-}
-
-impl Subscriber {
-    fn send(&self, message: &Message) {
-        if let Err(mpsc::error::TrySendError::Full(_)) = self.sender.try_send(message.clone()) {
-            self.link.dropped.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// Who gets what.
-struct Routes {
-    online: bool,
-    black_hole: bool,
-    links: Vec<Weak<Link>>,
-    subscribers: Slab<Subscriber>,
-    /// Patterns without wildcards, by subject, in the order of subscription. Only looked up, never walked, because a
-    /// map's order differs from run to run.
-    ///
-    /// Invariant: `exact` and `wildcard` together hold each index of `subscribers` once; no list in `exact` is empty.
-    exact: HashMap<Box<str>, Vec<usize>>,
-    /// Patterns with wildcards, in the order of subscription.
-    wildcard: Vec<usize>,
-    /// Grows with each pick of a group's member and each subscription.
-    picks: u64,
-    /// Grows with each request.
-    inboxes: u64,
-    /// Group members that match the message at hand; kept for its memory.
-    members: Vec<usize>,
-}
-
-impl Routes {
-    fn add(
-        &mut self,
-        link: &Arc<Link>,
-        pattern: &str,
-        queue: Option<&str>,
-        capacity: usize,
-    ) -> (Key, mpsc::Receiver<Message>) {
-        let (sender, receiver) = mpsc::channel(capacity);
-        self.picks += 1;
-        let number = self.picks;
-        let index = self.subscribers.insert(Subscriber {
-            number,
-            pattern: pattern.into(),
-            queue: queue.map(Into::into),
-            picked: 0,
-            sender,
-            link: Arc::clone(link),
-        });
-        if has_wildcard(pattern) {
-            self.wildcard.push(index);
-        } else {
-            self.exact.entry(pattern.into()).or_default().push(index);
-        }
-        (Key { index, number }, receiver)
-    }
-
-    fn remove(&mut self, key: Key) {
-        if self.subscribers.get(key.index).is_none_or(|subscriber| subscriber.number != key.number) {
-            return;
-        }
-        let subscriber = self.subscribers.remove(key.index);
-        match self.exact.get_mut(&subscriber.pattern) {
-            Some(indices) => {
-                indices.retain(|index| *index != key.index);
-                if indices.is_empty() {
-                    self.exact.remove(&subscriber.pattern);
-                }
-            }
-            None => self.wildcard.retain(|index| *index != key.index),
-        }
-    }
-
-    fn remove_link(&mut self, link: &Arc<Link>) {
-        let of_link = |(_, subscriber): &(usize, &Subscriber)| Arc::ptr_eq(&subscriber.link, link);
-        let keys: Vec<Key> = self
-            .subscribers
-            .iter()
-            .filter(of_link)
-            .map(|(index, subscriber)| Key { index, number: subscriber.number })
-            .collect();
-        for key in keys {
-            self.remove(key);
-        }
-    }
-
-    fn is_heard(&self, subject: &str) -> bool {
-        self.exact.contains_key(subject)
-            || self.wildcard.iter().any(|index| matches(&self.subscribers[*index].pattern, subject))
-    }
-
-    /// Sends `message` to each plain subscription that matches and to one member of each group that does.
-    fn deliver(&mut self, message: &Message) {
-        if self.black_hole {
-            return;
-        }
-        let mut members = std::mem::take(&mut self.members);
-        let exact = self.exact.get(message.subject.as_str()).into_iter().flatten();
-        let wildcard =
-            self.wildcard.iter().filter(|index| matches(&self.subscribers[**index].pattern, &message.subject));
-        for &index in exact.chain(wildcard) {
-            let subscriber = &self.subscribers[index];
-            match subscriber.queue {
-                None => subscriber.send(message),
-                Some(_) => members.push(index),
-            }
-        }
-        self.deliver_to_groups(message, &mut members);
-        members.clear();
-        self.members = members;
-    }
-
-    /// Groups go by name alone, as in NATS: its members may have come by different patterns.
-    fn deliver_to_groups(&mut self, message: &Message, members: &mut Vec<usize>) {
-        while let Some(&first) = members.first() {
-            let group = self.subscribers[first].queue.clone();
-            let next = members
-                .iter()
-                .copied()
-                .filter(|index| self.subscribers[*index].queue == group)
-                .min_by_key(|index| (self.subscribers[*index].picked, self.subscribers[*index].number))
-                .unwrap_or(first);
-            self.picks += 1;
-            self.subscribers[next].picked = self.picks;
-            self.subscribers[next].send(message);
-            members.retain(|index| self.subscribers[*index].queue != group);
+    fn remove(&self, key: Key) {
+        let mut routes = self.lock();
+        if routes.remove(key) {
+            routes.judge();
         }
     }
 }
