@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
 
 use crate::{
     client::{ClientOptions, UpdatesFrom},
@@ -290,6 +290,40 @@ fn timeout_from(least: Duration, text: &str) -> Result<Duration, String> {
 /// Whole milliseconds; [`timeout`] has seen to it that they fit.
 fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(MAX_DURATION_MS)
+}
+
+/// Implemented here, so that only this part knows how options are read.
+impl ValueEnum for PublishTo {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Subjects, Self::Feed, Self::Both]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Subjects => PossibleValue::new("subjects").help("`stream.<stream_id>.updates`: a subject a stream"),
+            Self::Feed => {
+                PossibleValue::new("feed").help("`orchestrator.feed.<partition>`: many streams' updates in one message")
+            }
+            Self::Both => PossibleValue::new("both").help("Both"),
+        })
+    }
+}
+
+impl ValueEnum for UpdatesFrom {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Subjects, Self::Feed]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Subjects => PossibleValue::new("subjects")
+                .help("`stream.<stream_id>.updates`: a subject a stream, and the broker sends only what is followed"),
+            Self::Feed => PossibleValue::new("feed").help(
+                "`orchestrator.feed.<partition>`: all streams of a partition in one subscription, many updates in one \
+                 message",
+            ),
+        })
+    }
 }
 
 #[cfg(test)]

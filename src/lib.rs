@@ -18,6 +18,7 @@ pub mod engine;
 pub mod gateway;
 pub mod service;
 pub mod shard;
+pub mod subject;
 pub mod telemetry;
 pub mod timeline;
 pub mod transport;

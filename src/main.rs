@@ -173,7 +173,7 @@ async fn nats(nats: &NatsArgs) -> Fallible<NatsOptions> {
     let options = NatsOptions { credentials: nats.nats_creds.clone(), ..NatsOptions::new(&nats.nats_url, "") };
     match options.check().await {
         Ok(()) => Ok(options),
-        Err(error @ (NatsError::Url(_) | NatsError::Logins(_) | NatsError::NoUser(_))) => {
+        Err(error @ (NatsError::Url(_) | NatsError::Login { .. } | NatsError::Logins(_) | NatsError::NoUser(_))) => {
             Err(format!("--nats-url: {error}").into())
         }
         Err(error @ NatsError::Credentials { .. }) => Err(format!("--nats-creds: {error}").into()),

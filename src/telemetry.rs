@@ -18,6 +18,8 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
+use crate::transport::nats::QUIET_LOGS;
+
 /// Logs to standard error as `RUST_LOG` says. All targets of our own are under `orchestrator_service`; without it, they
 /// are logged from `info` on, and those of libraries from `warn` on: but for the NATS client's connector, which repeats
 /// with each attempt what the transport tells once.
@@ -29,7 +31,7 @@ pub fn init_logging() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Ok(directives) if !directives.is_empty() => {
             EnvFilter::try_new(&directives).map_err(|error| format!("RUST_LOG={directives:?} is no filter: {error}"))?
         }
-        _ => EnvFilter::new("warn,async_nats::connector=off,orchestrator_service=info"),
+        _ => EnvFilter::new(format!("warn,{QUIET_LOGS},orchestrator_service=info")),
     };
     let colours = io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours).try_init()

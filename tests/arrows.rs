@@ -1,5 +1,5 @@
-//! The direction of the arrows: which part may know which. Walks the sources and fails on an arrow that is not in the
-//! table of ARCHITECTURE.md, and on anything in engine and timeline that would make them depend on more than their arguments.
+//! The direction of the arrows: which part may know which, and which may name which crate. Walks the sources and fails on
+//! an arrow that is not in the table of ARCHITECTURE.md, on a crate away from its home, and on anything in engine and timeline that would make them depend on more than their arguments.
 
 use std::{
     collections::BTreeMap,
@@ -8,18 +8,53 @@ use std::{
 };
 
 /// Part, and the parts it may use. `None`: any.
-const MAY_USE: [(&str, Option<&[&str]>); 11] = [
+const MAY_USE: [(&str, Option<&[&str]>); 12] = [
     ("timeline", Some(&[])),
     ("engine", Some(&["timeline"])),
-    ("wire", Some(&["engine", "timeline"])),
+    ("subject", Some(&[])),
+    ("wire", Some(&["engine", "subject", "timeline"])),
     ("shard", Some(&["engine", "wire"])),
-    ("transport", Some(&[])),
+    ("transport", Some(&["subject"])),
     ("service", Some(&["engine", "shard", "transport", "wire"])),
     ("client", Some(&["timeline", "transport", "wire"])),
     ("gateway", Some(&["client"])),
     ("telemetry", None),
     ("config", None),
     ("lib", None),
+];
+
+/// Crate, and the parts that may name it. What is to be replaced one day, such as the broker's client, or must not spread,
+/// such as how options are read, has one home.
+const HOMES: [(&str, &[&str]); 29] = [
+    ("async_nats", &["transport"]),
+    ("axum", &["gateway", "telemetry"]),
+    ("bytemuck", &["engine"]),
+    ("bytes", &["client", "shard", "subject", "transport", "wire"]),
+    ("bytestring", &["subject"]),
+    ("clap", &["config"]),
+    ("crossbeam_channel", &["shard"]),
+    ("fastrand", &["client", "transport"]),
+    ("foldhash", &["engine", "shard"]),
+    ("futures_util", &["client", "gateway", "service", "transport"]),
+    ("hashbrown", &["engine", "shard"]),
+    ("humantime", &["config"]),
+    ("hyper", &["gateway", "telemetry"]),
+    ("hyper_util", &["gateway", "telemetry"]),
+    ("metrics", &["client", "gateway", "service", "shard", "telemetry", "transport"]),
+    ("metrics_exporter_prometheus", &["telemetry"]),
+    ("percent_encoding", &["transport"]),
+    ("prost", &["client", "shard", "wire"]),
+    ("safe_arch", &["engine"]),
+    ("serde", &["gateway", "wire"]),
+    ("serde_json", &["gateway"]),
+    ("serde_path_to_error", &["gateway"]),
+    ("slab", &["client", "engine", "transport"]),
+    ("thiserror", &["client", "engine", "service", "shard", "subject", "timeline", "transport", "wire"]),
+    ("tokio", &["client", "gateway", "service", "shard", "telemetry", "transport"]),
+    ("tracing", &["client", "gateway", "service", "shard", "telemetry", "transport"]),
+    ("tracing_subscriber", &["telemetry"]),
+    ("uuid", &["client", "engine", "gateway", "service"]),
+    ("wide", &["engine"]),
 ];
 
 /// The parts that are functions of their arguments.
@@ -74,10 +109,80 @@ fn engine_and_timeline_depend_on_nothing_but_their_arguments() {
 }
 
 #[test]
+fn every_crate_is_named_where_it_has_its_home() {
+    let manifest = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).expect("Cargo.toml");
+    let homes: BTreeMap<&str, &[&str]> = HOMES.into_iter().collect();
+    let dependencies = dependencies(&manifest);
+    for name in &dependencies {
+        assert!(homes.contains_key(name.as_str()), "{name} has no home in the table");
+    }
+    for name in homes.keys() {
+        assert!(dependencies.iter().any(|dependency| dependency == name), "{name} is no dependency");
+    }
+    let mut found = 0;
+    for (part, path, text) in sources() {
+        for (name, parts) in &homes {
+            if names_crate(&text, name) {
+                found += 1;
+                assert!(parts.contains(&part.as_str()), "{} names {name}, which {part} may not know", path.display());
+            }
+        }
+    }
+    assert!(found > 100, "only {found} files name a crate: the search is broken");
+}
+
+#[test]
+fn the_search_finds_a_crate_in_every_form() {
+    for text in [
+        "use bytes::Bytes;",
+        "use ::bytes::Bytes;",
+        "fn f() -> bytes::Bytes {}",
+        "#[derive(Debug, bytes::Parse)]",
+        "use bytes as other;",
+        "use bytes;",
+        "extern crate bytes;",
+        "use {bytes::Bytes, other::Other};",
+    ] {
+        assert!(names_crate(text, "bytes"), "{text}");
+    }
+    for text in ["use crate::bytes::X;", "let bytes = 1;", "megabytes::X", "self.bytes", "f(&bytes)", "mod bytes;"] {
+        assert!(!names_crate(text, "bytes"), "{text}");
+    }
+}
+
+#[test]
 fn the_search_finds_an_arrow_in_every_form() {
     let text =
         "use crate::{\n    engine::{A, wire},\n    shard,\n};\nuse crate::client::B;\nfn f() { crate::gateway::g() }";
     assert_eq!(parts_used(text), ["client", "engine", "gateway", "shard"]);
+}
+
+/// The names of the crates that the program is built with, as sources spell them.
+fn dependencies(manifest: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut inside = false;
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            inside = line == "[dependencies]" || line.starts_with("[target.") && line.ends_with(".dependencies]");
+        } else if inside && let Some((name, _)) = line.split_once([' ', '=', '.']) {
+            names.push(name.replace('-', "_"));
+        }
+    }
+    names.retain(|name| !name.is_empty() && !name.starts_with('#'));
+    names
+}
+
+/// Whether a path begins with the crate's name, or an import is of it as a whole.
+fn names_crate(text: &str, name: &str) -> bool {
+    text.match_indices(name).any(|(place, _)| {
+        let (before, behind) = (&text[..place], &text[place + name.len()..]);
+        let is_word = |c: char| c.is_alphanumeric() || c == '_';
+        let before = before.strip_suffix("::").filter(|root| !root.ends_with(is_word)).unwrap_or(before);
+        let begins = !before.ends_with(is_word) && !before.ends_with([':', '.', '$']);
+        let is_import = before.trim_end().ends_with("use") || before.trim_end().ends_with("extern crate");
+        let is_whole = behind.starts_with(';') || behind.starts_with(" as ");
+        begins && (behind.starts_with("::") || is_import && is_whole)
+    })
 }
 
 /// All sources but the program's: part, path, and text without comments and without tests at the end of a file.

@@ -184,7 +184,7 @@ async fn a_wildcard_subscription_sees_one_order_across_subjects(world: World) {
 
     settle(&[&publisher, &reader]).await;
     let seen: Vec<String> =
-        received(&mut subscription).into_iter().map(|message| message.subject.into_string()).collect();
+        received(&mut subscription).into_iter().map(|message| message.subject.to_string()).collect();
     assert_eq!(seen, sent);
 }
 

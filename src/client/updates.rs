@@ -17,7 +17,7 @@ use super::{core::Core, feeds::Follower};
 use crate::{transport::Subscription, wire::proto::StateUpdate};
 
 /// Where a client reads updates: what the service's `--publish` says it publishes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum UpdatesFrom {
     /// `stream.<stream_id>.updates`: a subject a stream, and the broker sends only what is followed.
     #[default]

@@ -6,7 +6,6 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use async_nats::Subject;
 use bytes::Bytes;
 use metrics::counter;
 use prost::{DecodeError, Message as _};
@@ -23,7 +22,7 @@ use crate::{
         commands::CommandRoute,
         decode, encode, proto,
         queries::{self, Question},
-        subject,
+        subject::{self, Subject},
         subscriptions::{self, Subscription, SubscriptionRoute},
     },
 };

@@ -8,14 +8,13 @@ use std::{
     },
 };
 
-use async_nats::Subject;
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tokio::sync::Notify;
 
 use crate::{
     engine::{Accepted, Counts},
-    wire::proto,
+    wire::{proto, subject::Subject},
 };
 
 /// How many messages may wait for a shard: at a million a second, what it handles in 65 ms.

@@ -18,7 +18,6 @@
 
 use std::collections::VecDeque;
 
-use async_nats::Subject;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, hash_map::Entry};
@@ -27,7 +26,10 @@ use metrics::counter;
 use super::clock::Now;
 use crate::{
     engine::{StateUpdate, StreamId},
-    wire::{encode, proto, subject},
+    wire::{
+        encode, proto,
+        subject::{self, Subject},
+    },
 };
 
 /// How many changes and replies may be owed before the shard stops: half a minute of 2,000 changes a second.
@@ -43,7 +45,7 @@ const MAX_FEED_BYTES: usize = 512 << 10;
 const ENTRY_BYTES: usize = 8;
 
 /// Which subjects carry the updates.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PublishTo {
     /// `stream.<stream_id>.updates`: a subject a stream.
     #[default]

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use async_nats::Subject;
 use bytes::Bytes;
 use metrics::counter;
 use tracing::info;
@@ -26,7 +25,7 @@ use crate::{
     wire::{
         Refusal, WireLimits, encode, proto,
         queries::Cursor,
-        subject,
+        subject::{self, Subject},
         subscriptions::{self, Subscription},
     },
 };

@@ -15,14 +15,15 @@ use std::{
     time::Duration,
 };
 
-pub use async_nats::Subject;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, future::BoxFuture};
 use tokio::sync::watch;
 
+pub use crate::subject::Subject;
+use crate::subject::SubjectError;
+
 pub mod memory;
 pub mod nats;
-mod subject;
 
 /// How many received messages a subscription holds until its reader takes them; what comes on top is dropped and counted.
 ///
@@ -186,6 +187,12 @@ pub enum TransportError {
     /// The broker refuses it, for want of a permission or beyond its limit of subscriptions.
     #[error("{0}")]
     Denied(Denial),
+}
+
+impl From<SubjectError> for TransportError {
+    fn from(error: SubjectError) -> Self {
+        Self::Refused(error.to_string())
+    }
 }
 
 /// Publish, subscribe, ask: a connection to a broker.

@@ -1,8 +1,7 @@
-//! Subjects: where what is said.
-
-use async_nats::Subject;
+//! Subjects: where what is said. What a subject is and may look like: [`subject`](crate::subject).
 
 use crate::engine::StreamId;
+pub use crate::subject::{MAX_SUBJECT_BYTES, Subject};
 
 /// `OrchestratorCommand`, gateway → service.
 pub const COMMAND: &str = "orchestrator.command";

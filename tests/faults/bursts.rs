@@ -130,7 +130,7 @@ async fn send_and_count(url: String, sender: usize) -> Vec<(Code, usize)> {
         for number in 0..part {
             let Outgoing { subject, payload } = assorted(number);
             let reply = format!("answers.{sender}.{number}");
-            publisher.publish_with_reply(subject, reply, payload).await.expect("published");
+            publisher.publish_with_reply(subject.to_string(), reply, payload).await.expect("published");
         }
         publisher.flush().await.expect("flushed");
     });

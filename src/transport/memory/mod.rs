@@ -28,8 +28,8 @@ use super::{
     Accept, BARRIER_TIMEOUT, Connection, Denial, Denied, Incoming, MAX_ANSWERS, MAX_DENIED_SUBJECTS, Message,
     Operation, Outgoing, SUBSCRIPTION_CAPACITY, Subject, Subscription, Transport, TransportError, count_skipped_answer,
     publish_denial,
-    subject::{check_pattern, check_queue, check_subject},
 };
+use crate::subject::{check_pattern, check_queue, check_subject};
 
 use self::routes::{Key, Routes};
 

@@ -6,7 +6,10 @@ use std::{
 };
 
 use super::{Link, routes::Routes};
-use crate::transport::{Denial, Operation, subject::matches};
+use crate::{
+    subject::matches,
+    transport::{Denial, Operation},
+};
 
 /// What is refused, to each connection alike.
 #[derive(Debug)]

@@ -9,9 +9,9 @@ use slab::Slab;
 use tokio::sync::{mpsc, watch};
 
 use super::{Link, permissions::Permissions};
-use crate::transport::{
-    Denial, Message, count_skipped_answer,
+use crate::{
     subject::{has_wildcard, matches},
+    transport::{Denial, Message, count_skipped_answer},
 };
 
 /// A place in the slab and the number of the subscription that took it, so that a late drop never removes another's.

@@ -51,9 +51,7 @@ pub(super) fn reconnect_delay(attempt: usize, closing: bool) -> Duration {
     // Six doublings reach the longest.
     let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX).min(6);
     let delay = (SHORTEST_DELAY * 2_u32.pow(doublings)).min(LONGEST_DELAY);
-    let (_, random) = uuid::Uuid::new_v4().as_u64_pair();
-    let share = (random % 1024) as f64 / 1024.0;
-    delay.mul_f64(0.5 + share / 2.0)
+    delay.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
 /// How far the end of a transport has come.

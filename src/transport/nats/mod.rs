@@ -48,8 +48,8 @@ use self::{
 use super::{
     Accept, BARRIER_TIMEOUT, Connection, Denied, Incoming, Message, Outgoing, SUBSCRIPTION_CAPACITY, Subject,
     Subscription, Transport, TransportError, count_skipped_answer,
-    subject::{check_pattern, check_queue, check_subject},
 };
+use crate::subject::{check_pattern, check_queue, check_subject};
 
 pub use self::link::Outage;
 
@@ -71,6 +71,10 @@ const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long closing may take, all steps together; a service that is told to stop has a few seconds in all.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the client logs beside what is logged here, as a filter of logs: its connector repeats with each attempt what
+/// [`Outage`] says once in a while.
+pub const QUIET_LOGS: &str = "async_nats::connector=off";
 
 /// How to reach the broker.
 #[derive(Clone)]
@@ -122,6 +126,14 @@ pub enum NatsError {
     /// Two URLs have different users, passwords or tokens.
     #[error("the NATS URL of {0} has another login than those before it: all servers are sent the same")]
     Logins(String),
+    /// A user, password or token cannot be meant.
+    #[error("the login in the NATS URL of {server} {why}")]
+    Login {
+        /// Which server's, without the login.
+        server: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// A URL has a password without a user.
     #[error("the NATS URL of {0} has a password and no user before it")]
     NoUser(String),
@@ -220,7 +232,7 @@ impl NatsTransport {
     async fn round_trip(&self, generation: u64) -> Result<(), TransportError> {
         let mut expected = self.inbox.expect();
         let work = async {
-            self.client.publish(expected.subject().clone(), Bytes::new()).await.map_err(refused)?;
+            self.client.publish(nats_subject(expected.subject().clone()), Bytes::new()).await.map_err(refused)?;
             expected.answer().await.map(drop)
         };
         match timeout(BARRIER_TIMEOUT, self.while_connected(generation, work)).await {
@@ -237,18 +249,21 @@ impl NatsTransport {
     async fn ask(&self, subject: &str, payload: Bytes, accept: Accept<'_>) -> Result<Message, TransportError> {
         let generation = self.check_link()?;
         self.check_message(subject, &payload)?;
-        let subject = Subject::from(subject);
         let mut expected = self.inbox.expect();
         let work = async {
             self.client
-                .publish_with_reply(subject.clone(), expected.subject().clone(), payload)
+                .publish_with_reply(
+                    async_nats::Subject::from(subject),
+                    nats_subject(expected.subject().clone()),
+                    payload,
+                )
                 .await
                 .map_err(refused)?;
             loop {
                 match expected.answer().await? {
                     (Status::Answered, message) if accept(&message) => return Ok(message),
                     (Status::Answered, _) => count_skipped_answer(),
-                    (Status::NoResponders, _) => return Err(TransportError::NoResponders(subject.to_string())),
+                    (Status::NoResponders, _) => return Err(TransportError::NoResponders(subject.to_owned())),
                 }
             }
         };
@@ -263,8 +278,8 @@ impl NatsTransport {
     ) -> Result<async_nats::Subscriber, TransportError> {
         let subscribed = async {
             match queue {
-                Some(queue) => self.client.queue_subscribe(Subject::from(pattern), queue.to_owned()).await,
-                None => self.client.subscribe(Subject::from(pattern)).await,
+                Some(queue) => self.client.queue_subscribe(async_nats::Subject::from(pattern), queue.to_owned()).await,
+                None => self.client.subscribe(async_nats::Subject::from(pattern)).await,
             }
         };
         match timeout(SUBSCRIBE_TIMEOUT, subscribed).await {
@@ -315,6 +330,7 @@ impl Transport for NatsTransport {
                 self.while_connected(generation, poll_fn(|context| sink.poll_ready_unpin(context)).map_err(refused))
                     .await?;
                 let Some(Outgoing { subject, payload }) = messages.pop_front() else { break };
+                let subject = nats_subject(subject);
                 let message = OutboundMessage { subject, payload, reply: None, headers: None };
                 sink.start_send_unpin(message).map_err(refused)?;
             }
@@ -446,8 +462,15 @@ impl Incoming for NatsSubscription {
 
 impl From<async_nats::Message> for Message {
     fn from(received: async_nats::Message) -> Self {
-        Self { subject: received.subject, payload: received.payload, reply: received.reply }
+        let text = |subject: async_nats::Subject| Subject::from(subject.as_str());
+        Self { subject: text(received.subject), payload: received.payload, reply: received.reply.map(text) }
     }
+}
+
+/// The client's own type, over the same bytes.
+fn nats_subject(subject: Subject) -> async_nats::Subject {
+    // What is text here is text there.
+    async_nats::Subject::from_utf8(subject.into_bytes()).unwrap_or_else(|_| async_nats::Subject::from_static("invalid"))
 }
 
 /// What the client says when it does not take a message. Size and subject were checked before, so that the client ended.

@@ -5,6 +5,7 @@
 use std::{fmt, io};
 
 use async_nats::ServerAddr;
+use percent_encoding::percent_decode_str;
 
 use super::NatsError;
 
@@ -69,33 +70,25 @@ pub(super) struct Login {
 
 impl Login {
     fn of(server: &ServerAddr) -> Result<Option<Self>, NatsError> {
-        match (server.username(), server.password().map(percent_decoded)) {
-            (Some(user), password) => Ok(Some(Self { user: percent_decoded(user), password })),
+        let decoded = |text| decoded(text).map_err(|why| NatsError::Login { server: Shown(server).to_string(), why });
+        match (server.username(), server.password()) {
+            (Some(user), password) => {
+                Ok(Some(Self { user: decoded(user)?, password: password.map(decoded).transpose()? }))
+            }
             (None, None) => Ok(None),
             (None, Some(_)) => Err(NatsError::NoUser(Shown(server).to_string())),
         }
     }
 }
 
-/// Undoes `%40` and the like, which a password in a URL needs. What is no such escape stays.
-fn percent_decoded(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let escaped = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten();
-        match escaped.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            Some(byte) => {
-                decoded.push(byte);
-                at += 3;
-            }
-            None => {
-                decoded.push(bytes[at]);
-                at += 1;
-            }
-        }
+/// Undoes `%40` and the like, which a password in a URL needs. What is no such escape stays as it is. No error repeats the
+/// text.
+fn decoded(text: &str) -> Result<String, &'static str> {
+    let decoded = percent_decode_str(text).decode_utf8().map_err(|_| "is not UTF-8")?;
+    if decoded.chars().any(char::is_control) {
+        return Err("has a control character");
     }
-    String::from_utf8_lossy(&decoded).into_owned()
+    Ok(decoded.into_owned())
 }
 
 #[cfg(test)]
@@ -151,6 +144,28 @@ mod tests {
 
     #[test]
     fn what_is_no_escape_stays_as_it_is() {
-        assert_eq!(percent_decoded("100%, 5%4, %zz, %C3%A4"), "100%, 5%4, %zz, ä");
+        for (written, meant) in [
+            ("100%+5", "100%+5"),
+            ("100%", "100%"),
+            ("5%4", "5%4"),
+            ("%zz%-1%%41", "%zz%-1%A"),
+            ("%2", "%2"),
+            ("%C3%A4%2f%2F", "ä//"),
+            ("%25%34%31", "%41"),
+        ] {
+            assert_eq!(decoded(written), Ok(meant.to_owned()), "{written}");
+            assert_eq!(parts(&format!("user:{written}@host")).1.as_deref(), Some(meant), "{written}");
+        }
+    }
+
+    #[test]
+    fn a_login_that_no_operator_can_mean_is_refused_without_repeating_it() {
+        for login_text in
+            ["user:%00secret", "user:secret%0a", "user%1b:secret", "secret%7F", "user:%FFsecret", "%C3:secret"]
+        {
+            let error = refusal(&format!("one,nats://{login_text}@two"));
+            assert!(matches!(&error, NatsError::Login { server, .. } if server == "nats://two:4222"), "{error}");
+            assert!(!error.to_string().contains("secret") && !error.to_string().contains("user"), "{error}");
+        }
     }
 }
