@@ -89,7 +89,7 @@ pub fn parse_stream_body(body: &[u8]) -> Result<OrchestratorConfig, String> {
 #[derive(Debug)]
 struct App {
     client: Client,
-    hub: Arc<Hub>,
+    hub: Hub,
     options: GatewayOptions,
     /// True once the gateway is ending: sockets say goodbye.
     is_ending: watch::Sender<bool>,
