@@ -2,7 +2,7 @@
 
 use std::{
     error::Error,
-    io,
+    io::{self, Write as _},
     net::SocketAddr,
     path::Path,
     process::ExitCode,
@@ -20,7 +20,7 @@ use orchestrator_service::{
     gateway::Gateway,
     service::{Service, ServiceSettings},
     shard::record::{self, Replayed},
-    telemetry::{self, Checkup},
+    telemetry::{self, Checkup, Log},
     transport::{
         Transport,
         memory::MemoryBus,
@@ -37,29 +37,46 @@ use tracing::{info, warn};
 
 type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// A process that has not come to its end by then after a signal is ended, so that a stop takes 5 s at the most.
-const STOP_TIMEOUT: Duration = Duration::from_millis(4_900);
+/// A process that has not come to its end by then after a signal is ended, so that a stop takes 5 s at the most with
+/// [`FLUSH_TIMEOUT`].
+const STOP_TIMEOUT: Duration = Duration::from_millis(4_600);
+/// How long the end of a process waits for whoever reads its log.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(300);
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("orchestrator_service: {error}");
-            ExitCode::FAILURE
-        }
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => return say_usage(&usage),
+    };
+    let log = Log::to_stderr();
+    log.take_panics();
+    let done = run(cli, &log);
+    if let Err(error) = &done {
+        log.line(format_args!("orchestrator_service: {error}"));
+    }
+    log.flush(FLUSH_TIMEOUT);
+    if done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Prints what is wrong with the arguments, or the help that they ask for.
+fn say_usage(usage: &clap::Error) -> ExitCode {
+    let printed = allow_closed(usage.print());
+    match u8::try_from(usage.exit_code()) {
+        Ok(0) if printed.is_err() => ExitCode::FAILURE,
+        Ok(code) => code.into(),
+        Err(_) => ExitCode::FAILURE,
     }
 }
 
-fn run(cli: Cli) -> Fallible<()> {
-    telemetry::init_logging()?;
+fn run(cli: Cli, log: &Log) -> Fallible<()> {
+    telemetry::init_logging(log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(async {
         match cli.command.unwrap_or(Command::Serve(cli.serve)) {
-            Command::Serve(options) => serve(options).await,
-            Command::Gateway(options) => gateway(options).await,
-            Command::Standalone(options) => standalone(options).await,
-            Command::Replay { file } => replay(&file),
+            Command::Serve(options) => serve(options, log).await,
+            Command::Gateway(options) => gateway(options, log).await,
+            Command::Standalone(options) => standalone(options, log).await,
+            Command::Replay { file } => replay(&file, log),
         }
     });
     runtime.shutdown_timeout(Duration::from_millis(100));
@@ -67,8 +84,8 @@ fn run(cli: Cli) -> Fallible<()> {
 }
 
 /// The service over NATS.
-async fn serve(options: ServeOptions) -> Fallible<()> {
-    let (stopping, stop) = stop_signal()?;
+async fn serve(options: ServeOptions, log: &Log) -> Fallible<()> {
+    let (stopping, stop) = stop_signal(log)?;
     let nats = nats(&options.nats).await?;
     let settings = options.service.settings()?;
     let watched = Watched::default();
@@ -96,8 +113,8 @@ async fn serve(options: ServeOptions) -> Fallible<()> {
 }
 
 /// The gateway over NATS.
-async fn gateway(options: GatewayCommand) -> Fallible<()> {
-    let (stopping, stop) = stop_signal()?;
+async fn gateway(options: GatewayCommand, log: &Log) -> Fallible<()> {
+    let (stopping, stop) = stop_signal(log)?;
     let transport = connect(&nats(&options.nats).await?, "orchestrator gateway").await?;
     let client = Client::new(Arc::clone(&transport), options.client());
     let checkup = UntilStopped { stopping, checkup: Served { service: client.service() } };
@@ -111,8 +128,8 @@ async fn gateway(options: GatewayCommand) -> Fallible<()> {
 }
 
 /// Both in one process, over memory.
-async fn standalone(options: StandaloneOptions) -> Fallible<()> {
-    let (stopping, stop) = stop_signal()?;
+async fn standalone(options: StandaloneOptions, log: &Log) -> Fallible<()> {
+    let (stopping, stop) = stop_signal(log)?;
     let client = options.client()?;
     let settings = options.service.settings()?;
     let bus = MemoryBus::new();
@@ -131,15 +148,18 @@ async fn standalone(options: StandaloneOptions) -> Fallible<()> {
 }
 
 /// A recording again. What it lacks at its end is a warning and no error: a killed process leaves such a one.
-fn replay(file: &Path) -> Fallible<()> {
+///
+/// A reader that has seen enough and closes the pipe is no error either: the exit code still tells the verdict.
+fn replay(file: &Path, log: &Log) -> Fallible<()> {
     let started = Instant::now();
     let replayed = record::replay(file)?;
     let Replayed { entries, updates, panics, .. } = &replayed;
-    println!("{entries} entries, {updates} updates, {panics} panics, in {:.3?}", started.elapsed());
+    let mut report =
+        format!("{entries} entries, {updates} updates, {panics} panics, in {:.3?}\n", started.elapsed());
     if let Some(why) = missing_end(&replayed) {
-        eprintln!(
+        log.line(format_args!(
             "orchestrator_service: warning: the recording is not complete, and replayed as far as it goes: {why}"
-        );
+        ));
     }
     for (shard, (digest, recorded)) in &replayed.digests {
         let verdict = match recorded {
@@ -147,8 +167,11 @@ fn replay(file: &Path) -> Fallible<()> {
             Some(recorded) if recorded == digest => "as recorded".to_owned(),
             Some(recorded) => format!("recorded: {recorded:016x}"),
         };
-        println!("shard {shard}: {digest:016x} ({verdict})");
+        report += &format!("shard {shard}: {digest:016x} ({verdict})\n");
     }
+    let mut stdout = io::stdout().lock();
+    allow_closed(stdout.write_all(report.as_bytes()).and_then(|()| stdout.flush()))
+        .map_err(|error| format!("cannot write to standard output: {error}"))?;
     if replayed.agrees() { Ok(()) } else { Err("the replay came to another state than the recording".into()) }
 }
 
@@ -160,6 +183,11 @@ fn missing_end(replayed: &Replayed) -> Option<String> {
     let open = replayed.digests.iter().filter(|(_, (_, recorded))| recorded.is_none());
     let open: Vec<String> = open.map(|(shard, _)| shard.to_string()).collect();
     if open.is_empty() { None } else { Some(format!("it does not say how shard {} ended", open.join(", "))) }
+}
+
+/// Whoever reads what is printed may close the pipe when it has seen enough.
+fn allow_closed(printed: io::Result<()>) -> io::Result<()> {
+    printed.or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
 }
 
 async fn start_in_memory(settings: ServiceSettings, bus: &MemoryBus) -> Fallible<Service> {
@@ -196,10 +224,10 @@ async fn listen(gateway: &GatewayArgs) -> io::Result<TcpListener> {
 
 /// Resolves on SIGTERM and Ctrl-C, and then raises the flag. Made before anything else starts, so that neither finds
 /// the default handler.
-fn stop_signal() -> io::Result<(Arc<AtomicBool>, impl Future<Output = ()> + Send)> {
+fn stop_signal(log: &Log) -> io::Result<(Arc<AtomicBool>, impl Future<Output = ()> + Send)> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stopping = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stopping);
+    let (flag, log) = (Arc::clone(&stopping), log.clone());
     let stop = async move {
         let name = tokio::select! {
             _ = terminate.recv() => "SIGTERM",
@@ -208,9 +236,10 @@ fn stop_signal() -> io::Result<(Arc<AtomicBool>, impl Future<Output = ()> + Send
         info!(signal = name, "stopping");
         flag.store(true, Ordering::Relaxed);
         // The parts have bounds of their own, which add up to more if each of them is held up.
-        tokio::spawn(async {
+        tokio::spawn(async move {
             sleep(STOP_TIMEOUT).await;
             warn!("could not stop in time");
+            log.flush(FLUSH_TIMEOUT);
             std::process::exit(0);
         });
     };

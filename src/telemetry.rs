@@ -1,5 +1,7 @@
 //! Logs and metrics, and the administrator's HTTP address.
 
+mod log;
+
 use std::{
     io::{self, IsTerminal as _},
     net::SocketAddr,
@@ -18,15 +20,16 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
+pub use self::log::Log;
 use crate::transport::nats::QUIET_LOGS;
 
-/// Logs to standard error as `RUST_LOG` says. All targets of our own are under `orchestrator_service`; without it, they
+/// Logs events to `log` as `RUST_LOG` says. All targets of our own are under `orchestrator_service`; without it, they
 /// are logged from `info` on, and those of libraries from `warn` on: but for the NATS client's connector, which repeats
 /// with each attempt what the transport tells once.
 ///
 /// # Errors
 /// When `RUST_LOG` is no filter, or logging was set up before.
-pub fn init_logging() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+pub fn init_logging(log: &Log) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(directives) if !directives.is_empty() => {
             EnvFilter::try_new(&directives).map_err(|error| format!("RUST_LOG={directives:?} is no filter: {error}"))?
@@ -34,7 +37,9 @@ pub fn init_logging() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         _ => EnvFilter::new(format!("warn,{QUIET_LOGS},orchestrator_service=info")),
     };
     let colours = io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours).try_init()
+    let format = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone()).with_ansi(colours);
+    // They would be printed, which panics where standard error is broken.
+    format.log_internal_errors(false).try_init()
 }
 
 /// Installs the recorder of metrics.

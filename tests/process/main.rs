@@ -11,4 +11,5 @@ mod program;
 mod recordings;
 mod session;
 mod signals;
+mod stderr;
 mod viewer;
