@@ -154,8 +154,7 @@ fn replay(file: &Path, log: &Log) -> Fallible<()> {
     let started = Instant::now();
     let replayed = record::replay(file)?;
     let Replayed { entries, updates, panics, .. } = &replayed;
-    let mut report =
-        format!("{entries} entries, {updates} updates, {panics} panics, in {:.3?}\n", started.elapsed());
+    let mut report = format!("{entries} entries, {updates} updates, {panics} panics, in {:.3?}\n", started.elapsed());
     if let Some(why) = missing_end(&replayed) {
         log.line(format_args!(
             "orchestrator_service: warning: the recording is not complete, and replayed as far as it goes: {why}"

@@ -68,11 +68,7 @@ impl Log {
     }
 
     fn to(sink: impl Write + Send + 'static) -> Self {
-        let log = Self(Arc::new(Shared {
-            queue: Mutex::default(),
-            filled: Condvar::new(),
-            written: Condvar::new(),
-        }));
+        let log = Self(Arc::new(Shared { queue: Mutex::default(), filled: Condvar::new(), written: Condvar::new() }));
         let shared = Arc::clone(&log.0);
         // Without a thread the queue fills, and what comes then is lost and counted.
         _ = thread::Builder::new().name("log".to_owned()).spawn(move || write_all_that_comes(&shared, sink));
