@@ -16,8 +16,9 @@ use std::{
 use clap::Parser as _;
 use orchestrator_service::{
     client::{Client, ServiceState},
-    config::{Cli, Command, GatewayArgs, GatewayCommand, NatsArgs, ServeOptions, StandaloneOptions},
-    gateway::Gateway,
+    config::{Cli, Command, GatewayArgs, GatewayCommand, HttpArgs, NatsArgs, ServeOptions, StandaloneOptions},
+    gateway::{Gateway, GatewayOptions},
+    http::{ServerOptions, descriptors},
     service::{Service, ServiceSettings},
     shard::record::{self, Replayed},
     telemetry::{self, Checkup, Log},
@@ -90,7 +91,9 @@ async fn serve(options: ServeOptions, log: &Log) -> Fallible<()> {
     let settings = options.service.settings()?;
     let watched = Watched::default();
     let checkup = UntilStopped { stopping, checkup: watched.clone() };
-    let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, checkup).await?;
+    let mut http = options.http.admin();
+    fit_descriptors(settings.shards as u64 + 1, [&mut http]);
+    let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, checkup, http).await?;
     tokio::pin!(stop);
     let starting = async {
         let ingress = connect(&nats, "orchestrator ingress").await?;
@@ -118,8 +121,9 @@ async fn gateway(options: GatewayCommand, log: &Log) -> Fallible<()> {
     let transport = connect(&nats(&options.nats).await?, "orchestrator gateway").await?;
     let client = Client::new(Arc::clone(&transport), options.client());
     let checkup = UntilStopped { stopping, checkup: Served { service: client.service() } };
-    let admin = telemetry::serve_admin(options.admin_addr, telemetry::init_metrics()?, checkup).await?;
-    let gateway = Gateway::new(client, options.gateway.options());
+    let (gateway, http) = http_servers(&options.gateway, &options.http, 1);
+    let admin = telemetry::serve_admin(options.admin_addr, telemetry::init_metrics()?, checkup, http).await?;
+    let gateway = Gateway::new(client, gateway);
     let listener = listen(&options.gateway).await?;
     gateway.serve(listener, stop).await?;
     transport.close().await;
@@ -135,10 +139,11 @@ async fn standalone(options: StandaloneOptions, log: &Log) -> Fallible<()> {
     let bus = MemoryBus::new();
     let watched = Watched::default();
     let checkup = UntilStopped { stopping, checkup: watched.clone() };
-    let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, checkup).await?;
+    let (gateway, http) = http_servers(&options.gateway, &options.http, 0);
+    let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, checkup, http).await?;
     let listener = listen(&options.gateway).await?;
     watched.set(start_in_memory(settings, &bus).await?);
-    let gateway = Gateway::new(Client::new(bus.connect(), client), options.gateway.options());
+    let gateway = Gateway::new(Client::new(bus.connect(), client), gateway);
     gateway.serve(listener, stop).await?;
     if let Some(service) = watched.take() {
         service.drain().await;
@@ -210,6 +215,30 @@ async fn nats(nats: &NatsArgs) -> Fallible<NatsOptions> {
 
 async fn connect(nats: &NatsOptions, name: &str) -> Fallible<Arc<dyn Transport>> {
     Ok(NatsTransport::connect(NatsOptions { name: name.to_owned(), ..nats.clone() }).await?)
+}
+
+/// What the gateway is made with, and the administrator's server beside it.
+fn http_servers(gateway: &GatewayArgs, http: &HttpArgs, broker_connections: u64) -> (GatewayOptions, ServerOptions) {
+    let (mut gateway, mut admin) = (gateway.options(http), http.admin());
+    fit_descriptors(broker_connections, [&mut gateway.http, &mut admin]);
+    (gateway, admin)
+}
+
+/// Raises the limit of open files, and fits the servers' connections to it.
+fn fit_descriptors<const N: usize>(broker_connections: u64, servers: [&mut ServerOptions; N]) {
+    let limit = descriptors::raise_limit();
+    let asked: [u32; N] = std::array::from_fn(|place| servers[place].max_connections);
+    let fitted = descriptors::fit(limit, broker_connections, asked);
+    for (server, fitted) in servers.into_iter().zip(fitted) {
+        let asked = std::mem::replace(&mut server.max_connections, fitted);
+        if let (true, Some(limit)) = (fitted < asked, limit) {
+            warn!(
+                server = server.name,
+                "this process may open {limit} files (ulimit -n), which is too few for {asked} connections: there will be \
+                 {fitted} at most"
+            );
+        }
+    }
 }
 
 async fn listen(gateway: &GatewayArgs) -> io::Result<TcpListener> {
