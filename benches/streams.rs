@@ -24,7 +24,7 @@ use orchestrator_service::{
     },
     shard::{
         clock::Now,
-        owed::{Owed, PublishTo},
+        owed::{AtOnce, DEFAULT_MAX_PAYLOAD, Owed, PublishTo},
         turn::EXPIRE_BUDGET,
     },
 };
@@ -198,7 +198,7 @@ fn play(mut engine: Engine, begins: &[u64], from: u64, begun: Instant, seconds: 
         for update in &outbox.updates {
             owed.update(update, Now { tick, wall_ms: tick.0 });
         }
-        owed.hand_over(usize::MAX, |subject, payload| _ = black_box((subject, payload)));
+        owed.hand_over(AtOnce::ALL, DEFAULT_MAX_PAYLOAD, |publication| _ = black_box(publication));
         let micros = from * 1_000 + begun.elapsed().as_micros() as u64;
         for update in &outbox.updates {
             let beat = (from - INTERVAL_MS + begins[update.slot as usize]) * 1_000;

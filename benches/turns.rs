@@ -19,7 +19,7 @@ use orchestrator_service::{
         clock::Now,
         ingress::Ingress,
         mailbox::{MAILBOX_BYTES, MAILBOX_CAPACITY, Mailbox},
-        owed::{Owed, PublishTo},
+        owed::{AtOnce, DEFAULT_MAX_PAYLOAD, Owed, PublishTo},
         router::Router,
         totals::Totals,
         turn::{Next, Shard, ShardSettings},
@@ -93,7 +93,7 @@ impl Desk {
             let next = self.shard.turn(Now { tick: Tick(self.now), wall_ms: self.now }, &mut self.owed);
             self.turns.push(begun.elapsed());
             // As the publisher would.
-            self.owed.hand_over(usize::MAX, |_, _| {});
+            self.owed.hand_over(AtOnce::ALL, DEFAULT_MAX_PAYLOAD, |_| {});
             self.owed.confirm(self.owed.handed_over());
             match next {
                 Next::Again => {}

@@ -13,7 +13,7 @@ use orchestrator_service::{
         clock::Now,
         ingress::Ingress,
         mailbox::Mailbox,
-        owed::{Owed, PublishTo},
+        owed::{AtOnce, DEFAULT_MAX_PAYLOAD, Owed, Publication, PublishTo},
         router::Router,
         totals::Totals,
         turn::{Next, Shard, ShardSettings},
@@ -509,7 +509,7 @@ fn m25_a_burst_is_taken_or_refused_but_never_lost_in_silence() {
     let now = Now { tick: Tick(T0), wall_ms: T0 };
     while shard.turn(now, &mut owed) == Next::Again {}
     let mut answered = 0;
-    owed.hand_over(usize::MAX, |_, bytes| {
+    owed.hand_over(AtOnce::ALL, DEFAULT_MAX_PAYLOAD, |Publication { payload: bytes, .. }| {
         assert_eq!(reply(&bytes).code(), Code::StreamNotFound);
         answered += 1;
     });

@@ -3,13 +3,13 @@
 
 use std::collections::VecDeque;
 
-use crate::{
-    shard::owed::Owed,
-    transport::{Connection, Outgoing},
-};
+use bytes::Bytes;
 
-/// How many messages are taken over at once: few enough that ticks do not grow old behind them.
-const MESSAGES_AT_ONCE: usize = 512;
+use crate::{
+    shard::owed::{self, Kind, Owed, Publication},
+    transport::{Connection, Outgoing, Subject},
+    wire::feed,
+};
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,13 +22,23 @@ pub enum Step {
     Wait,
 }
 
+/// What has to be known of a message that was taken over when it turns out that it cannot be published.
+#[derive(Debug)]
+enum Taken {
+    Update,
+    Feed(Subject, Bytes),
+    Answer(Subject),
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Delivery {
     /// The connection that is published on.
     connection: Connection,
     /// Taken over and not yet published.
-    taken: VecDeque<Outgoing>,
+    outgoing: VecDeque<Outgoing>,
+    /// What each of them is. Until it is looked at, those that were published are still here, before the others.
+    taken: VecDeque<Taken>,
     /// While a barrier is under way: how many changes had been handed over before it.
     barrier: Option<u64>,
 }
@@ -37,28 +47,68 @@ impl Delivery {
     /// Nothing taken over, on a connection as it is now.
     #[must_use]
     pub const fn new(connection: Connection) -> Self {
-        Self { connection, taken: VecDeque::new(), barrier: None }
+        Self { connection, outgoing: VecDeque::new(), taken: VecDeque::new(), barrier: None }
     }
 
-    /// What to do next.
-    pub fn next(&mut self, owed: &mut Owed) -> Step {
+    /// What to do next, on a connection that takes messages of `max_payload` bytes at present.
+    pub fn next(&mut self, owed: &mut Owed, max_payload: usize) -> Step {
         if !self.connection.connected {
             return Step::Wait;
         }
-        if self.taken.is_empty() {
+        if self.outgoing.is_empty() {
+            self.taken.clear();
             // Before more is taken over, so that a shard that always owes something is confirmed something too.
             if self.barrier.is_none() && owed.has_unconfirmed() {
                 self.barrier = Some(owed.handed_over());
                 return Step::Barrier;
             }
-            owed.hand_over(MESSAGES_AT_ONCE, |subject, payload| self.taken.push_back(Outgoing { subject, payload }));
+            owed.hand_over(owed.at_once(), max_payload, |publication| {
+                let Publication { kind, subject, payload } = publication;
+                self.taken.push_back(match kind {
+                    Kind::Update => Taken::Update,
+                    Kind::Feed => Taken::Feed(subject.clone(), payload.clone()),
+                    Kind::Answer => Taken::Answer(subject.clone()),
+                });
+                self.outgoing.push_back(Outgoing { subject, payload });
+            });
         }
-        if self.taken.is_empty() { Step::Wait } else { Step::Publish }
+        if self.outgoing.is_empty() { Step::Wait } else { Step::Publish }
     }
 
     /// What [`Step::Publish`] is about: whoever publishes removes it from here.
     pub const fn taken(&mut self) -> &mut VecDeque<Outgoing> {
-        &mut self.taken
+        &mut self.outgoing
+    }
+
+    /// The last message that was removed was too large for the connection after all: its limit is another since it was
+    /// taken over. A message of a feed is cut and published next, in place of an answer goes a short refusal, and an update
+    /// that fits nowhere is given up. So nothing that could go is lost, and nothing waits for ever.
+    pub fn too_large(&mut self, bytes: usize, limit: usize, owed: &mut Owed) {
+        owed.set_max_payload(limit);
+        let mut last = None;
+        while self.taken.len() > self.outgoing.len() {
+            last = self.taken.pop_front();
+        }
+        match last {
+            Some(Taken::Feed(subject, batch)) => {
+                // It was made here, so it is well-formed.
+                for part in feed::cut(batch, limit).unwrap_or_default().into_iter().rev() {
+                    if part.len() > limit {
+                        owed.give_up_too_large(part.len(), limit);
+                    } else {
+                        self.taken.push_front(Taken::Feed(subject.clone(), part.clone()));
+                        self.outgoing.push_front(Outgoing { subject: subject.clone(), payload: part });
+                    }
+                }
+            }
+            Some(Taken::Answer(subject)) => {
+                if let Some(payload) = owed::refusal_fitting(bytes, limit) {
+                    self.taken.push_front(Taken::Answer(subject.clone()));
+                    self.outgoing.push_front(Outgoing { subject, payload });
+                }
+            }
+            Some(Taken::Update) | None => owed.give_up_too_large(bytes, limit),
+        }
     }
 
     /// The connection is this now. If it is another, what was under way is lost, the barrier too, and it says how many
@@ -74,7 +124,8 @@ impl Delivery {
     /// Publishing failed, or the barrier did: what the broker is not known to have is owed again if it is a change; the
     /// rest has been outrun by time. A barrier that is under way counts no more. Returns how many messages were dropped.
     pub fn lost(&mut self, owed: &mut Owed) -> usize {
-        let dropped = self.taken.len();
+        let dropped = self.outgoing.len();
+        self.outgoing.clear();
         self.taken.clear();
         self.barrier = None;
         owed.owe_again();
@@ -92,7 +143,7 @@ impl Delivery {
     /// Whether the broker is known to have everything.
     #[must_use]
     pub fn is_settled(&self, owed: &Owed) -> bool {
-        self.taken.is_empty() && owed.is_settled()
+        self.outgoing.is_empty() && owed.is_settled()
     }
 }
 
@@ -104,6 +155,10 @@ mod tests {
         shard::{clock::Now, owed::PublishTo},
     };
 
+    const LIMIT: usize = 1 << 20;
+    /// Longer than what a short refusal says.
+    const SHOW: &str =
+        "a-show-whose-name-is-as-long-as-names-are-when-people-have-all-the-room-that-they-could-wish-for";
     const UP: Connection = Connection { connected: true, generation: 1 };
 
     /// An engine whose stream is stopped and reset in turn, for changes to owe.
@@ -111,7 +166,7 @@ mod tests {
         let (mut engine, mut outbox) = (Engine::new(Settings::default()), Outbox::default());
         let draft = Draft { scenes: vec![Scene { name: "Main", duration_ms: 1_000 }], ..Draft::default() };
         let config = Config::new(&draft, &Limits::default()).unwrap();
-        let stream_id = StreamId::parse("show").unwrap();
+        let stream_id = StreamId::parse(SHOW).unwrap();
         for command in [Command::Start(Some(config)), Command::Stop, Command::Reset].into_iter().take(count) {
             let request = Request { stream_id, request_id: None, expected_revision: None, command };
             engine.handle(Tick(0), Input::Command(request), &mut outbox).unwrap();
@@ -129,35 +184,79 @@ mod tests {
     #[test]
     fn after_a_failed_publish_a_barrier_from_before_confirms_nothing() {
         let (mut delivery, mut owed) = (Delivery::new(UP), owing(2));
-        assert_eq!(delivery.next(&mut owed), Step::Publish);
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
         delivery.taken().clear();
-        assert_eq!(delivery.next(&mut owed), Step::Barrier);
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Barrier);
         owe_changes(&mut owed, 1);
-        assert_eq!(delivery.next(&mut owed), Step::Publish);
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
         assert_eq!(delivery.lost(&mut owed), 1);
         delivery.barrier_passed(UP, &mut owed);
-        assert_eq!(delivery.next(&mut owed), Step::Publish);
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
         assert_eq!(delivery.taken().len(), 3);
     }
 
     #[test]
     fn a_barrier_of_another_connection_confirms_nothing() {
         let (mut delivery, mut owed) = (Delivery::new(UP), owing(1));
-        assert_eq!(delivery.next(&mut owed), Step::Publish);
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
         delivery.taken().clear();
-        assert_eq!(delivery.next(&mut owed), Step::Barrier);
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Barrier);
         let again = Connection { connected: true, generation: 2 };
         delivery.barrier_passed(again, &mut owed);
         assert!(owed.has_unconfirmed());
         assert_eq!(delivery.connection_is(again, &mut owed), Some(0));
-        assert_eq!(delivery.next(&mut owed), Step::Publish);
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
         assert_eq!(delivery.taken().len(), 1);
+    }
+
+    /// Publishes over a connection that takes no more than `limit` bytes, as a transport does; gives what got through.
+    fn publish(delivery: &mut Delivery, owed: &mut Owed, limit: usize) -> Vec<Outgoing> {
+        let mut sent = Vec::new();
+        while let Some(outgoing) = delivery.taken().pop_front() {
+            match outgoing.payload.len() {
+                bytes if bytes > limit => delivery.too_large(bytes, limit, owed),
+                _ => sent.push(outgoing),
+            }
+            owed.check();
+        }
+        sent
+    }
+
+    #[test]
+    fn a_feed_that_became_too_large_after_it_was_taken_over_is_cut_and_nothing_of_it_is_lost() {
+        let mut owed = Owed::new(PublishTo::Feed);
+        (0..20).for_each(|_| owe_changes(&mut owed, 3));
+        let mut delivery = Delivery::new(UP);
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
+        assert_eq!(delivery.taken().len(), 1);
+        let whole = delivery.taken()[0].payload.clone();
+
+        let sent = publish(&mut delivery, &mut owed, 200);
+
+        assert!(sent.len() > 10 && sent.iter().all(|outgoing| outgoing.payload.len() <= 200));
+        assert_eq!(sent.into_iter().flat_map(|outgoing| outgoing.payload).collect::<Bytes>(), whole);
+        assert_eq!((owed.take_too_large(), owed.max_payload()), (None, 200));
+    }
+
+    #[test]
+    fn what_fits_nowhere_any_more_is_given_up_or_refused_and_the_next_barrier_ends_it() {
+        let mut owed = Owed::new(PublishTo::Both);
+        owe_changes(&mut owed, 2);
+        owed.reply(&Subject::from("answer"), vec![0; 500].into());
+        let mut delivery = Delivery::new(UP);
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
+        let sent = publish(&mut delivery, &mut owed, 80);
+        assert_eq!(sent.iter().map(|outgoing| outgoing.subject.as_str()).collect::<Vec<_>>(), ["answer"]);
+        assert!(owed.take_too_large().is_some());
+        assert_eq!(delivery.next(&mut owed, 80), Step::Barrier);
+        delivery.barrier_passed(UP, &mut owed);
+        assert!(delivery.is_settled(&owed));
     }
 
     #[test]
     fn while_the_connection_is_away_nothing_is_taken_over() {
         let (mut delivery, mut owed) = (Delivery::new(Connection { connected: false, generation: 1 }), owing(1));
-        assert_eq!(delivery.next(&mut owed), Step::Wait);
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Wait);
         assert!(!owed.is_empty());
     }
 }

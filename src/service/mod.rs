@@ -10,7 +10,10 @@ use std::{
 };
 
 use metrics::gauge;
-use tokio::{sync::watch, task::JoinHandle as Task};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle as Task,
+};
 use tracing::{info, warn};
 
 use crate::{
@@ -19,7 +22,7 @@ use crate::{
         clock::Clock,
         ingress::Ingress,
         mailbox::{MAILBOX_BYTES, MAILBOX_CAPACITY, Mailbox},
-        owed::{Owed, PublishTo},
+        owed::{Owed, PublishLimits, PublishTo},
         record::Tape,
         router::{MAX_SHARDS, Router},
         thread::{Health, Order, Seat, spawn},
@@ -31,6 +34,7 @@ use crate::{
 };
 
 pub mod delivery;
+mod log_limit;
 mod publisher;
 mod receiver;
 
@@ -48,6 +52,8 @@ pub struct ServiceSettings {
     pub limits: WireLimits,
     /// Which subjects carry the updates.
     pub publish_to: PublishTo,
+    /// What each shard may have waiting to be published.
+    pub publish_limits: PublishLimits,
     /// A number that a stranger cannot guess.
     pub seed: u64,
     /// Where to write down what the engines are fed.
@@ -62,6 +68,7 @@ impl Default for ServiceSettings {
             stale_after_ms: Settings::default().stale_after_ms,
             limits: WireLimits::default(),
             publish_to: PublishTo::default(),
+            publish_limits: PublishLimits::default(),
             seed: uuid::Uuid::new_v4().as_u64_pair().0,
             tape: None,
         }
@@ -107,7 +114,7 @@ impl Service {
         ingress: Arc<dyn Transport>,
         publishers: Vec<Arc<dyn Transport>>,
     ) -> Result<Self, StartError> {
-        let ServiceSettings { shards, stale_after_ms, limits, publish_to, seed, tape } = settings;
+        let ServiceSettings { shards, stale_after_ms, limits, publish_to, publish_limits, seed, tape } = settings;
         if !(1..=MAX_SHARDS).contains(&shards) || publishers.is_empty() {
             return Err(StartError::Setting(format!("shards must be 1 to {MAX_SHARDS}, not {shards}")));
         }
@@ -124,7 +131,10 @@ impl Service {
             health: Arc::default(),
         };
         let clock = Clock::new();
+        let troubles: Arc<publisher::Troubles> = Arc::default();
+        let mut before = None;
         for number in 0..shards {
+            let (behind, next) = oneshot::channel();
             let engine = Settings { limits: limits.engine.clone(), stale_after_ms, seed: seed ^ number as u64 };
             let seat = Seat {
                 number,
@@ -133,11 +143,14 @@ impl Service {
                 totals: Arc::clone(&service.totals),
                 health: Arc::clone(&service.health),
                 orders: service.orders.subscribe(),
+                before: before.replace(next),
+                behind,
                 clock,
             };
             let transport = Arc::clone(&publishers[number % publishers.len()]);
-            let owed = Owed::new(publish_to).with_max_payload(transport.max_payload().unwrap_or(usize::MAX));
-            let thread = spawn(seat, owed, |outlet| publisher::publish(outlet, transport))?;
+            let owed = Owed::with_limits(publish_to, publish_limits.clone());
+            let troubles = Arc::clone(&troubles);
+            let thread = spawn(seat, owed, |outlet| publisher::publish(outlet, transport, troubles))?;
             service.threads.push(thread);
         }
         let subscription = ingress.subscribe(subject::ALL_REQUESTS, Some(subject::QUEUE_GROUP)).await?;

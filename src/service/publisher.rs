@@ -10,17 +10,38 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use metrics::counter;
 use tracing::{debug, warn};
 
-use super::delivery::{Delivery, Step};
+use super::{
+    delivery::{Delivery, Step},
+    log_limit::LogLimit,
+};
 use crate::{
-    shard::thread::Outlet,
+    shard::{
+        owed::{DEFAULT_MAX_PAYLOAD, Owed, TooLarge},
+        thread::Outlet,
+    },
     transport::{Connection, Transport, TransportError},
 };
 
 /// A round trip under way.
 type Barrier = BoxFuture<'static, Result<(), TransportError>>;
 
+/// What goes wrong with publishing, as it is logged for all shards together.
+#[derive(Debug, Default)]
+pub(super) struct Troubles {
+    too_large: LogLimit,
+}
+
+impl Troubles {
+    fn tell(&self, owed: &mut Owed) {
+        let Some(TooLarge { bytes, limit }) = owed.take_too_large() else { return };
+        if let Some(more) = self.too_large.is_due() {
+            warn!(bytes, limit, more, "an update is larger than the broker takes, and is given up");
+        }
+    }
+}
+
 /// Publishes until the outlet is finished and settled.
-pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>) {
+pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>, troubles: Arc<Troubles>) {
     let mut connection = transport.connection();
     let mut delivery = Delivery::new(*connection.borrow_and_update());
     let mut barrier: Option<Barrier> = None;
@@ -37,7 +58,9 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>) {
         if outlet.is_finished() && delivery.is_settled(&outlet.owed.borrow()) {
             return;
         }
-        let step = delivery.next(&mut outlet.owed.borrow_mut());
+        let max_payload = transport.max_payload().unwrap_or(DEFAULT_MAX_PAYLOAD);
+        let step = delivery.next(&mut outlet.owed.borrow_mut(), max_payload);
+        troubles.tell(&mut outlet.owed.borrow_mut());
         match step {
             Step::Publish => {
                 counter!("orchestrator_published_total").increment(outlet.owed.borrow_mut().take_published());
@@ -45,8 +68,7 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>) {
                 match transport.publish(delivery.taken()).await {
                     Ok(()) => {}
                     Err(TransportError::TooLarge { bytes, limit }) => {
-                        warn!(bytes, limit, "a message is larger than the broker takes");
-                        counter!("orchestrator_dropped_total", "reason" => "too_large").increment(1);
+                        delivery.too_large(bytes, limit, &mut outlet.owed.borrow_mut());
                     }
                     // An answer to a subject that only its asker knows the sense of.
                     Err(TransportError::Refused(reason)) => {

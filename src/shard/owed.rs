@@ -4,14 +4,22 @@
 //! |---|---|
 //! | a change (scene, command, lifecycle) | in order, until the broker is known to have it |
 //! | a tick or snapshot | the newest of each stream, until any newer update of that stream |
-//! | a reply | in order, until it is handed over |
+//! | an answer | in order and behind the changes before it, until it is handed over (`answers`) |
 //!
-//! A stream's tick is always newer than all its changes here, because a change takes the tick's place; so it waits for
-//! them, and the order within a stream is kept. Other streams' changes it does not wait for: a flood of commands on one
-//! stream would silence all others for as long as 65,536 changes take. Half of each hand-over is for changes and
-//! replies, so that ticks hold them up no more than that.
+//! Which updates are which is the rule of `wire/replace`. A stream's tick is always newer than all its changes here,
+//! because a change takes the tick's place; so it waits for them, and the order within a stream is kept.
 //!
-//! Which updates are which is the rule of `wire/replace`.
+//! A hand-over is bounded in messages and in bytes, because what was handed over goes before all that comes later. Each
+//! kind has a share of it:
+//!
+//! | in this order | as long as |
+//! |---|---|
+//! | ticks of streams without changes here | less than half of the messages and of the bytes is used |
+//! | changes and answers in turns | there is room; answers until they have had a quarter of the bytes, on average |
+//! | ticks again, then answers again | there is room |
+//!
+//! So neither a flood of commands on one stream nor one of large answers makes the ticks of other streams old, and
+//! ticks hold up neither.
 //!
 //! When [`Owed::is_full`], the shard stops working rather than dropping a change: playback is arithmetic, so it loses
 //! nothing by standing still.
@@ -23,7 +31,7 @@ use foldhash::fast::FixedState;
 use hashbrown::{HashMap, hash_map::Entry};
 use metrics::counter;
 
-use super::clock::Now;
+use super::{answers::Answers, batches::Batches, clock::Now};
 use crate::{
     engine::{StateUpdate, StreamId},
     wire::{
@@ -32,17 +40,8 @@ use crate::{
     },
 };
 
-/// How many changes and replies may be owed before the shard stops: half a minute of 2,000 changes a second.
-pub const OWED_CAPACITY: usize = 65_536;
-/// How many bytes of them.
-pub const OWED_BYTES: usize = 64 << 20;
-/// How many ticks may wait before the shard rests rather than replace them by newer ones: what a publisher that is at its
-/// limit sends in about 2 ms.
-const BEHIND: usize = 1_024;
-/// Largest message of a feed, bytes: half of what a broker takes by default.
-const MAX_FEED_BYTES: usize = 512 << 10;
-/// What an entry of a feed takes besides the update, bytes at the most.
-const ENTRY_BYTES: usize = 8;
+/// What a broker takes unless it is told otherwise, bytes: what is reckoned with before there is a connection.
+pub const DEFAULT_MAX_PAYLOAD: usize = 1 << 20;
 
 /// Which subjects carry the updates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,6 +75,93 @@ impl PublishTo {
     }
 }
 
+/// What a publish queue may hold, and how much of it leaves at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishLimits {
+    /// How many changes may be owed or unconfirmed before the shard stops: half a minute of 2,000 changes a second.
+    pub max_changes: usize,
+    /// How many bytes of them.
+    pub max_change_bytes: usize,
+    /// How many answers may wait before the shard stops. As many as changes, since a command makes one of each.
+    pub max_answers: usize,
+    /// How many bytes of them, subjects and bookkeeping included. Large answers may take three quarters: see
+    /// [`Owed::reply`].
+    pub max_answer_bytes: usize,
+    /// How many ticks may wait before the shard rests rather than replace them by newer ones: what a publisher that is at
+    /// its limit sends in about 2 ms.
+    pub ticks_behind: usize,
+    /// Largest message of a feed, bytes, if the connection takes it: half of what a broker takes by default.
+    pub max_feed_bytes: usize,
+    /// How much is handed over at once.
+    pub at_once: AtOnce,
+}
+
+impl Default for PublishLimits {
+    fn default() -> Self {
+        Self {
+            max_changes: 65_536,
+            max_change_bytes: 64 << 20,
+            max_answers: 65_536,
+            max_answer_bytes: 16 << 20,
+            ticks_behind: 1_024,
+            max_feed_bytes: 512 << 10,
+            at_once: AtOnce::default(),
+        }
+    }
+}
+
+/// How much is handed over at once: little enough that ticks do not grow old behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AtOnce {
+    /// Messages; of a feed, entries.
+    pub messages: usize,
+    /// Bytes, but for the last message, which may go over it.
+    pub bytes: usize,
+}
+
+impl AtOnce {
+    /// All there is.
+    pub const ALL: Self = Self { messages: usize::MAX, bytes: usize::MAX };
+}
+
+impl Default for AtOnce {
+    /// As many bytes as a local network carries in some milliseconds.
+    fn default() -> Self {
+        Self { messages: 512, bytes: 512 << 10 }
+    }
+}
+
+/// A message that is to be published now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    /// What it is, for whoever finds that it cannot be published.
+    pub kind: Kind,
+    /// Where.
+    pub subject: Subject,
+    /// What.
+    pub payload: Bytes,
+}
+
+/// What kind of message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A stream's update, on its subject.
+    Update,
+    /// Updates of a partition.
+    Feed,
+    /// An answer.
+    Answer,
+}
+
+/// What did not fit into any message that the connection takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLarge {
+    /// Size of the largest, bytes.
+    pub bytes: usize,
+    /// What the connection took, bytes.
+    pub limit: usize,
+}
+
 /// An encoded update.
 #[derive(Clone, Debug)]
 struct Encoded {
@@ -96,21 +182,6 @@ impl Encoded {
     }
 }
 
-#[derive(Debug)]
-enum Firm {
-    Change(Encoded),
-    Reply(Subject, Bytes),
-}
-
-impl Firm {
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Change(encoded) => encoded.payload.len(),
-            Self::Reply(_, payload) => payload.len(),
-        }
-    }
-}
-
 /// What of a stream waits.
 #[derive(Debug, Default)]
 struct Place {
@@ -118,7 +189,7 @@ struct Place {
     tick: Option<Encoded>,
     /// Whether it is in [`Owed::order`].
     has_turn: bool,
-    /// Its changes in [`Owed::firm`], which go before the tick.
+    /// Its changes in [`Owed::changes`], which go before the tick.
     changes: usize,
 }
 
@@ -126,8 +197,11 @@ struct Place {
 #[derive(Debug)]
 pub struct Owed {
     publish_to: PublishTo,
-    max_feed_bytes: usize,
-    firm: VecDeque<Firm>,
+    limits: PublishLimits,
+    /// What the connection takes, as far as is known.
+    max_payload: usize,
+    changes: VecDeque<Encoded>,
+    answers: Answers,
     /// By the engine's slot. Invariant: those with a turn, changes, or both.
     places: HashMap<u32, Place, FixedState>,
     /// The slots that have a turn for their tick, each once, in the order in which they got it.
@@ -138,38 +212,42 @@ pub struct Owed {
     unconfirmed: VecDeque<Encoded>,
     /// How many were ever handed over. The first of `unconfirmed` has the number `handed_over - unconfirmed.len()`.
     handed_over: u64,
-    /// Invariant: bytes in `firm` and `unconfirmed`.
-    bytes: usize,
+    /// Invariant: bytes in `changes` and `unconfirmed`.
+    change_bytes: usize,
     /// Where updates are encoded: one allocation serves many.
     buffer: BytesMut,
     published: u64,
     superseded: u64,
+    too_large: Option<TooLarge>,
 }
 
 impl Owed {
     /// Owes nothing yet.
     #[must_use]
     pub fn new(publish_to: PublishTo) -> Self {
+        Self::with_limits(publish_to, PublishLimits::default())
+    }
+
+    /// Owes nothing yet, and may owe so much.
+    #[must_use]
+    pub fn with_limits(publish_to: PublishTo, limits: PublishLimits) -> Self {
         Self {
             publish_to,
-            max_feed_bytes: MAX_FEED_BYTES,
-            firm: VecDeque::new(),
+            answers: Answers::new(limits.max_answers, limits.max_answer_bytes),
+            limits,
+            max_payload: DEFAULT_MAX_PAYLOAD,
+            changes: VecDeque::new(),
             places: HashMap::with_hasher(FixedState::default()),
             order: VecDeque::new(),
             waiting: 0,
             unconfirmed: VecDeque::new(),
             handed_over: 0,
-            bytes: 0,
+            change_bytes: 0,
             buffer: BytesMut::new(),
             published: 0,
             superseded: 0,
+            too_large: None,
         }
-    }
-
-    /// For a broker that takes messages of at most so many bytes.
-    #[must_use]
-    pub fn with_max_payload(self, bytes: usize) -> Self {
-        Self { max_feed_bytes: MAX_FEED_BYTES.min(bytes), ..self }
     }
 
     /// Where the updates go, as it is told on the wire.
@@ -178,28 +256,48 @@ impl Owed {
         self.publish_to.into()
     }
 
-    /// Whether so many changes and replies are owed that the shard must not make more.
+    /// The largest message that the connection takes, bytes, as far as is known: an answer that is longer is refused when
+    /// it leaves. It may change until then.
     #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.firm.len() + self.unconfirmed.len() >= OWED_CAPACITY || self.bytes >= OWED_BYTES
+    pub const fn max_payload(&self) -> usize {
+        self.max_payload
     }
 
-    /// Whether half of that is owed: more than what outages and bursts of ordinary size leave.
+    /// The connection takes messages of so many bytes from now on.
+    pub const fn set_max_payload(&mut self, bytes: usize) {
+        self.max_payload = bytes;
+    }
+
+    /// How much is to be handed over at once.
     #[must_use]
-    pub fn is_half_full(&self) -> bool {
-        self.firm.len() + self.unconfirmed.len() >= OWED_CAPACITY / 2 || self.bytes >= OWED_BYTES / 2
+    pub const fn at_once(&self) -> AtOnce {
+        self.limits.at_once
+    }
+
+    /// Whether so many changes or answers are owed that the shard must not make more.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.changes.len() + self.unconfirmed.len() >= self.limits.max_changes
+            || self.change_bytes >= self.limits.max_change_bytes
+            || self.answers.is_full()
+    }
+
+    /// Whether large answers are refused, because too many of them wait: who would make one need not.
+    #[must_use]
+    pub const fn refuses_large_answers(&self) -> bool {
+        self.answers.refuses_large()
     }
 
     /// Whether so many ticks wait that the publisher cannot keep up, or is away.
     #[must_use]
     pub const fn is_behind(&self) -> bool {
-        self.waiting > BEHIND
+        self.waiting > self.limits.ticks_behind
     }
 
-    /// Whether there is something to hand over.
+    /// Whether there is nothing to hand over.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.firm.is_empty() && self.waiting == 0
+        self.changes.is_empty() && self.answers.is_empty() && self.waiting == 0
     }
 
     /// Whether the broker is known to have everything.
@@ -214,71 +312,111 @@ impl Owed {
         let place = self.places.entry(update.slot).or_default();
         let superseded = place.tick.take().is_some();
         self.waiting -= usize::from(superseded);
-        if !update.is_replaceable() {
-            place.changes += 1;
-            self.bytes += encoded.payload.len();
-            self.firm.push_back(Firm::Change(encoded));
-        } else {
+        if update.is_replaceable() {
             place.tick = Some(encoded);
             self.waiting += 1;
             if place.changes == 0 && !std::mem::replace(&mut place.has_turn, true) {
                 self.order.push_back(update.slot);
             }
+        } else {
+            place.changes += 1;
+            self.change_bytes += encoded.payload.len();
+            self.changes.push_back(encoded);
         }
         self.superseded += u64::from(superseded);
     }
 
-    /// Owes an answer.
-    pub fn reply(&mut self, to: Subject, payload: Bytes) {
-        self.bytes += payload.len();
-        self.firm.push_back(Firm::Reply(to, payload));
+    /// Owes an answer, behind the changes that were owed before it.
+    ///
+    /// Where too many wait, a large one is replaced by a short refusal, `UNAVAILABLE`; the last quarter of the room is for
+    /// short ones, so that whoever asks for lists takes nobody's answer to a command.
+    pub fn reply(&mut self, to: &Subject, payload: Bytes) {
+        let changes_before = self.handed_over + self.changes.len() as u64;
+        self.answers.push(to, payload, changes_before);
     }
 
-    /// Hands over about `most` messages, in the order in which they are to be published.
-    pub fn hand_over(&mut self, most: usize, mut publish: impl FnMut(Subject, Bytes)) {
-        let mut feeds: HashMap<u8, BytesMut, FixedState> = HashMap::default();
-        let mut count = 0;
-        while count < most {
-            let tick = if count < most / 2 { self.next_tick() } else { None };
-            let encoded = match tick {
-                Some(encoded) => encoded,
-                None => match self.firm.pop_front() {
-                    Some(Firm::Reply(to, payload)) => {
-                        self.bytes -= payload.len();
-                        publish(to, payload);
-                        count += 1;
-                        continue;
-                    }
-                    Some(Firm::Change(encoded)) => {
-                        self.change_goes(encoded.slot);
-                        self.unconfirmed.push_back(encoded.clone());
-                        self.handed_over += 1;
-                        encoded
-                    }
-                    None => match self.next_tick() {
-                        Some(encoded) => encoded,
-                        None => break,
-                    },
-                },
+    /// Hands over what there is, up to `at_once`, in the order in which it is to be published, on a connection that takes
+    /// messages of `max_payload` bytes. What does not fit is cut, or refused if it is an answer; an update that does
+    /// not fit by itself is given up and counted.
+    pub fn hand_over(&mut self, at_once: AtOnce, max_payload: usize, mut publish: impl FnMut(Publication)) {
+        self.max_payload = max_payload;
+        self.answers.begin_share(at_once.bytes / 4);
+        let mut batches = Batches::new(self.limits.max_feed_bytes.min(max_payload));
+        let (mut messages, mut bytes) = (0, 0);
+        let mut answer_is_next = false;
+        while messages < at_once.messages && bytes < at_once.bytes {
+            let ticks_first = messages < at_once.messages / 2 && bytes < at_once.bytes / 2;
+            let tick = if ticks_first { self.next_tick() } else { None };
+            let change_waits = tick.is_none() && !self.changes.is_empty();
+            let has_share = tick.is_none() && self.answers.has_share(self.handed_over);
+            let (update, answer) = if tick.is_some() {
+                (tick, None)
+            } else if has_share && (answer_is_next || !change_waits) {
+                (None, self.answers.pop_of_share(self.handed_over))
+            } else if change_waits {
+                (self.next_change(), None)
+            } else if let Some(tick) = self.next_tick() {
+                (Some(tick), None)
+            } else {
+                (None, self.answers.pop(self.handed_over))
             };
-            count += 1;
-            self.published += 1;
-            if self.publish_to.feed() {
-                let feed = feeds.entry(encoded.partition).or_default();
-                if !feed.is_empty() && feed.len() + encoded.payload.len() + ENTRY_BYTES > self.max_feed_bytes {
-                    publish(subject::feed(encoded.partition), feed.split().freeze());
-                }
-                encode::write_batch_entry(feed, &encoded.payload);
-            }
-            if let Some(subject) = encoded.subject {
-                publish(subject, encoded.payload);
+            messages += 1;
+            if let Some((to, payload)) = answer {
+                answer_is_next = false;
+                bytes += payload.len();
+                self.publish_answer(to, payload, &mut publish);
+            } else if let Some(update) = update {
+                answer_is_next = true;
+                bytes += update.payload.len();
+                self.publish_update(update, &mut batches, &mut publish);
+            } else {
+                break;
             }
         }
-        let mut feeds: Vec<(u8, BytesMut)> = feeds.into_iter().collect();
-        feeds.sort_unstable_by_key(|(partition, _)| *partition);
-        for (partition, feed) in feeds {
-            publish(subject::feed(partition), feed.freeze());
+        batches.finish(|partition, payload| publish(feed_message(partition, payload)));
+    }
+
+    fn publish_answer(&mut self, to: Subject, payload: Bytes, publish: &mut impl FnMut(Publication)) {
+        if let Some(payload) = fitting(payload, self.max_payload) {
+            publish(Publication { kind: Kind::Answer, subject: to, payload });
         }
+    }
+
+    fn publish_update(&mut self, update: Encoded, batches: &mut Batches, publish: &mut impl FnMut(Publication)) {
+        let Encoded { subject, partition, payload, .. } = update;
+        self.published += 1;
+        let mut fits = true;
+        if self.publish_to.feed() {
+            fits &= batches.add(partition, &payload, |payload| publish(feed_message(partition, payload)));
+        }
+        if let Some(subject) = subject {
+            if payload.len() <= self.max_payload {
+                publish(Publication { kind: Kind::Update, subject, payload: payload.clone() });
+            } else {
+                fits = false;
+            }
+        }
+        if !fits {
+            self.give_up_too_large(payload.len(), self.max_payload);
+        }
+    }
+
+    /// An update can be published nowhere where messages have at most `limit` bytes. It counts as published, since it
+    /// never will be.
+    pub fn give_up_too_large(&mut self, bytes: usize, limit: usize) {
+        counter!("orchestrator_dropped_total", "reason" => "update_too_large").increment(1);
+        if self.too_large.is_none_or(|largest| largest.bytes < bytes) {
+            self.too_large = Some(TooLarge { bytes, limit });
+        }
+    }
+
+    /// The next change, which is handed over with that.
+    fn next_change(&mut self) -> Option<Encoded> {
+        let change = self.changes.pop_front()?;
+        self.change_goes(change.slot);
+        self.unconfirmed.push_back(change.clone());
+        self.handed_over += 1;
+        Some(change)
     }
 
     /// The next tick of a stream without changes here.
@@ -334,11 +472,16 @@ impl Owed {
         std::mem::take(&mut self.superseded)
     }
 
+    /// The largest update that was given up because no message can carry it, for the log, likewise.
+    pub fn take_too_large(&mut self) -> Option<TooLarge> {
+        self.too_large.take()
+    }
+
     /// The broker has the changes that had been handed over when [`Owed::handed_over`] was `until`.
     pub fn confirm(&mut self, until: u64) {
         let first = self.handed_over - self.unconfirmed.len() as u64;
         for confirmed in self.unconfirmed.drain(..until.saturating_sub(first) as usize) {
-            self.bytes -= confirmed.payload.len();
+            self.change_bytes -= confirmed.payload.len();
         }
     }
 
@@ -351,7 +494,7 @@ impl Owed {
         while let Some(encoded) = self.unconfirmed.pop_back() {
             self.handed_over -= 1;
             self.places.entry(encoded.slot).or_default().changes += 1;
-            self.firm.push_front(Firm::Change(encoded));
+            self.changes.push_front(encoded);
         }
     }
 
@@ -360,22 +503,20 @@ impl Owed {
     /// # Panics
     /// When it does not.
     pub fn check(&self) {
-        let firm: usize = self.firm.iter().map(Firm::bytes).sum();
-        let unconfirmed: usize = self.unconfirmed.iter().map(|encoded| encoded.payload.len()).sum();
-        assert_eq!(self.bytes, firm + unconfirmed, "bytes owed");
+        let change_bytes: usize = self.changes.iter().chain(&self.unconfirmed).map(|change| change.payload.len()).sum();
+        assert_eq!(self.change_bytes, change_bytes, "bytes of changes");
         assert_eq!(self.waiting, self.places.values().filter(|place| place.tick.is_some()).count(), "ticks waiting");
         let turns = self.places.values().filter(|place| place.has_turn).count();
         assert_eq!(turns, self.order.len(), "each slot has one turn");
         assert!(self.order.iter().all(|slot| self.places[slot].has_turn), "a turn is a slot's");
         assert!(self.places.values().all(|place| place.has_turn || place.changes > 0), "a place waits for something");
         let mut changes: HashMap<u32, usize, FixedState> = HashMap::default();
-        for firm in &self.firm {
-            if let Firm::Change(encoded) = firm {
-                *changes.entry(encoded.slot).or_default() += 1;
-            }
+        for change in &self.changes {
+            *changes.entry(change.slot).or_default() += 1;
         }
         let counted = self.places.iter().filter(|(_, place)| place.changes > 0);
         assert_eq!(changes, counted.map(|(slot, place)| (*slot, place.changes)).collect(), "changes of each stream");
+        self.answers.check(self.handed_over + self.changes.len() as u64);
     }
 
     fn encode(&mut self, update: &StateUpdate, now: Now) -> Encoded {
@@ -403,142 +544,26 @@ impl Owed {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use prost::Message as _;
-
-    use super::*;
-    use crate::engine::{Cause, Mode, Scene, SceneLimits, Tick, Timeline};
-
-    const NOW: Now = Now { tick: Tick(0), wall_ms: 0 };
-
-    fn update(slot: u32, sequence: u64, cause: Cause) -> StateUpdate {
-        let scenes = [Scene { name: "Main", duration_ms: 10_000 }];
-        StateUpdate {
-            stream_id: format!("s{slot}").into(),
-            slot,
-            partition: slot as u8,
-            at: Tick(0),
-            cause,
-            mode: Mode::Running,
-            timeline: Arc::new(Timeline::new(&scenes, SceneLimits::default()).unwrap()),
-            scene: Some(0),
-            position_ms: 0,
-            loop_count: 0,
-            status: None,
-            revision: 1,
-            sequence,
-            epoch: 1,
-        }
+/// An answer where messages have at most `limit` bytes: itself, or what [`refusal_fitting`] says.
+fn fitting(answer: Bytes, limit: usize) -> Option<Bytes> {
+    if answer.len() <= limit {
+        return Some(answer);
     }
-
-    /// What is handed over, as (subject, sequence).
-    fn sent(owed: &mut Owed, most: usize) -> Vec<(String, u64)> {
-        let mut sent = Vec::new();
-        owed.hand_over(most, |subject, payload| {
-            let sequence = proto::StateUpdate::decode(payload).map_or(0, |update| update.sequence);
-            sent.push((subject.to_string(), sequence));
-        });
-        owed.check();
-        sent
-    }
-
-    fn on(slot: u32, sequence: u64) -> (String, u64) {
-        (format!("stream.s{slot}.updates"), sequence)
-    }
-
-    #[test]
-    fn of_ticks_and_snapshots_the_newest_is_kept_and_of_changes_each() {
-        let mut owed = Owed::new(PublishTo::Subjects);
-        for (slot, sequence, cause) in [
-            (0, 1, Cause::Tick),
-            (1, 1, Cause::Tick),
-            (0, 2, Cause::Tick),
-            (0, 3, Cause::Scene),
-            (0, 4, Cause::Command),
-            (0, 5, Cause::Tick),
-            (0, 6, Cause::Tick),
-            (1, 2, Cause::Snapshot),
-            (2, 1, Cause::Snapshot),
-            (2, 2, Cause::Lifecycle),
-            (2, 3, Cause::Snapshot),
-            (2, 4, Cause::Tick),
-            (2, 5, Cause::Snapshot),
-        ] {
-            owed.update(&update(slot, sequence, cause), NOW);
-            owed.check();
-        }
-        assert_eq!(sent(&mut owed, 100), [on(1, 2), on(0, 3), on(0, 4), on(0, 6), on(2, 2), on(2, 5)]);
-        assert!(owed.is_empty());
-    }
-
-    #[test]
-    fn a_change_that_was_not_confirmed_is_owed_again_after_a_loss_and_before_newer_ones() {
-        let mut owed = Owed::new(PublishTo::Subjects);
-        for sequence in 1..=3 {
-            owed.update(&update(0, sequence, Cause::Scene), NOW);
-        }
-        assert_eq!(sent(&mut owed, 2), [on(0, 1), on(0, 2)]);
-        let barrier = owed.handed_over();
-        assert_eq!(sent(&mut owed, 1), [on(0, 3)]);
-        owed.confirm(barrier);
-        owed.update(&update(0, 4, Cause::Scene), NOW);
-        owed.owe_again();
-        assert_eq!(sent(&mut owed, 100), [on(0, 3), on(0, 4)]);
-        owed.confirm(owed.handed_over());
-        assert!(owed.is_settled());
-    }
-
-    #[test]
-    fn a_tick_waits_for_its_own_streams_changes_and_not_for_a_flood_on_another() {
-        let mut owed = Owed::new(PublishTo::Subjects);
-        for sequence in 1..=6 {
-            owed.update(&update(0, sequence, Cause::Command), NOW);
-        }
-        owed.update(&update(0, 7, Cause::Tick), NOW);
-        owed.update(&update(1, 1, Cause::Tick), NOW);
-        owed.update(&update(2, 1, Cause::Tick), NOW);
-        owed.update(&update(3, 1, Cause::Tick), NOW);
-        assert_eq!(sent(&mut owed, 4), [on(1, 1), on(2, 1), on(0, 1), on(0, 2)], "half of it is for changes");
-        owed.update(&update(3, 2, Cause::Scene), NOW);
-        owed.update(&update(3, 3, Cause::Tick), NOW);
-        assert_eq!(sent(&mut owed, 3), [on(0, 3), on(0, 4), on(0, 5)]);
-        owed.owe_again();
-        let again: Vec<_> = (1..=6).map(|sequence| on(0, sequence)).chain([on(0, 7), on(3, 2), on(3, 3)]).collect();
-        assert_eq!(sent(&mut owed, 100), again);
-        assert!(owed.is_empty());
-    }
-
-    #[test]
-    fn it_is_full_before_it_would_drop_a_change() {
-        let mut owed = Owed::new(PublishTo::Subjects);
-        for sequence in 0..OWED_CAPACITY as u64 {
-            assert!(!owed.is_full());
-            owed.update(&update(0, sequence, Cause::Scene), NOW);
-        }
-        assert!(owed.is_full());
-        assert_eq!(sent(&mut owed, usize::MAX).len(), OWED_CAPACITY);
-        assert!(owed.is_full(), "handed over is not confirmed");
-        owed.confirm(owed.handed_over());
-        assert!(!owed.is_full());
-    }
-
-    #[test]
-    fn a_feed_carries_a_partitions_updates_in_one_message_and_both_publishes_them_twice() {
-        for (publish_to, messages) in [(PublishTo::Feed, 2), (PublishTo::Both, 5)] {
-            let mut owed = Owed::new(publish_to);
-            owed.update(&update(7, 1, Cause::Scene), NOW);
-            owed.update(&update(7, 2, Cause::Tick), NOW);
-            owed.update(&update(8, 1, Cause::Tick), NOW);
-            let mut sent = Vec::new();
-            owed.hand_over(100, |subject, payload| sent.push((subject.to_string(), payload)));
-            assert_eq!(sent.len(), messages);
-            let (subject, payload) = &sent[messages - 2];
-            assert_eq!(subject, "orchestrator.feed.7");
-            let batch = proto::UpdateBatch::decode(payload.clone()).unwrap();
-            assert_eq!(batch.update.iter().map(|update| update.sequence).collect::<Vec<_>>(), [1, 2]);
-        }
-    }
+    refusal_fitting(answer.len(), limit)
 }
+
+/// What is published instead of an answer of `bytes` bytes where messages have at most `limit`: a short refusal, or
+/// nothing where not even that fits.
+#[must_use]
+pub fn refusal_fitting(bytes: usize, limit: usize) -> Option<Bytes> {
+    counter!("orchestrator_dropped_total", "reason" => "answer_too_large").increment(1);
+    Some(encode::answer_too_large(bytes, limit)).filter(|refusal| refusal.len() <= limit)
+}
+
+fn feed_message(partition: u8, payload: Bytes) -> Publication {
+    Publication { kind: Kind::Feed, subject: subject::feed(partition), payload }
+}
+
+#[cfg(test)]
+#[path = "owed_tests.rs"]
+mod tests;

@@ -3,8 +3,11 @@
 //! An update is written by hand, in the order of the field numbers and without what is at its
 //! default, exactly as prost would: thousands of streams say one each tick, and none of them allocates.
 
-use bytes::BufMut;
-use prost::encoding::{WireType, encode_key, encode_varint};
+use bytes::{BufMut, Bytes};
+use prost::{
+    Message as _,
+    encoding::{WireType, encode_key, encode_varint},
+};
 
 use super::{Refusal, proto};
 use crate::engine::{Accepted, Cause, Counts, Mode, Rejection, StateUpdate, Tick, Unplaced};
@@ -216,22 +219,6 @@ pub fn write_batch_entry(buffer: &mut impl BufMut, update: &[u8]) {
     buffer.put_slice(update);
 }
 
-/// One update as a `state` of a `QueryReply`.
-pub fn write_listed(buffer: &mut Vec<u8>, update: &StateUpdate, now: Now) {
-    let start = buffer.len();
-    write_state(buffer, update, now);
-    // The length is known only now.
-    let mut key = Vec::with_capacity(4);
-    encode_key(3, WireType::LengthDelimited, &mut key);
-    encode_varint((buffer.len() - start) as u64, &mut key);
-    buffer.splice(start..start, key);
-}
-
-/// The `cursor` of a `QueryReply`.
-pub fn write_cursor(buffer: &mut impl BufMut, cursor: &str) {
-    text(buffer, 5, Some(cursor));
-}
-
 fn text(buffer: &mut impl BufMut, tag: u32, value: Option<&str>) {
     if let Some(value) = value {
         encode_key(tag, WireType::LengthDelimited, buffer);
@@ -260,6 +247,20 @@ pub fn refusal(refusal: &Refusal, stream_id: &str) -> proto::Reply {
 #[must_use]
 pub fn query_refusal(refusal: &Refusal) -> proto::QueryReply {
     proto::QueryReply { code: refusal.code().into(), message: refusal.to_string(), ..Default::default() }
+}
+
+/// A refusal without anything else: the bytes of a [`proto::Reply`] and of a [`proto::QueryReply`], which have code and
+/// message in the same place.
+#[must_use]
+pub fn short_refusal(code: proto::Code, message: String) -> Bytes {
+    proto::Reply { code: code.into(), message, ..Default::default() }.encode_to_vec().into()
+}
+
+/// The answer that is given instead of one of `bytes` bytes, where messages have at most `limit`.
+#[must_use]
+pub fn answer_too_large(bytes: usize, limit: usize) -> Bytes {
+    let message = format!("the answer has {bytes} bytes, and the connection takes {limit}");
+    short_refusal(proto::Code::ResourceExhausted, message)
 }
 
 /// The answer to an accepted command or subscription.
@@ -388,6 +389,17 @@ mod tests {
             prop_assert_eq!(message.server_time_ms, time.saturating_sub(500), "it was true half a second ago");
             prop_assert_eq!(bytes, message.encode_to_vec());
         }
+    }
+
+    #[test]
+    fn an_answer_that_is_too_large_is_refused_alike_to_commands_and_queries() {
+        let refusal = answer_too_large(716_000, 65_536);
+        let message = "the answer has 716000 bytes, and the connection takes 65536";
+        let code = proto::Code::ResourceExhausted.into();
+        let reply = proto::Reply { code, message: message.to_owned(), ..Default::default() };
+        let query_reply = proto::QueryReply { code, message: message.to_owned(), ..Default::default() };
+        assert_eq!(proto::Reply::decode(refusal.clone()), Ok(reply));
+        assert_eq!(proto::QueryReply::decode(refusal), Ok(query_reply));
     }
 
     #[test]

@@ -37,6 +37,35 @@ pub fn stream_id(update: Bytes) -> Result<Bytes, DecodeError> {
     Ok(Peek::decode(update)?.stream_id)
 }
 
+/// What an update of so many bytes takes in an `UpdateBatch`.
+#[must_use]
+pub fn entry_bytes(update_bytes: usize) -> usize {
+    // Field 1, which has a key of one byte, and the length.
+    1 + prost::length_delimiter_len(update_bytes) + update_bytes
+}
+
+/// An `UpdateBatch` in parts of at most `most` bytes, in order; an update that is longer is a part by itself. The parts
+/// share the memory.
+///
+/// # Errors
+/// When the bytes are no such message.
+pub fn cut(mut batch: Bytes, most: usize) -> Result<Vec<Bytes>, DecodeError> {
+    let mut parts = Vec::new();
+    let mut end = 0;
+    for update in updates(batch.clone())? {
+        let entry = entry_bytes(update.len());
+        if end > 0 && end + entry > most {
+            parts.push(batch.split_to(end));
+            end = 0;
+        }
+        end += entry;
+    }
+    if !batch.is_empty() {
+        parts.push(batch);
+    }
+    Ok(parts)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,6 +93,26 @@ mod tests {
         let twice = Bytes::from(twice.concat());
         assert_eq!(stream_id(twice.clone()).unwrap(), StateUpdate::decode(twice).unwrap().stream_id);
         assert_eq!(stream_id(Bytes::new()).unwrap(), "");
+    }
+
+    #[test]
+    fn a_batch_is_cut_between_its_updates_and_one_that_is_too_long_is_alone() {
+        let update = |bytes: usize| StateUpdate { stream_id: "a".repeat(bytes), ..StateUpdate::default() };
+        // A length of one byte and of two.
+        let batch = UpdateBatch { update: [10, 10, 200, 10, 10, 10].map(update).into() };
+        let bytes = Bytes::from(batch.encode_to_vec());
+        let sizes = |most: usize| {
+            let parts = cut(bytes.clone(), most).unwrap();
+            assert_eq!(parts.concat(), bytes, "nothing is lost");
+            assert!(parts.iter().all(|part| part.len() <= most || updates(part.clone()).unwrap().len() == 1));
+            parts.into_iter().map(|part| updates(part).unwrap().len()).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(28), [2, 1, 2, 1]);
+        assert_eq!(sizes(27), [1, 1, 1, 1, 1, 1]);
+        assert_eq!(sizes(206 + 14), [2, 2, 2]);
+        assert_eq!(sizes(bytes.len()), [6]);
+        assert_eq!(cut(Bytes::new(), 10), Ok(vec![]));
+        assert!(cut(Bytes::from_static(&[10, 5, 1]), 10).is_err());
     }
 
     #[test]

@@ -37,6 +37,7 @@ mod instances;
 mod limits;
 mod messages;
 mod outages;
+mod payloads;
 mod proxy;
 mod queries;
 mod stale;

@@ -55,7 +55,12 @@ impl World {
     }
 
     pub(crate) async fn nats() -> Self {
-        let server = NatsServer::start_with(ServerOptions { max_payload: Some(MAX_PAYLOAD), ..Default::default() });
+        Self::nats_that_takes(MAX_PAYLOAD).await
+    }
+
+    /// A server that takes messages of so many bytes.
+    pub(crate) async fn nats_that_takes(max_payload: usize) -> Self {
+        let server = NatsServer::start_with(ServerOptions { max_payload: Some(max_payload), ..Default::default() });
         let proxy = Proxy::to(server.url().replace("nats://", "")).await;
         Self::Nats(server, proxy)
     }

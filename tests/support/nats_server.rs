@@ -92,6 +92,11 @@ impl NatsServer {
         }
     }
 
+    /// What it takes from its next start on, bytes.
+    pub(crate) fn set_max_payload(&mut self, bytes: usize) {
+        self.options.max_payload = Some(bytes);
+    }
+
     /// Sends one of nats-server's own signals, such as `ldm` for lame duck mode.
     pub(crate) fn signal(&self, signal: &str) {
         let child = self.child.as_ref().expect("nats-server runs");
