@@ -8,6 +8,7 @@ use crate::{
     client::{ClientOptions, UpdatesFrom},
     engine::{Limits, MAX_DURATION_MS, MAX_SLOTS},
     gateway::GatewayOptions,
+    http::{AllowList, HostPattern, OriginPattern, ServerOptions},
     service::ServiceSettings,
     shard::{owed::PublishTo, record::Tape, router::MAX_SHARDS},
     wire::WireLimits,
@@ -50,6 +51,9 @@ pub struct ServeOptions {
     /// Where `/livez`, `/readyz` and `/metrics` are.
     #[command(flatten)]
     pub admin: AdminArgs,
+    /// Connections of all HTTP servers.
+    #[command(flatten)]
+    pub http: HttpArgs,
     /// The service.
     #[command(flatten)]
     pub service: ServiceArgs,
@@ -64,6 +68,9 @@ pub struct GatewayCommand {
     /// Where /livez, /readyz and /metrics are served: not where the service has them, so that both fit on one machine.
     #[arg(long, env = "ORCH_ADMIN_ADDR", default_value = "127.0.0.1:9465", value_name = "ADDR")]
     pub admin_addr: SocketAddr,
+    /// Connections of all HTTP servers.
+    #[command(flatten)]
+    pub http: HttpArgs,
     /// Where updates are read: `feed` if the service publishes nothing else.
     #[arg(long, env = "ORCH_UPDATES", value_enum, default_value_t, value_name = "WHERE")]
     pub updates: UpdatesFrom,
@@ -86,6 +93,9 @@ pub struct StandaloneOptions {
     /// Where `/livez`, `/readyz` and `/metrics` are.
     #[command(flatten)]
     pub admin: AdminArgs,
+    /// Connections of all HTTP servers.
+    #[command(flatten)]
+    pub http: HttpArgs,
     /// The service.
     #[command(flatten)]
     pub service: ServiceArgs,
@@ -139,6 +149,59 @@ pub struct AdminArgs {
     pub admin_addr: SocketAddr,
 }
 
+/// What the gateway's port and the administrator's have in common.
+#[derive(Debug, Clone, Args)]
+pub struct HttpArgs {
+    /// Hosts that the HTTP servers are asked for by, besides loopback names and addresses and the address connected to:
+    /// gateway.example (any port), gateway.example:8080, *.example, an address, or * for all.
+    #[arg(long, env = "ORCH_ALLOWED_HOSTS", value_delimiter = ',', value_name = "HOSTS")]
+    pub allowed_hosts: Vec<HostPattern>,
+    /// Origins whose pages may ask and read the answers, besides the HTTP servers' own: https://studio.example, or * for
+    /// all.
+    #[arg(long, env = "ORCH_ALLOWED_ORIGINS", value_delimiter = ',', value_name = "ORIGINS")]
+    pub allowed_origins: Vec<OriginPattern>,
+    /// How long a request's head may take.
+    #[arg(long, env = "ORCH_HEAD_TIMEOUT", default_value = "10s", value_parser = io_timeout, value_name = "TIME")]
+    pub head_timeout: Duration,
+    /// How long a request's body may take.
+    #[arg(long, env = "ORCH_BODY_TIMEOUT", default_value = "10s", value_parser = io_timeout, value_name = "TIME")]
+    pub body_timeout: Duration,
+    /// How long a peer may take to accept 64 KiB of an answer, or the rest of it.
+    #[arg(long, env = "ORCH_WRITE_TIMEOUT", default_value = "10s", value_parser = io_timeout, value_name = "TIME")]
+    pub write_timeout: Duration,
+    /// How long a connection is kept without a request: longer than a load balancer in front keeps it.
+    #[arg(long, env = "ORCH_KEEP_ALIVE", default_value = "75s", value_parser = io_timeout, value_name = "TIME")]
+    pub keep_alive: Duration,
+    /// Most connections at once of the administrator's address.
+    #[arg(long, env = "ORCH_ADMIN_MAX_CONNECTIONS", default_value_t = 256,
+          value_parser = clap::value_parser!(u32).range(1..=100_000), value_name = "N")]
+    pub admin_max_connections: u32,
+}
+
+impl HttpArgs {
+    /// What the administrator's server is made with.
+    #[must_use]
+    pub fn admin(&self) -> ServerOptions {
+        ServerOptions {
+            name: "admin",
+            max_connections: self.admin_max_connections,
+            max_buffered_bytes: 16 << 20,
+            ..self.server()
+        }
+    }
+
+    fn server(&self) -> ServerOptions {
+        ServerOptions {
+            head_timeout: self.head_timeout,
+            body_timeout: self.body_timeout,
+            write_timeout: self.write_timeout,
+            idle_timeout: self.keep_alive,
+            allowed: AllowList { hosts: self.allowed_hosts.clone(), origins: self.allowed_origins.clone() },
+            ..ServerOptions::default()
+        }
+    }
+}
+
 /// The gateway's options.
 #[derive(Debug, Clone, Args)]
 pub struct GatewayArgs {
@@ -150,16 +213,31 @@ pub struct GatewayArgs {
     #[arg(long, env = "ORCH_HEARTBEAT_INTERVAL", value_parser = timeout, value_name = "TIME")]
     pub heartbeat_interval: Option<Duration>,
     /// Most connections at once, WebSockets included.
-    #[arg(long, env = "ORCH_MAX_CONNECTIONS", default_value_t = GatewayOptions::default().max_connections,
-          value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
+    #[arg(long, env = "ORCH_MAX_CONNECTIONS", default_value_t = ServerOptions::default().max_connections,
+          value_parser = clap::value_parser!(u32).range(1..=10_000_000), value_name = "N")]
     pub max_connections: u32,
+    /// Most connections at once of one address (of IPv6, of a /64): half of all if nothing is said. Give as many as in all
+    /// behind a proxy, whose address all of them have.
+    #[arg(long, env = "ORCH_MAX_CONNECTIONS_PER_ADDRESS",
+          value_parser = clap::value_parser!(u32).range(1..=10_000_000), value_name = "N")]
+    pub max_connections_per_address: Option<u32>,
+    /// Most bytes of bodies and answers that are kept at once, for all connections together.
+    #[arg(long, env = "ORCH_MAX_BUFFERED_BYTES", default_value_t = ServerOptions::default().max_buffered_bytes as u64,
+          value_parser = clap::value_parser!(u64).range(4 << 20..=64 << 30), value_name = "BYTES")]
+    pub max_buffered_bytes: u64,
 }
 
 impl GatewayArgs {
     /// What the gateway is made with.
     #[must_use]
-    pub fn options(&self) -> GatewayOptions {
-        GatewayOptions { max_connections: self.max_connections, ..GatewayOptions::default() }
+    pub fn options(&self, http: &HttpArgs) -> GatewayOptions {
+        let http = ServerOptions {
+            max_connections: self.max_connections,
+            max_connections_per_address: self.max_connections_per_address,
+            max_buffered_bytes: usize::try_from(self.max_buffered_bytes).unwrap_or(usize::MAX),
+            ..http.server()
+        };
+        GatewayOptions { http, ..GatewayOptions::default() }
     }
 
     /// What the gateway's client is made with.
@@ -277,6 +355,13 @@ fn timeout(text: &str) -> Result<Duration, String> {
 /// than is kept; and a third of it has to suffice for a heartbeat that is late, or lost and sent again.
 fn stale_timeout(text: &str) -> Result<Duration, String> {
     timeout_from(Duration::from_secs(1), text)
+}
+
+/// How long a peer may take for something: from 100ms, which the fastest may need, to an hour.
+fn io_timeout(text: &str) -> Result<Duration, String> {
+    let (least, most) = (Duration::from_millis(100), Duration::from_secs(3_600));
+    let time = timeout(text)?;
+    if (least..=most).contains(&time) { Ok(time) } else { Err("must be 100ms to 1h".to_owned()) }
 }
 
 fn timeout_from(least: Duration, text: &str) -> Result<Duration, String> {

@@ -16,6 +16,7 @@ pub mod client;
 pub mod config;
 pub mod engine;
 pub mod gateway;
+pub mod http;
 pub mod service;
 pub mod shard;
 pub mod subject;

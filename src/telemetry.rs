@@ -1,5 +1,7 @@
 //! Logs and metrics, and the administrator's HTTP address.
 
+mod log;
+
 use std::{
     io::{self, IsTerminal as _},
     net::SocketAddr,
@@ -18,15 +20,19 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
-use crate::transport::nats::QUIET_LOGS;
+pub use self::log::Log;
+use crate::{
+    http::{self, ServerOptions},
+    transport::nats::QUIET_LOGS,
+};
 
-/// Logs to standard error as `RUST_LOG` says. All targets of our own are under `orchestrator_service`; without it, they
+/// Logs events to `log` as `RUST_LOG` says. All targets of our own are under `orchestrator_service`; without it, they
 /// are logged from `info` on, and those of libraries from `warn` on: but for the NATS client's connector, which repeats
 /// with each attempt what the transport tells once.
 ///
 /// # Errors
 /// When `RUST_LOG` is no filter, or logging was set up before.
-pub fn init_logging() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+pub fn init_logging(log: &Log) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(directives) if !directives.is_empty() => {
             EnvFilter::try_new(&directives).map_err(|error| format!("RUST_LOG={directives:?} is no filter: {error}"))?
@@ -34,7 +40,9 @@ pub fn init_logging() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         _ => EnvFilter::new(format!("warn,{QUIET_LOGS},orchestrator_service=info")),
     };
     let colours = io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours).try_init()
+    let format = tracing_subscriber::fmt().with_env_filter(filter).with_writer(log.clone()).with_ansi(colours);
+    // They would be printed, which panics where standard error is broken.
+    format.log_internal_errors(false).try_init()
 }
 
 /// Installs the recorder of metrics.
@@ -61,6 +69,9 @@ fn describe() {
     counter!("orchestrator_streams_removed_total", "Streams removed, by reason.");
     counter!("orchestrator_stale_removed_total", "Subscribers removed because they were not heard of.");
     counter!("orchestrator_shard_panics_total", "Shards that lost their streams to a panic.");
+    counter!("orchestrator_http_refused_total", "Connections and requests refused by an HTTP server, by reason.");
+    counter!("orchestrator_http_cut_total", "Connections that an HTTP server ended, by reason.");
+    counter!("orchestrator_http_accept_errors_total", "Connections that could not be accepted.");
     gauge!("orchestrator_subscribers", "Subscribers, active and stale.");
     gauge!("orchestrator_subscribers_active", "Subscribers heard of within the stale timeout.");
     gauge!("orchestrator_subscribers_stale", "Subscribers about to be removed.");
@@ -89,7 +100,8 @@ struct Admin {
     checkup: Box<dyn Checkup>,
 }
 
-/// Serves `/livez`, `/readyz` and `/metrics` until the task is aborted.
+/// Serves `/livez`, `/readyz` and `/metrics` until the task is aborted. They have connections of their own, so that they are
+/// reached when the gateway's are all taken.
 ///
 /// # Errors
 /// When the address cannot be had.
@@ -97,6 +109,7 @@ pub async fn serve_admin(
     address: SocketAddr,
     metrics: PrometheusHandle,
     checkup: impl Checkup,
+    options: ServerOptions,
 ) -> io::Result<JoinHandle<()>> {
     let listener = TcpListener::bind(address)
         .await
@@ -108,7 +121,7 @@ pub async fn serve_admin(
         .with_state(Arc::new(Admin { metrics, checkup: Box::new(checkup) }));
     info!("http://{} serves /livez, /readyz and /metrics", listener.local_addr()?);
     Ok(tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
+        if let Err(error) = http::serve(listener, router, options, std::future::pending()).await {
             tracing::error!(%error, "admin address failed");
         }
     }))

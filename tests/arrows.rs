@@ -8,7 +8,7 @@ use std::{
 };
 
 /// Part, and the parts it may use. `None`: any.
-const MAY_USE: [(&str, Option<&[&str]>); 12] = [
+const MAY_USE: [(&str, Option<&[&str]>); 13] = [
     ("timeline", Some(&[])),
     ("engine", Some(&["timeline"])),
     ("subject", Some(&[])),
@@ -17,7 +17,8 @@ const MAY_USE: [(&str, Option<&[&str]>); 12] = [
     ("transport", Some(&["subject"])),
     ("service", Some(&["engine", "shard", "transport", "wire"])),
     ("client", Some(&["timeline", "transport", "wire"])),
-    ("gateway", Some(&["client"])),
+    ("gateway", Some(&["client", "http"])),
+    ("http", Some(&[])),
     ("telemetry", None),
     ("config", None),
     ("lib", None),
@@ -25,9 +26,9 @@ const MAY_USE: [(&str, Option<&[&str]>); 12] = [
 
 /// Crate, and the parts that may name it. What is to be replaced one day, such as the broker's client, or must not spread,
 /// such as how options are read, has one home.
-const HOMES: [(&str, &[&str]); 29] = [
+const HOMES: [(&str, &[&str]); 31] = [
     ("async_nats", &["transport"]),
-    ("axum", &["gateway", "telemetry"]),
+    ("axum", &["gateway", "http", "telemetry"]),
     ("bytemuck", &["engine"]),
     ("bytes", &["client", "shard", "subject", "transport", "wire"]),
     ("bytestring", &["subject"]),
@@ -35,23 +36,25 @@ const HOMES: [(&str, &[&str]); 29] = [
     ("crossbeam_channel", &["shard"]),
     ("fastrand", &["client", "transport"]),
     ("foldhash", &["engine", "shard"]),
-    ("futures_util", &["client", "gateway", "service", "transport"]),
+    ("futures_util", &["client", "gateway", "http", "service", "transport"]),
     ("hashbrown", &["engine", "shard"]),
     ("humantime", &["config"]),
-    ("hyper", &["gateway", "telemetry"]),
-    ("hyper_util", &["gateway", "telemetry"]),
-    ("metrics", &["client", "gateway", "service", "shard", "telemetry", "transport"]),
+    ("hyper", &["http"]),
+    ("hyper_util", &["http"]),
+    ("metrics", &["client", "gateway", "http", "service", "shard", "telemetry", "transport"]),
     ("metrics_exporter_prometheus", &["telemetry"]),
     ("percent_encoding", &["transport"]),
     ("prost", &["client", "shard", "wire"]),
+    ("rustix", &["http"]),
     ("safe_arch", &["engine"]),
     ("serde", &["gateway", "wire"]),
-    ("serde_json", &["gateway"]),
+    ("serde_json", &["gateway", "http"]),
     ("serde_path_to_error", &["gateway"]),
     ("slab", &["client", "engine", "transport"]),
+    ("socket2", &["http"]),
     ("thiserror", &["client", "engine", "service", "shard", "subject", "timeline", "transport", "wire"]),
-    ("tokio", &["client", "gateway", "service", "shard", "telemetry", "transport"]),
-    ("tracing", &["client", "gateway", "service", "shard", "telemetry", "transport"]),
+    ("tokio", &["client", "gateway", "http", "service", "shard", "telemetry", "transport"]),
+    ("tracing", &["client", "gateway", "http", "service", "shard", "telemetry", "transport"]),
     ("tracing_subscriber", &["telemetry"]),
     ("uuid", &["client", "engine", "gateway", "service"]),
     ("wide", &["engine"]),

@@ -250,16 +250,116 @@ fn thousands_on_one_stream_are_each_found_and_each_let_go() {
 }
 
 #[test]
-fn each_use_of_a_slot_has_a_handle_of_the_next_generation() {
-    const GENERATION: u64 = 1 << 28;
+fn a_late_leave_or_heartbeat_by_an_old_handle_touches_nobody() {
     let mut world = World::with_show(&show());
-    let (mut before, _) = world.join("a", 0);
-    for _ in 0..3 {
-        world.leave("a", 0).unwrap();
-        let (handle, _) = world.join("a", 0);
-        assert_eq!(handle.0, before.0 + GENERATION);
-        before = handle;
+    let batch = |handle| Batch { handles: vec![handle], ..Batch::default() };
+    let unknown = |handle| Ok(Accepted::Batch(Unplaced { handles: vec![handle], ..Unplaced::default() }));
+    let (old, _) = world.join("a", 7);
+    world.until(60_000);
+    // The same client and session at another gateway, or registered again after an answer that was lost.
+    let (new, _) = world.join("a", 7);
+    assert_ne!(old, new);
+    world.until(61_000);
+    assert_eq!(world.handle(Input::UnregisterBatch(batch(old))), unknown(old));
+    assert_eq!(world.handle(Input::HeartbeatBatch(batch(old))), unknown(old));
+    assert_eq!(world.engine.counts().active, 1);
+    // An old gateway knows no handles: it registers again, or sends heartbeats, by name.
+    world.until(100_000);
+    world.beat("a", 7).unwrap();
+    assert_eq!(world.handle(Input::HeartbeatBatch(batch(new))), Ok(Accepted::Batch(Unplaced::default())));
+    // What the void handle asked for did not count as a sign of life: 90 s from here.
+    world.until(189_999);
+    assert_eq!(world.handle(Input::HeartbeatBatch(batch(old))), unknown(old));
+    world.until(190_000);
+    assert_eq!((world.engine.counts().active, world.engine.counts().stale), (0, 1));
+}
+
+#[test]
+fn registering_a_batch_again_voids_each_of_its_handles() {
+    let mut world = World::with_show(&show());
+    let newcomer = |id| Newcomer { client_id: ClientId::parse(id).expect("a valid id"), session: 0, source: None };
+    let mut register = |ids: &[&'static str]| {
+        let subscribers = ids.iter().map(|id| Ok(newcomer(*id))).collect();
+        match world.handle(Input::RegisterBatch { stream_id: stream("show"), subscribers, answered: true }) {
+            Ok(Accepted::RegisteredBatch { handles, .. }) => handles.into_iter().map(Result::unwrap).collect(),
+            other => panic!("a batch was answered with {other:?}"),
+        }
+    };
+    let first: Vec<Handle> = register(&["a", "b"]);
+    // Twice in one batch: the last one stands.
+    let second: Vec<Handle> = register(&["a", "b", "a"]);
+    let void = [first, vec![second[0]]].concat();
+    let handles = [void.clone(), second[1..].to_vec()].concat();
+    let answer = world.handle(Input::UnregisterBatch(Batch { handles, ..Batch::default() }));
+    assert_eq!(answer, Ok(Accepted::Batch(Unplaced { handles: void, ..Unplaced::default() })));
+    assert_eq!(world.engine.counts().total, 0);
+}
+
+#[test]
+fn no_handle_can_be_derived_from_ten_thousand_of_ones_own() {
+    for seed in [0, 7, u64::MAX] {
+        let mut engine = Engine::new(Settings { seed, ..Settings::default() });
+        let mut outbox = Outbox::default();
+        let mut own = Vec::new();
+        let start = |id| command(id, None, Command::Start(Some(config(&show()))));
+        for id in ["show", "other"] {
+            engine.handle(Tick(T0), start(id), &mut outbox).expect("created");
+        }
+        // Turn and turn about, so that theirs lie right beside ours, on the same stream and on another.
+        for number in 0..10_000 {
+            for (id, client) in [("show", "own"), ("show", "theirs"), ("other", "theirs")] {
+                let client = format!("{client}-{number}");
+                match engine.handle(Tick(T0), register(id, &client), &mut outbox) {
+                    Ok(Accepted::Registered { handle, .. }) if client.starts_with("own") => own.push(handle),
+                    Ok(_) => {}
+                    Err(rejection) => panic!("{client} is not registered: {rejection}"),
+                }
+            }
+        }
+        outbox.clear();
+        let mut guesses = Vec::new();
+        for (place, Handle(mine)) in own.iter().enumerate() {
+            let before = own[place.saturating_sub(1)].0;
+            // The numbers beside it, slots and tags beside it, every bit, the way from the last to this one once more,
+            // and the same in the other stream's partition.
+            guesses.extend((1..=4_u64).flat_map(|near| [mine.wrapping_add(near), mine.wrapping_sub(near)]));
+            guesses.extend((1..=4_u64).flat_map(|near| [mine.wrapping_add(near << 28), mine.wrapping_sub(near << 28)]));
+            guesses.extend((0..64).map(|bit| mine ^ 1 << bit));
+            guesses.extend([mine.wrapping_add(mine.wrapping_sub(before)), mine ^ before, mine & before, mine | before]);
+            guesses.push(mine & u64::MAX >> 8 | u64::from(stream("other").partition()) << 56);
+        }
+        let known: std::collections::BTreeSet<u64> = own.iter().map(|handle| handle.0).collect();
+        guesses.retain(|guess| !known.contains(guess));
+        let count = guesses.len();
+        let batch = Batch { handles: guesses.into_iter().map(Handle).collect(), ..Batch::default() };
+        let Ok(Accepted::Batch(unplaced)) = engine.handle(Tick(T0), Input::UnregisterBatch(batch), &mut outbox) else {
+            panic!("a batch")
+        };
+        assert_eq!((unplaced.handles.len(), engine.counts().total), (count, 30_000), "seed {seed}");
+        engine.check();
     }
+}
+
+#[test]
+fn a_hundred_thousand_guessed_handles_remove_nobody() {
+    let (mut engine, mut outbox) = (Engine::new(Settings::default()), Outbox::default());
+    engine
+        .handle(Tick(T0), command("show", None, Command::Start(Some(config(&show())))), &mut outbox)
+        .expect("created");
+    for number in 0..10_000 {
+        engine.handle(Tick(T0), register("show", &number.to_string()), &mut outbox).expect("registered");
+    }
+    let partition = u64::from(stream("show").partition()) << 56;
+    // By counting, as handles once were: slots and generations; and by a generator of numbers.
+    let counted = (0..10_000).flat_map(|slot| (0..5).map(move |tag| tag << 28 | slot));
+    let drawn = (1..=50_000_u64).map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 8);
+    let handles: Vec<Handle> = counted.chain(drawn).map(|guess| Handle(partition | guess)).collect();
+    assert_eq!(handles.len(), 100_000);
+    let batch = Batch { handles, ..Batch::default() };
+    let Ok(Accepted::Batch(unplaced)) = engine.handle(Tick(T0), Input::UnregisterBatch(batch), &mut outbox) else {
+        panic!("a batch")
+    };
+    assert_eq!((unplaced.handles.len(), engine.counts().total), (100_000, 10_000));
 }
 
 #[test]

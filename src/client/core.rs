@@ -21,7 +21,7 @@ pub(super) struct Core {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) options: ClientOptions,
     book: Mutex<Book>,
-    pub(super) feeds: Arc<Feeds>,
+    pub(super) feeds: Feeds,
     pub(super) random: Random,
     /// Tells the background task that the book has something new for it.
     pub(super) wake: Notify,
@@ -70,7 +70,7 @@ impl Lease {
     pub(super) fn start(transport: Arc<dyn Transport>, options: ClientOptions) -> Self {
         let book = Mutex::new(Book::new(options.max_registrations, options.max_unregisters));
         let random = Random::new(options.seed);
-        let (feeds, wake, ended) = (Arc::default(), Notify::new(), watch::Sender::new(false));
+        let (feeds, wake, ended) = (Feeds::default(), Notify::new(), watch::Sender::new(false));
         let service = watch::Sender::new(ServiceState::Unknown);
         let core = Arc::new(Core { transport, options, book, feeds, random, wake, service, ended });
         let ending = Ending(Arc::clone(&core));

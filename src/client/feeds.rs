@@ -1,15 +1,15 @@
 //! The feeds that a client reads: one subscription for each partition of which somebody follows a stream.
 //!
-//! A feed is there from its first follower to its last, with a reader as a task of its own. The reader decodes each
-//! update once, if somebody follows its stream, and waits for nobody: what a follower has not taken yet is bounded, and
-//! what is newer takes the place of what is older, since each update is the full state. Which updates are old news is
-//! not known here: that is for whoever [reads](super::UpdateStream).
+//! A feed is there from its first follower to its last, with a reader as a task of its own ([`shared`](super::shared)).
+//! The reader decodes each update once, if somebody follows its stream, and waits for nobody: what a follower has not
+//! taken yet is bounded, and what is newer takes the place of what is older, since each update is the full state. Which
+//! updates are old news is not known here: that is for whoever [reads](super::UpdateStream).
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     fmt,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -17,38 +17,44 @@ use std::{
 use bytes::Bytes;
 use futures_util::Stream;
 use prost::Message as _;
-use tokio::{sync::watch, task::AbortHandle};
 
-use super::{ClientError, core::subscribe};
+use super::{
+    ClientError,
+    core::subscribe,
+    shared::{Holder, Shared},
+};
 use crate::{
-    transport::Transport,
+    transport::{Subscription, Transport},
     wire::{StreamId, feed, proto::StateUpdate, subject},
 };
 
 /// How many updates wait for one follower: some seconds of a stream that ticks as fast as it may, and a few dozen KB.
 const MAX_WAITING: usize = 256;
 
-/// All feeds that are read.
+/// All feeds that are read, by partition.
 #[derive(Debug, Default)]
 pub(super) struct Feeds {
-    read: Mutex<HashMap<u8, Arc<Feed>>>,
+    read: Arc<Shared<u8, Feed>>,
 }
 
 /// The feed of one partition.
 #[derive(Debug)]
 struct Feed {
     partition: u8,
-    /// What became of subscribing.
-    opened: watch::Sender<Option<Result<(), ClientError>>>,
-    /// By stream; no list is empty. Lock it behind [`Feeds::read`] when both are needed.
-    followers: Mutex<HashMap<Box<str>, Vec<Arc<Waiting>>>>,
-    reader: OnceLock<AbortHandle>,
+    followers: Mutex<Followers>,
+}
+
+/// By stream; no list is empty. In order, so that they are woken in the same one in each run.
+#[derive(Debug, Default)]
+struct Followers {
+    by_stream: BTreeMap<Box<str>, Vec<Arc<Waiting>>>,
+    /// The reader has ended: whoever comes has an end and nothing before it.
+    ended: bool,
 }
 
 /// The updates of one stream, out of a feed. Dropping it ends it, and the last of a feed ends the subscription.
 pub(super) struct Follower {
-    feeds: Arc<Feeds>,
-    feed: Arc<Feed>,
+    feed: Holder<u8, Feed>,
     stream_id: Box<str>,
     waiting: Arc<Waiting>,
 }
@@ -56,102 +62,66 @@ pub(super) struct Follower {
 impl Feeds {
     /// Follows a stream. When it returns, whatever is published from now on will come.
     pub(super) async fn follow(
-        self: &Arc<Self>,
+        &self,
         stream_id: StreamId<'_>,
         transport: &Arc<dyn Transport>,
         timeout: Duration,
     ) -> Result<Follower, ClientError> {
-        let follower = self.join(stream_id);
-        follower.feed.open_once(self, transport, timeout);
-        let mut opened = follower.feed.opened.subscribe();
-        // The feed cannot be gone while it has a follower, and its reader says how it went, however it ends.
-        match opened.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(Err(error))) => Err(error.clone()),
-            _ => Ok(follower),
-        }
-    }
-
-    fn join(self: &Arc<Self>, stream_id: StreamId<'_>) -> Follower {
-        let waiting = Arc::new(Waiting::default());
         let partition = stream_id.partition();
-        let mut read = self.read();
-        let feed = Arc::clone(read.entry(partition).or_insert_with(|| Feed::new(partition)));
-        feed.followers().entry(stream_id.as_str().into()).or_default().push(Arc::clone(&waiting));
-        drop(read);
-        Follower { feeds: Arc::clone(self), feed, stream_id: stream_id.as_str().into(), waiting }
+        let transport = Arc::clone(transport);
+        let feed = self
+            .read
+            .join(
+                partition,
+                || Feed::new(partition),
+                |feed| async move {
+                    let subscription = subscribe(&*transport, subject::feed(partition).as_str(), timeout).await?;
+                    // Followers do not keep the transport open.
+                    drop(transport);
+                    Ok(Reader { feed, subscription }.run())
+                },
+            )
+            .await?;
+        let (stream_id, waiting) = (Box::from(stream_id.as_str()), Arc::default());
+        feed.enter(&stream_id, &waiting);
+        Ok(Follower { feed, stream_id, waiting })
     }
 
-    fn leave(&self, feed: &Arc<Feed>, stream_id: &str, waiting: &Arc<Waiting>) {
-        let mut read = self.read();
-        let mut followers = feed.followers();
-        if let Some(of_stream) = followers.get_mut(stream_id) {
-            of_stream.retain(|other| !Arc::ptr_eq(other, waiting));
-            if of_stream.is_empty() {
-                followers.remove(stream_id);
-            }
-        }
-        let last = followers.is_empty();
-        drop(followers);
-        if last {
-            remove(&mut read, feed);
-            drop(read);
-            feed.close();
-        }
-    }
-
-    /// A reader has ended: its followers hear of it, and whoever comes next begins anew.
-    fn end(&self, feed: &Arc<Feed>) {
-        let mut read = self.read();
-        remove(&mut read, feed);
-        feed.followers().values().flatten().for_each(|waiting| waiting.end());
-        feed.open(Err(ClientError::closed()));
-    }
-
-    fn read(&self) -> MutexGuard<'_, HashMap<u8, Arc<Feed>>> {
-        self.read.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Removes this feed, and not one that has taken its place.
-fn remove(read: &mut HashMap<u8, Arc<Feed>>, feed: &Arc<Feed>) {
-    if read.get(&feed.partition).is_some_and(|other| Arc::ptr_eq(other, feed)) {
-        read.remove(&feed.partition);
+    /// How many partitions are read.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.read.len()
     }
 }
 
 impl Feed {
-    fn new(partition: u8) -> Arc<Self> {
-        Arc::new(Self {
-            partition,
-            opened: watch::Sender::new(None),
-            followers: Mutex::default(),
-            reader: OnceLock::new(),
-        })
+    fn new(partition: u8) -> Self {
+        Self { partition, followers: Mutex::default() }
     }
 
-    /// Starts the reader, unless another follower has. Without a lock that the reader needs at its end: a runtime that is
-    /// shutting down ends it here.
-    fn open_once(self: &Arc<Self>, feeds: &Arc<Feeds>, transport: &Arc<dyn Transport>, timeout: Duration) {
-        self.reader.get_or_init(|| {
-            let reader = Reader { feeds: Arc::clone(feeds), feed: Arc::clone(self) };
-            tokio::spawn(reader.run(Arc::clone(transport), timeout)).abort_handle()
-        });
-    }
-
-    /// Unsubscribes.
-    fn close(&self) {
-        if let Some(reader) = self.reader.get() {
-            reader.abort();
+    fn enter(&self, stream_id: &str, waiting: &Arc<Waiting>) {
+        let mut followers = self.followers();
+        if followers.ended {
+            waiting.end();
+        } else {
+            followers.by_stream.entry(stream_id.into()).or_default().push(Arc::clone(waiting));
         }
     }
 
-    /// Says what became of subscribing, if nobody has said it before.
-    fn open(&self, result: Result<(), ClientError>) {
-        self.opened.send_if_modified(|opened| {
-            let first = opened.is_none();
-            opened.get_or_insert(result);
-            first
-        });
+    fn leave(&self, stream_id: &str, waiting: &Arc<Waiting>) {
+        let mut followers = self.followers();
+        if let Some(of_stream) = followers.by_stream.get_mut(stream_id) {
+            of_stream.retain(|other| !Arc::ptr_eq(other, waiting));
+            if of_stream.is_empty() {
+                followers.by_stream.remove(stream_id);
+            }
+        }
+    }
+
+    fn end(&self) {
+        let mut followers = self.followers();
+        followers.ended = true;
+        followers.by_stream.values().flatten().for_each(|waiting| waiting.end());
     }
 
     /// Gives each update of a message to those who follow its stream.
@@ -179,16 +149,16 @@ impl Feed {
         tracing::debug!(partition = self.partition, %reason, "skipped a feed's message, or an update in it");
     }
 
-    fn followers(&self) -> MutexGuard<'_, HashMap<Box<str>, Vec<Arc<Waiting>>>> {
+    fn followers(&self) -> MutexGuard<'_, Followers> {
         self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Says whether anybody follows the update's stream. If not, that is all that was decoded.
-fn hand_over(update: Bytes, followers: &HashMap<Box<str>, Vec<Arc<Waiting>>>) -> Result<bool, prost::DecodeError> {
+fn hand_over(update: Bytes, followers: &Followers) -> Result<bool, prost::DecodeError> {
     let stream_id = feed::stream_id(update.clone())?;
     // What is no text is no id, and nobody follows it.
-    let of_stream = std::str::from_utf8(&stream_id).ok().and_then(|stream_id| followers.get(stream_id));
+    let of_stream = std::str::from_utf8(&stream_id).ok().and_then(|stream_id| followers.by_stream.get(stream_id));
     let Some(of_stream) = of_stream else { return Ok(false) };
     let update = Arc::new(StateUpdate::decode(update)?);
     of_stream.iter().for_each(|waiting| waiting.push(Arc::clone(&update)));
@@ -199,32 +169,23 @@ fn count_skipped(reason: &'static str, updates: u64) {
     metrics::counter!("client_updates_skipped_total", "reason" => reason).increment(updates);
 }
 
-/// The task that reads a feed. However it ends, its followers hear of it.
+/// Reads a feed. However that ends, its followers hear of it.
 struct Reader {
-    feeds: Arc<Feeds>,
     feed: Arc<Feed>,
+    subscription: Subscription,
 }
 
 impl Reader {
-    /// Lets go of the transport once it has subscribed: followers do not keep it open.
-    async fn run(self, transport: Arc<dyn Transport>, timeout: Duration) {
-        let subscribed = subscribe(&*transport, subject::feed(self.feed.partition).as_str(), timeout).await;
-        drop(transport);
-        match subscribed {
-            Ok(mut subscription) => {
-                self.feed.open(Ok(()));
-                while let Some(message) = subscription.next().await {
-                    self.feed.hand_out(message.payload);
-                }
-            }
-            Err(error) => self.feed.open(Err(error)),
+    async fn run(mut self) {
+        while let Some(message) = self.subscription.next().await {
+            self.feed.hand_out(message.payload);
         }
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.feeds.end(&self.feed);
+        self.feed.end();
     }
 }
 
@@ -308,7 +269,7 @@ impl Stream for Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        self.feeds.leave(&self.feed, &self.stream_id, &self.waiting);
+        self.feed.leave(&self.stream_id, &self.waiting);
     }
 }
 

@@ -30,6 +30,7 @@
 //! | `keeper` | the background task that pays it |
 //! | `liveness` | whether there is a service |
 //! | `updates` | updates without old ones |
+//! | `shared` | one task for all who share a subscription |
 //! | `feeds` | one subscription to a partition's feed for all who follow its streams |
 
 use std::{sync::Arc, time::Duration};
@@ -64,6 +65,7 @@ mod keeper;
 mod liveness;
 mod random;
 mod registration;
+pub mod shared;
 mod updates;
 
 /// How a client behaves. The defaults fit the service's.

@@ -108,42 +108,6 @@ pub fn parse_source_addr(text: &str) -> Result<Option<SocketAddr>, Invalid> {
     text.parse().map(Some).map_err(|_| Invalid::new("source_addr must be empty or ip:port, such as 192.0.2.7:51000"))
 }
 
-/// One subscriber's registration, for its holder an opaque number that is never 0.
-///
-/// | bits | meaning |
-/// |---|---|
-/// | 56..64 | partition of the stream, so that a batch of handles can be routed |
-/// | 28..56 | generation of the slot, never 0 |
-/// | 0..28 | slot in the engine that owns the partition |
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Handle(pub u64);
-
-impl Handle {
-    /// How many bits the slot and the generation have each.
-    pub(super) const BITS: u32 = 28;
-    const MASK: u64 = (1 << Self::BITS) - 1;
-
-    pub(super) fn new(partition: u8, generation: u32, slot: u32) -> Self {
-        debug_assert!(generation != 0 && u64::from(generation) <= Self::MASK, "generation {generation}");
-        debug_assert!(u64::from(slot) <= Self::MASK, "slot {slot}");
-        Self(u64::from(partition) << 56 | u64::from(generation) << Self::BITS | u64::from(slot))
-    }
-
-    /// The partition of the stream it was given for.
-    #[must_use]
-    pub const fn partition(self) -> u8 {
-        (self.0 >> 56) as u8
-    }
-
-    pub(super) const fn generation(self) -> u32 {
-        (self.0 >> Self::BITS & Self::MASK) as u32
-    }
-
-    pub(super) const fn slot(self) -> u32 {
-        (self.0 & Self::MASK) as u32
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,12 +129,5 @@ mod tests {
         assert_eq!(partition(""), 0xc5);
         assert_eq!(partition("a"), 0x2c);
         assert_eq!(partition("foobar"), 0x68);
-    }
-
-    #[test]
-    fn a_handle_gives_back_its_parts() {
-        let handle = Handle::new(255, (1 << 28) - 1, 7);
-        assert_eq!((handle.partition(), handle.generation(), handle.slot()), (255, (1 << 28) - 1, 7));
-        assert_eq!(Handle::new(0, 1, 0).0, 1 << 28);
     }
 }

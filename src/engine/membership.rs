@@ -53,7 +53,8 @@ impl Engine {
         Ok(Accepted::RegisteredBatch { handles, state: self.streams.get(slot).state(now, Cause::Snapshot) })
     }
 
-    /// Adds a subscriber, or refreshes the one that is there.
+    /// Adds a subscriber, or refreshes the one that is there, whose handle is void from then on: it may be held by an
+    /// earlier connection, whose late leave must not evict the one that has just come.
     fn join(
         &mut self,
         now: Tick,
@@ -70,6 +71,7 @@ impl Engine {
                 if !self.hear(now, slot, outbox) {
                     return Err(Rejection::StreamNotFound(self.streams.get(stream).id.to_string()));
                 }
+                self.subscribers.renew(slot);
                 slot
             }
             None => {
@@ -160,10 +162,12 @@ impl Engine {
         outbox: &mut Outbox,
     ) -> Accepted {
         let mut unplaced = Unplaced::default();
+        let mut opened = Vec::with_capacity(IN_FLIGHT.min(batch.handles.len()));
         for handles in batch.handles.chunks(IN_FLIGHT) {
-            handles.iter().for_each(|handle| self.subscribers.prefetch_handle(*handle));
-            for handle in handles {
-                match self.subscribers.find_handle(*handle) {
+            opened.clear();
+            opened.extend(handles.iter().map(|handle| self.subscribers.begin_handle(*handle)));
+            for (handle, named) in handles.iter().zip(&opened) {
+                match self.subscribers.find_named(*named) {
                     Some(slot) if !self.is_dying(slot) && act(self, now, slot, outbox) => {}
                     _ => unplaced.handles.push(*handle),
                 }

@@ -43,6 +43,7 @@
 //! | [`timeline`](crate::timeline) | where a playing stream is: arithmetic that is not the engine's alone |
 //! | `membership` | who comes and goes, and the counts that follow |
 //! | `subscribers` | the table of who is there, and who is stale |
+//! | `handle` | how a registration is named, so that nobody guesses it |
 //! | `records` | how a subscriber's record is laid out, and when it is due |
 //! | `index` | which slot a key belongs to, of streams and of subscribers |
 //! | `prefetch` | nothing: it asks memory for what a look-up will read |
@@ -61,6 +62,7 @@ use slab::Slab;
 mod check;
 mod client_id;
 mod config;
+mod handle;
 mod ids;
 mod index;
 mod input;
@@ -76,6 +78,7 @@ pub mod wheel;
 pub use crate::timeline::*;
 pub use client_id::ClientId;
 pub use config::*;
+pub use handle::Handle;
 pub use ids::*;
 pub use input::*;
 pub use outbox::*;
@@ -109,7 +112,7 @@ impl Default for Settings {
 }
 
 /// The most subscribers, or streams, that one engine can number.
-pub const MAX_SLOTS: u64 = 1 << 28;
+pub const MAX_SLOTS: u64 = 1 << handle::SLOT_BITS;
 
 /// See the module.
 #[derive(Debug)]

@@ -8,7 +8,7 @@
 //! | 8 | `session` | |
 //! | 8 | `seen` | last heard of (44 bits, ms), four flags, the source's port |
 //! | 4 | `address` | an IPv4 address, or the number of an IPv6 address kept aside |
-//! | 4 | `generation` | of the slot, 28 bits |
+//! | 4 | `tag` | of the registration, 28 bits: what its handle is told from others by |
 //! | 4 | `stream` | slot of the stream |
 //! | 4 | `next_session` | the next session of the same client on the same stream |
 //! | 8 | `timer` | links in the wheel |
@@ -17,7 +17,7 @@
 use std::fmt;
 
 use super::{
-    Handle, Tick,
+    Tick,
     wheel::{Link, Nodes},
 };
 
@@ -45,8 +45,8 @@ pub(super) struct Record {
     pub(super) session: u64,
     pub(super) seen: u64,
     pub(super) address: u32,
-    /// Of the slot: counts how often it was used, and stays when it is free.
-    pub(super) generation: u32,
+    /// Of the registration; that of the last one while the slot is free, 0 before the first.
+    pub(super) tag: u32,
     /// `NONE` while the slot is free.
     pub(super) stream: u32,
     /// While the slot is free: the next free one.
@@ -65,17 +65,15 @@ pub(super) struct Records {
     free: u32,
     /// How many slots were ever used.
     pub(super) used: u32,
-    first_generation: u32,
     stale_after_ms: u64,
     /// Nobody goes stale before.
     pub(super) pardoned_until: Tick,
 }
 
 impl Records {
-    /// Without records. Each slot's first handle has `first_generation`.
-    pub(super) const fn new(stale_after_ms: u64, first_generation: u32) -> Self {
-        let pardoned_until = Tick(0);
-        Self { chunks: Vec::new(), free: NONE, used: 0, first_generation, stale_after_ms, pardoned_until }
+    /// Without records.
+    pub(super) const fn new(stale_after_ms: u64) -> Self {
+        Self { chunks: Vec::new(), free: NONE, used: 0, stale_after_ms, pardoned_until: Tick(0) }
     }
 
     #[inline]
@@ -107,7 +105,7 @@ impl Records {
                 session: 0,
                 seen: 0,
                 address: 0,
-                generation: self.first_generation,
+                tag: 0,
                 stream: NONE,
                 next_session: NONE,
                 timer: Link::UNLINKED,
@@ -123,7 +121,6 @@ impl Records {
     pub(super) fn release(&mut self, slot: u32) {
         let free = self.free;
         let record = self.get_mut(slot);
-        record.generation = next_generation(record.generation);
         record.stream = NONE;
         record.next_session = free;
         self.free = slot;
@@ -133,11 +130,10 @@ impl Records {
 /// Without the slots that were never used, which are most of a small engine.
 impl fmt::Debug for Records {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { chunks: _, free, used, first_generation, stale_after_ms, pardoned_until } = self;
+        let Self { chunks: _, free, used, stale_after_ms, pardoned_until } = self;
         formatter
             .debug_struct("Records")
             .field("free", free)
-            .field("first_generation", first_generation)
             .field("stale_after_ms", stale_after_ms)
             .field("pardoned_until", pardoned_until)
             .field("used", &(0..*used).map(|slot| self.get(slot)).collect::<Vec<_>>())
@@ -151,12 +147,6 @@ fn boxed(blank: Record) -> Box<[Record; CHUNK]> {
         Ok(chunk) => chunk,
         Err(_) => unreachable!("a vector of that length is an array of that length"),
     }
-}
-
-/// Never 0, so that no handle is.
-pub(super) const fn next_generation(generation: u32) -> u32 {
-    let next = (generation + 1) & ((1 << Handle::BITS) - 1);
-    if next == 0 { 1 } else { next }
 }
 
 impl Nodes for Records {

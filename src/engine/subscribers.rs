@@ -16,9 +16,10 @@ use slab::Slab;
 use super::{
     ClientId, Handle, Hint, Tick,
     client_id::Form,
+    handle::{HandleKey, Named},
     index::Index,
     prefetch::prefetch,
-    records::{HAS_SOURCE, IS_STALE, IS_TEXT, IS_V6, NONE, PORT_SHIFT, Record, Records, SEEN_MASK, next_generation},
+    records::{HAS_SOURCE, IS_STALE, IS_TEXT, IS_V6, NONE, PORT_SHIFT, Record, Records, SEEN_MASK},
     wheel::{Link, Wheel},
 };
 
@@ -68,6 +69,7 @@ pub(super) struct Subscribers {
     records: Records,
     index: Index,
     wheel: Wheel,
+    handles: HandleKey,
     hasher: FixedState,
     /// What UUIDs are hidden under before they are hashed.
     mask: u128,
@@ -82,14 +84,13 @@ impl Subscribers {
     /// `seed` makes the hash unguessable from outside, and the handles of one process unlike those of another.
     pub(super) fn new(stale_after_ms: u64, seed: u64) -> Self {
         let hasher = FixedState::with_seed(seed);
-        // A hash of the seed: handles are seen by everybody.
-        let first_generation = next_generation(hasher.hash_one("generation") as u32 & ((1 << Handle::BITS) - 1));
-        let records = Records::new(stale_after_ms, first_generation);
+        let records = Records::new(stale_after_ms);
         // The hasher multiplies the halves of a UUID, each changed by constants that everybody knows: under a seed alone,
         // a stranger could choose a half that makes the product 0, whatever the other is.
         let mask = u128::from(hasher.hash_one("low half")) | u128::from(hasher.hash_one("high half")) << 64;
         let (texts, v6) = (Slab::new(), Slab::new());
-        Self { records, index: Index::new(), wheel: Wheel::new(), hasher, mask, texts, v6, len: 0 }
+        let handles = HandleKey::new(seed);
+        Self { records, index: Index::new(), wheel: Wheel::new(), handles, hasher, mask, texts, v6, len: 0 }
     }
 
     /// Records in use.
@@ -163,25 +164,26 @@ impl Subscribers {
         self.prefetch(lookup.likely);
     }
 
-    /// Asks for what [`Subscribers::find_handle`] will read.
+    /// The first of two steps to a look-up by handle: opens it, and asks memory for the record.
     #[inline]
-    pub(super) fn prefetch_handle(&self, handle: Handle) {
-        self.prefetch(handle.slot());
+    pub(super) fn begin_handle(&self, handle: Handle) -> Named {
+        let named = self.handles.open(handle);
+        self.prefetch(named.slot);
+        named
     }
 
     fn prefetch(&self, slot: u32) {
         if let Some(record) = self.records.try_get(slot) {
-            prefetch(&record.generation);
+            prefetch(&record.tag);
         }
     }
 
-    /// Whom a handle stands for.
+    /// The second one: whom it stands for.
     #[inline]
-    pub(super) fn find_handle(&self, handle: Handle) -> Option<u32> {
-        let slot = handle.slot();
+    pub(super) fn find_named(&self, Named { slot, tag }: Named) -> Option<u32> {
         // A slot that was never used has no stream either.
         let record = self.records.try_get(slot)?;
-        (record.generation == handle.generation() && record.stream != NONE).then_some(slot)
+        (record.tag == tag && record.stream != NONE).then_some(slot)
     }
 
     /// A slot and the sessions of the same client behind it.
@@ -199,7 +201,13 @@ impl Subscribers {
     }
 
     pub(super) fn handle(&self, slot: u32, partition: u8) -> Handle {
-        Handle::new(partition, self.records.get(slot).generation, slot)
+        self.handles.seal(partition, Named { slot, tag: self.records.get(slot).tag })
+    }
+
+    /// Voids a subscriber's handle: it is registered again, and has another one from now on.
+    pub(super) fn renew(&mut self, slot: u32) {
+        let record = self.records.get_mut(slot);
+        record.tag = self.handles.draw_tag(record.tag);
     }
 
     /// Adds a subscriber that is not there, to the front of the list that begins with `mates`, and behind the client's
@@ -218,13 +226,13 @@ impl Subscribers {
             Form::Text(text) => (self.texts.insert(text.into()) as u128, IS_TEXT),
         };
         let slot = self.records.allocate();
-        let generation = self.records.get(slot).generation;
+        let tag = self.handles.draw_tag(self.records.get(slot).tag);
         *self.records.get_mut(slot) = Record {
             client,
             session,
             seen: now.0.min(SEEN_MASK) | flags,
             address: 0,
-            generation,
+            tag,
             stream,
             next_session: NONE,
             timer: Link::UNLINKED,
@@ -440,19 +448,23 @@ mod tests {
         }
     }
 
+    fn find_handle(subscribers: &Subscribers, handle: Handle) -> Option<u32> {
+        subscribers.find_named(subscribers.begin_handle(handle))
+    }
+
     #[test]
     fn a_handle_of_a_slot_used_again_stands_for_nobody() {
         let mut subscribers = Subscribers::new(90_000, u64::MAX);
         let client = ClientId::parse("a").unwrap();
         let slot = subscribers.insert(Tick(0), subscribers.lookup(0, client), None, 0, None, NONE);
         let handle = subscribers.handle(slot, 1);
-        assert_eq!(subscribers.find_handle(handle), Some(slot));
+        assert_eq!(find_handle(&subscribers, handle), Some(slot));
         subscribers.remove(slot, &mut slot.clone());
-        assert_eq!(subscribers.find_handle(handle), None);
+        assert_eq!(find_handle(&subscribers, handle), None);
         let again = subscribers.insert(Tick(0), subscribers.lookup(0, client), None, 0, None, NONE);
         assert_eq!(again, slot);
-        assert_eq!(subscribers.find_handle(handle), None);
-        assert_eq!(subscribers.find_handle(Handle(u64::MAX)), None);
-        assert_eq!(subscribers.find_handle(Handle(0)), None);
+        assert_eq!(find_handle(&subscribers, handle), None);
+        assert_eq!(find_handle(&subscribers, Handle(u64::MAX)), None);
+        assert_eq!(find_handle(&subscribers, Handle(0)), None);
     }
 }

@@ -17,6 +17,10 @@ use futures_util::StreamExt as _;
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{App, error::ApiError};
+use crate::{
+    client::proto::Code,
+    http::{Buffered, ConnectionGuard, patience},
+};
 
 /// How much more than the limit is read and thrown away before a body is refused: a peer that is cut off while it
 /// still sends often does not get to read why.
@@ -69,8 +73,8 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for JsonBody<T> {
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
         require_json(request.headers())?;
-        let bytes = read(request.into_body(), app).await?;
-        parse(&bytes).map(Self)
+        let (parts, body) = request.into_parts();
+        parse(&read(&parts, body, app).await?.bytes).map(Self)
     }
 }
 
@@ -83,12 +87,12 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for OptionalJsonBody<T> {
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
         let (parts, body) = request.into_parts();
-        let bytes = read(body, app).await?;
-        if bytes.is_empty() {
+        let body = read(&parts, body, app).await?;
+        if body.bytes.is_empty() {
             return Ok(Self(None));
         }
         require_json(&parts.headers)?;
-        parse(&bytes).map(|value| Self(Some(value)))
+        parse(&body.bytes).map(|value| Self(Some(value)))
     }
 }
 
@@ -116,37 +120,57 @@ fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     Err(ApiError::invalid_as(StatusCode::UNSUPPORTED_MEDIA_TYPE, message))
 }
 
-async fn read(body: Body, app: &App) -> Result<Vec<u8>, ApiError> {
-    let timeout = app.options.body_read_timeout;
-    match tokio::time::timeout(timeout, read_within(body, app.options.max_body_bytes)).await {
+/// A body, with the leave to keep it.
+#[derive(Default)]
+struct Kept {
+    bytes: Vec<u8>,
+    buffered: Vec<Buffered>,
+}
+
+async fn read(parts: &Parts, body: Body, app: &App) -> Result<Kept, ApiError> {
+    let timeout = app.options.http.body_timeout;
+    // Where somebody else serves the routes, what is kept is theirs to bound.
+    let connection = parts.extensions.get::<Arc<ConnectionGuard>>();
+    match patience::within(timeout, read_within(body, app.options.max_body_bytes, connection)).await {
         Ok(result) => result,
-        Err(_) => {
+        Err(patience::Elapsed) => {
             let message = format!("the body did not arrive within {timeout:?}");
             Err(ApiError::invalid_as(StatusCode::REQUEST_TIMEOUT, message))
         }
     }
 }
 
-async fn read_within(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+async fn read_within(body: Body, limit: usize, connection: Option<&Arc<ConnectionGuard>>) -> Result<Kept, ApiError> {
     let mut chunks = body.into_data_stream();
-    let mut bytes = Vec::new();
+    let mut kept = Kept::default();
     let mut length = 0_usize;
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|error| ApiError::invalid(format!("the body broke off: {error}")))?;
         length = length.saturating_add(chunk.len());
         if length <= limit {
-            bytes.extend_from_slice(&chunk);
+            if let Some(connection) = connection {
+                kept.buffered.push(connection.buffer(chunk.len()).ok_or_else(too_much)?);
+            }
+            kept.bytes.extend_from_slice(&chunk);
         } else if length > limit.saturating_mul(OVERREAD) {
             break;
         } else {
-            bytes = Vec::new();
+            kept = Kept::default();
         }
     }
     if length > limit {
         let message = format!("the body is over the limit of {limit} bytes");
         return Err(ApiError::invalid_as(StatusCode::PAYLOAD_TOO_LARGE, message));
     }
-    Ok(bytes)
+    Ok(kept)
+}
+
+fn too_much() -> ApiError {
+    ApiError::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        Code::Unavailable,
+        "too many bodies are being read at once; try again",
+    )
 }
 
 /// A body as `T`; an error names the field by its path.

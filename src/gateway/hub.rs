@@ -1,15 +1,10 @@
 //! One subscription to a stream's updates for all sockets that show it: a room, there from its first seat to its last.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tokio::{
     sync::{Notify, watch},
-    task::AbortHandle,
     time::sleep,
 };
 
@@ -17,6 +12,7 @@ use super::board::{Board, Next, Reader};
 use crate::client::{
     Client, ClientError, UpdateStream,
     proto::{Code, Mode, StateUpdate},
+    shared::{Holder, Shared},
 };
 
 /// Over how long the rooms of a gateway spread asking for the state, when all have a reason to at once.
@@ -24,19 +20,11 @@ const REFRESH_SPREAD_MS: u64 = 500;
 /// How long after a question that got no answer it is asked again, plus the spread.
 const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
-/// All rooms.
+/// All rooms, by stream.
 #[derive(Debug)]
 pub(super) struct Hub {
     client: Client,
-    rooms: Mutex<HashMap<Arc<str>, Occupied>>,
-}
-
-/// A room that has seats.
-#[derive(Debug)]
-struct Occupied {
-    room: Arc<Room>,
-    seats: usize,
-    pump: AbortHandle,
+    rooms: Arc<Shared<Arc<str>, Room>>,
 }
 
 /// What the sockets of one stream share.
@@ -44,8 +32,6 @@ struct Occupied {
 struct Room {
     stream_id: Arc<str>,
     board: watch::Sender<Board>,
-    /// What became of subscribing: nobody registers before it has succeeded.
-    opened: watch::Sender<Option<Result<(), ClientError>>>,
     /// Somebody has reason to think that updates were missed.
     refresh: Notify,
 }
@@ -53,67 +39,32 @@ struct Room {
 /// A socket's place in a room. With the last one the subscription ends.
 #[derive(Debug)]
 pub(super) struct Seat {
-    hub: Arc<Hub>,
-    room: Arc<Room>,
+    room: Holder<Arc<str>, Room>,
     board: watch::Receiver<Board>,
     reader: Reader,
 }
 
 impl Hub {
-    pub(super) fn new(client: Client) -> Arc<Self> {
-        Arc::new(Self { client, rooms: Mutex::new(HashMap::new()) })
+    pub(super) fn new(client: Client) -> Self {
+        Self { client, rooms: Arc::default() }
     }
 
     /// Takes a seat. When it returns, whatever is published from now on will be on the board.
-    pub(super) async fn join(self: &Arc<Self>, stream_id: &str) -> Result<Seat, ClientError> {
-        let mut seat = self.sit(stream_id);
-        let mut opened = seat.room.opened.subscribe();
-        // The room cannot be gone while the seat is held, so this is an answer; `updates` bounds the wait for it.
-        if let Ok(result) = opened.wait_for(Option::is_some).await
-            && let Some(Err(error)) = &*result
-        {
-            return Err(error.clone());
-        }
-        seat.reader = seat.board.borrow_and_update().reader();
-        Ok(seat)
-    }
-
-    fn sit(self: &Arc<Self>, stream_id: &str) -> Seat {
-        let mut rooms = self.rooms();
-        let room = match rooms.get_mut(stream_id) {
-            Some(occupied) => {
-                occupied.seats += 1;
-                Arc::clone(&occupied.room)
-            }
-            None => {
-                let room = Arc::new(Room {
-                    stream_id: stream_id.into(),
-                    board: watch::Sender::new(Board::default()),
-                    opened: watch::Sender::new(None),
-                    refresh: Notify::new(),
-                });
-                let pump = tokio::spawn(pump(self.client.clone(), Arc::clone(&room))).abort_handle();
-                rooms.insert(Arc::clone(&room.stream_id), Occupied { room: Arc::clone(&room), seats: 1, pump });
-                room
+    pub(super) async fn join(&self, stream_id: &str) -> Result<Seat, ClientError> {
+        let stream_id: Arc<str> = stream_id.into();
+        let make = || Room::new(Arc::clone(&stream_id));
+        // Nobody registers before this has succeeded.
+        let open = |room: Arc<Room>| {
+            let client = self.client.clone();
+            async move {
+                let updates = client.updates(&room.stream_id).await?;
+                Ok(async move { room.read(&client, updates).await })
             }
         };
-        let board = room.board.subscribe();
-        Seat { hub: Arc::clone(self), room, board, reader: Reader::default() }
-    }
-
-    fn leave(&self, room: &Arc<Room>) {
-        let mut rooms = self.rooms();
-        let Some(occupied) = rooms.get_mut(&room.stream_id) else { return };
-        debug_assert!(Arc::ptr_eq(&occupied.room, room), "a room has seats for as long as it is there");
-        occupied.seats -= 1;
-        if occupied.seats == 0 {
-            occupied.pump.abort();
-            rooms.remove(&room.stream_id);
-        }
-    }
-
-    fn rooms(&self) -> MutexGuard<'_, HashMap<Arc<str>, Occupied>> {
-        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+        let room = self.rooms.join(Arc::clone(&stream_id), make, open).await?;
+        let mut board = room.board.subscribe();
+        let reader = board.borrow_and_update().reader();
+        Ok(Seat { room, board, reader })
     }
 }
 
@@ -146,26 +97,6 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.hub.leave(&self.room);
-    }
-}
-
-/// Subscribes, and puts up what comes until the room is given up.
-async fn pump(client: Client, room: Arc<Room>) {
-    match client.updates(&room.stream_id).await {
-        Ok(updates) => {
-            room.opened.send_replace(Some(Ok(())));
-            room.read(&client, updates).await;
-            tracing::debug!(stream_id = %room.stream_id, "the subscription ended: the transport is closed");
-        }
-        Err(error) => {
-            room.opened.send_replace(Some(Err(error)));
-        }
-    }
-}
-
 /// A question for the state, under way.
 type Asking<'a> = BoxFuture<'a, Result<StateUpdate, ClientError>>;
 
@@ -177,6 +108,11 @@ async fn answered(asking: &mut Option<Asking<'_>>) -> Result<StateUpdate, Client
 }
 
 impl Room {
+    fn new(stream_id: Arc<str>) -> Self {
+        Self { stream_id, board: watch::Sender::default(), refresh: Notify::new() }
+    }
+
+    /// Puts up what comes until the room is given up.
     async fn read(&self, client: &Client, mut updates: UpdateStream) {
         let mut connection = client.connection();
         let mut generation = connection.borrow_and_update().generation;
@@ -185,7 +121,10 @@ impl Room {
         loop {
             tokio::select! {
                 update = updates.next() => {
-                    let Some(update) = update else { return };
+                    let Some(update) = update else {
+                        tracing::debug!(stream_id = %self.stream_id, "the subscription ended: the transport is closed");
+                        return;
+                    };
                     // It is the full state, so there is nothing left to ask.
                     asking = None;
                     self.post(&update);

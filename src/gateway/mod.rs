@@ -13,9 +13,8 @@
 //! | `socket` | one viewer's WebSocket from the handshake to the end |
 //! | `hub` | one subscription to a stream's updates for all its sockets |
 //! | `board` | the last updates of a stream, and how far a socket has read |
-//! | `serve` | connections: how many, for how long, and how they end |
 //!
-//! There is no authentication here: put a proxy in front of it before it faces strangers.
+//! Connections are [`http`](crate::http)'s. There is no authentication here: put a proxy in front of it before it faces strangers.
 
 use std::{future::Future, io, sync::Arc, time::Duration};
 
@@ -23,7 +22,10 @@ use axum::Router;
 use tokio::{net::TcpListener, sync::watch};
 
 use self::hub::Hub;
-use crate::client::{Client, proto::OrchestratorConfig};
+use crate::{
+    client::{Client, proto::OrchestratorConfig},
+    http::{self, ServerOptions},
+};
 
 mod board;
 mod bodies;
@@ -31,20 +33,15 @@ mod error;
 mod extract;
 mod hub;
 mod routes;
-mod serve;
 mod socket;
 
 /// How the gateway treats connections. The defaults fit viewers on the open internet.
 #[derive(Debug, Clone)]
 pub struct GatewayOptions {
-    /// Connections at once, WebSockets included; more wait to be accepted.
-    pub max_connections: u32,
-    /// How long a request's head may take, and an idle connection stay open.
-    pub header_read_timeout: Duration,
+    /// Its connections.
+    pub http: ServerOptions,
     /// The largest request body, bytes.
     pub max_body_bytes: usize,
-    /// How long a request's body may take.
-    pub body_read_timeout: Duration,
     /// The largest message taken from a viewer, bytes. What it says is ignored anyway.
     pub max_viewer_message_bytes: usize,
     /// How often a viewer is pinged.
@@ -55,23 +52,18 @@ pub struct GatewayOptions {
     pub write_timeout: Duration,
     /// How long a viewer is kept whose stream the service does not know any more.
     pub lost_after: Duration,
-    /// How long open requests and sockets may take to end at the end.
-    pub shutdown_timeout: Duration,
 }
 
 impl Default for GatewayOptions {
     fn default() -> Self {
         Self {
-            max_connections: 100_000,
-            header_read_timeout: Duration::from_secs(10),
+            http: ServerOptions::default(),
             max_body_bytes: 1 << 20,
-            body_read_timeout: Duration::from_secs(10),
             max_viewer_message_bytes: 64 << 10,
             ping_interval: Duration::from_secs(10),
             vanished_after: Duration::from_secs(20),
             write_timeout: Duration::from_secs(5),
             lost_after: Duration::from_secs(60),
-            shutdown_timeout: Duration::from_secs(2),
         }
     }
 }
@@ -89,7 +81,7 @@ pub fn parse_stream_body(body: &[u8]) -> Result<OrchestratorConfig, String> {
 #[derive(Debug)]
 struct App {
     client: Client,
-    hub: Arc<Hub>,
+    hub: Hub,
     options: GatewayOptions,
     /// True once the gateway is ending: sockets say goodbye.
     is_ending: watch::Sender<bool>,
@@ -117,17 +109,24 @@ impl Gateway {
     }
 
     /// The routes, to serve them as part of something else. They take the viewer's address from
-    /// `ConnectInfo<SocketAddr>` where it is present.
+    /// `ConnectInfo<SocketAddr>` where it is present. Which hosts and origins may ask is for the server to see to.
     pub fn router(&self) -> Router {
         routes::router(Arc::clone(&self.app))
     }
 
-    /// Serves `listener` until `shutdown` resolves, then ends what is open within [`GatewayOptions::shutdown_timeout`],
+    /// Serves `listener` until `shutdown` resolves, then ends what is open within [`ServerOptions::shutdown_timeout`],
     /// closes sockets with code 1001 and unregisters their viewers.
     ///
     /// # Errors
     /// When the listener has no address.
     pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) -> io::Result<()> {
-        serve::serve(Arc::clone(&self.app), self.router(), listener, shutdown).await
+        let app = &self.app;
+        let shutdown = async {
+            shutdown.await;
+            app.is_ending.send_replace(true);
+        };
+        http::serve(listener, self.router(), app.options.http.clone(), shutdown).await?;
+        app.client.close().await;
+        Ok(())
     }
 }

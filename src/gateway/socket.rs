@@ -27,9 +27,11 @@ use super::{
     error::ApiError,
     extract::{Asked, Params, peer},
     hub::Seat,
-    serve::Permit,
 };
-use crate::client::{Registration, Standing, proto::Code};
+use crate::{
+    client::{Registration, Standing, proto::Code},
+    http::ConnectionGuard,
+};
 
 /// How long the closing handshake may take. The viewer is unregistered before it begins.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -59,7 +61,8 @@ pub(super) async fn open(
 
     let seat = app.hub.join(&stream_id).await?;
     let registration = app.client.register(&stream_id, &client_id, peer(&extensions), session).await?;
-    let permit = extensions.get::<Permit>().cloned();
+    // The connection has its place for as long as the socket lives.
+    let guard = extensions.get::<Arc<ConnectionGuard>>().cloned();
     let max_bytes = app.options.max_viewer_message_bytes;
     let upgrade = upgrade
         .max_message_size(max_bytes)
@@ -71,7 +74,7 @@ pub(super) async fn open(
         let end =
             Connection { app, socket, seat, lost_since: None, last_heard: Instant::now() }.run(registration).await;
         tracing::debug!(stream_id, client_id, session, reason = end.reason(), "socket closed");
-        drop(permit);
+        drop(guard);
     }))
 }
 

@@ -10,10 +10,7 @@ use std::{
 };
 
 use metrics::gauge;
-use tokio::{
-    sync::{oneshot, watch},
-    task::JoinHandle as Task,
-};
+use tokio::{sync::watch, task::JoinHandle as Task};
 use tracing::{info, warn};
 
 use crate::{
@@ -132,9 +129,7 @@ impl Service {
         };
         let clock = Clock::new();
         let troubles: Arc<publisher::Troubles> = Arc::default();
-        let mut before = None;
         for number in 0..shards {
-            let (behind, next) = oneshot::channel();
             let engine = Settings { limits: limits.engine.clone(), stale_after_ms, seed: seed ^ number as u64 };
             let seat = Seat {
                 number,
@@ -143,8 +138,6 @@ impl Service {
                 totals: Arc::clone(&service.totals),
                 health: Arc::clone(&service.health),
                 orders: service.orders.subscribe(),
-                before: before.replace(next),
-                behind,
                 clock,
             };
             let transport = Arc::clone(&publishers[number % publishers.len()]);

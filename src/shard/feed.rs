@@ -100,7 +100,7 @@ impl Fed {
             Self::Query(bytes) => decode::message(bytes, limits).and_then(|query| match queries::question(&query)? {
                 Question::State(stream_id) => handle(Input::GetState(stream_id)),
                 Question::Stats(stream_id) => handle(Input::GetStats(stream_id)),
-                Question::List { .. } => Err(Refusal::Unavailable("a list goes round the shards")),
+                Question::List { .. } => Err(Refusal::Unavailable("a list is made in parts")),
             }),
             Self::List { from_slot, limit } => handle(Input::ListStreams { from_slot: *from_slot, limit: *limit }),
             Self::Room { max_streams, max_subscribers } => {

@@ -1,4 +1,4 @@
-//! Messages from outside: to which shard, or why not.
+//! Messages from outside: to which shards, or why not.
 //!
 //! This is the one place that everything passes through, so it does as little as it can: it peeks at the id and leaves
 //! the decoding to the shard. Except: what has more scenes or entries than it may is refused here, and a batch that is large or
@@ -11,25 +11,23 @@ use metrics::counter;
 use prost::{DecodeError, Message as _};
 
 use super::{
+    gather::{Part, What},
     log,
-    mailbox::{Body, Mail, Piece, Pieces, Round},
+    mailbox::{Body, Mail, Unsent},
     router::Router,
+    split::{MAX_PIECE_ENTRIES, split},
 };
 use crate::{
-    engine::{Counts, Handle, Invalid},
+    engine::{Handle, Invalid},
     wire::{
         Refusal, WireLimits,
         commands::CommandRoute,
         decode, encode, proto,
         queries::{self, Question},
         subject::{self, Subject},
-        subscriptions::{self, Subscription, SubscriptionRoute},
+        subscriptions::{self, SubscriptionRoute},
     },
 };
-
-/// The most entries of a batch that a shard handles at once: about half a millisecond of registers, so that a beat is
-/// not late for a batch.
-pub const MAX_PIECE_ENTRIES: usize = 1_000;
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -47,52 +45,39 @@ impl Ingress {
 
     /// Takes a message. Returns an answer to publish if it was refused at once and somebody waits for it.
     pub fn accept(&self, to: &str, payload: Bytes, reply: Option<Subject>) -> Option<(Subject, Bytes)> {
-        let mail = match to {
-            subject::COMMAND => self.command(payload),
-            subject::SUBSCRIPTION => self.subscription(payload),
-            subject::QUERY => return self.accept_query(payload, reply),
+        let taken = match to {
+            subject::COMMAND => self.command(payload, reply.clone()),
+            subject::SUBSCRIPTION => self.subscription(payload, reply.clone()),
+            subject::QUERY => {
+                if reply.is_none() {
+                    // A question that nobody waits for.
+                    counter!("orchestrator_dropped_total", "reason" => "query_without_reply").increment(1);
+                    return None;
+                }
+                self.query(payload, reply.clone())
+            }
             _ => {
                 counter!("orchestrator_dropped_total", "reason" => "unknown_subject").increment(1);
                 return None;
             }
         };
-        let refusal = match mail {
-            Ok((shard, body)) => self.deliver(shard, Mail { body, reply: reply.clone() }).err()?,
-            Err(refusal) => refusal,
-        };
+        let refusal = taken.err()?;
         log::refused(refusal.code(), &refusal.to_string(), to);
+        // That of a query has the same fields.
         Some((reply?, encode::refusal(&refusal, "").encode_to_vec().into()))
     }
 
-    fn accept_query(&self, payload: Bytes, reply: Option<Subject>) -> Option<(Subject, Bytes)> {
-        let Some(reply) = reply else {
-            // A question that nobody waits for.
-            counter!("orchestrator_dropped_total", "reason" => "query_without_reply").increment(1);
-            return None;
-        };
-        let sent = self
-            .query(payload)
-            .and_then(|(shard, body)| self.deliver(shard, Mail { body, reply: Some(reply.clone()) }));
-        let refusal = sent.err()?;
-        log::refused(refusal.code(), &refusal.to_string(), subject::QUERY);
-        Some((reply, encode::query_refusal(&refusal).encode_to_vec().into()))
-    }
-
-    fn deliver(&self, shard: usize, mail: Mail) -> Result<(), Refusal> {
-        self.router.send(shard, mail).map_err(|_| FULL)
-    }
-
-    fn command(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {
+    fn command(&self, payload: Bytes, reply: Option<Subject>) -> Result<(), Refusal> {
         self.check_size(&payload)?;
         let route = CommandRoute::read(&payload).map_err(undecodable)?;
         // A megabyte has room for half a million of them, which would be a long turn. The rest the shard says better.
         if route.scenes > self.limits.engine.max_scenes {
             self.limits.engine.scenes().check_count(route.scenes).map_err(|error| Invalid::new(error.to_string()))?;
         }
-        Ok((self.router.shard_of(route.stream_id), Body::Command(payload)))
+        self.send(self.router.shard_of(route.stream_id), Body::Command(payload), reply)
     }
 
-    fn subscription(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {
+    fn subscription(&self, payload: Bytes, reply: Option<Subject>) -> Result<(), Refusal> {
         self.check_size(&payload)?;
         // What names nobody at all is for any shard to refuse.
         let route = SubscriptionRoute::read(&payload).map_err(undecodable)?.unwrap_or_default();
@@ -101,53 +86,49 @@ impl Ingress {
         let owner = |handle: &Handle| self.router.owner(handle.partition());
         let first = named_at.or_else(|| route.handles.first().map(owner)).unwrap_or(0);
         if route.entries <= MAX_PIECE_ENTRIES && route.handles.iter().all(|handle| owner(handle) == first) {
-            return Ok((first, Body::Subscription(payload)));
+            return self.send(first, Body::Subscription(payload), reply);
         }
         // All of it is checked before the first piece does anything.
         let message = subscriptions::read(&payload, &self.limits)?;
         subscriptions::check_batch(&message)?;
-        let stream_id = message.stream_id.into();
-        let left = self.cut(message, named_at);
-        let first = left.front().map_or(first, |piece| piece.shard);
-        let bytes = payload.len();
-        Ok((first, Body::Pieces(Box::new(Pieces { stream_id, left, so_far: None, bytes }))))
+        let what = What::Batch { stream_id: message.stream_id.into() };
+        self.send_parts(&what, split(&self.router, message, named_at), reply)
     }
 
-    /// What each shard gets of a batch: its handles, and everything else if the stream that the batch names is there.
-    fn cut(&self, mut message: Subscription<'_>, named_at: Option<usize>) -> VecDeque<Piece> {
-        let kind = message.kind;
-        let mut handles = vec![Vec::new(); self.router.shards()];
-        for handle in std::mem::take(&mut message.handles) {
-            handles[self.router.owner(handle.partition())].push(handle);
-        }
-        let mut named = Some(message);
-        let parts = handles.into_iter().enumerate().filter_map(|(shard, handles)| {
-            let rest = if named_at == Some(shard) { named.take() } else { None };
-            let concerns_it = rest.is_some() || !handles.is_empty();
-            let rest = rest.unwrap_or_else(|| Subscription::empty(kind));
-            concerns_it.then_some((shard, Subscription { handles, ..rest }))
-        });
-        let pieces = parts.flat_map(|(shard, part)| {
-            part.pieces(MAX_PIECE_ENTRIES).into_iter().map(move |message| Piece { shard, message })
-        });
-        pieces.collect()
-    }
-
-    fn query(&self, payload: Bytes) -> Result<(usize, Body), Refusal> {
+    fn query(&self, payload: Bytes, reply: Option<Subject>) -> Result<(), Refusal> {
         let message: proto::Query = decode::message(&payload, &self.limits)?;
-        Ok(match queries::question(&message)? {
+        let shards = self.router.shards();
+        let of = |shards: std::ops::Range<usize>| shards.map(|shard| (shard, VecDeque::new())).collect();
+        match queries::question(&message)? {
             Question::State(stream_id) | Question::Stats(Some(stream_id)) => {
-                (self.router.owner(stream_id.partition()), Body::Query(payload))
+                self.send(self.router.owner(stream_id.partition()), Body::Query(payload), reply)
             }
-            Question::Stats(None) => (0, Body::Round(Box::new(Round::Stats(Counts::default())))),
+            Question::Stats(None) => self.send_parts(&What::Stats, of(0..shards), reply),
             Question::List { limit, from } => {
                 // A cursor from a time with more shards points behind the last: the answer is an empty page.
-                let last = self.router.shards() - 1;
-                let (shard, from_slot) =
-                    if from.shard as usize <= last { (from.shard as usize, from.slot) } else { (last, u32::MAX) };
-                (shard, Body::Round(Box::new(Round::List { room: limit, from_slot, states: Vec::new() })))
+                let from = usize::try_from(from.shard)
+                    .ok()
+                    .filter(|shard| *shard < shards)
+                    .map_or((shards - 1, u32::MAX), |shard| (shard, from.slot));
+                self.send_parts(&What::List { from, limit }, of(from.0..shards), reply)
             }
-        })
+        }
+    }
+
+    fn send(&self, shard: usize, body: Body, reply: Option<Subject>) -> Result<(), Refusal> {
+        self.router.send(shard, Mail { body, reply }).map_err(refusal)
+    }
+
+    /// Puts each shard's part into its mailbox: all, or none.
+    fn send_parts(
+        &self,
+        what: &What,
+        parts: Vec<(usize, VecDeque<Bytes>)>,
+        reply: Option<Subject>,
+    ) -> Result<(), Refusal> {
+        let (shards, pieces): (Vec<usize>, Vec<VecDeque<Bytes>>) = parts.into_iter().unzip();
+        let parts = Part::of(what, reply, pieces).into_iter().map(|part| Mail { body: Body::Part(part), reply: None });
+        self.router.send_all(shards.into_iter().zip(parts).collect()).map_err(refusal)
     }
 
     fn check_size(&self, payload: &Bytes) -> Result<(), Refusal> {
@@ -159,6 +140,14 @@ fn undecodable(error: DecodeError) -> Refusal {
     Refusal::Undecodable(error.to_string())
 }
 
+/// What the sender of a message is told that no mailbox took.
+fn refusal(unsent: Unsent) -> Refusal {
+    match unsent {
+        Unsent::Full => FULL,
+        Unsent::Closed => Refusal::Unavailable("the service is stopping"),
+    }
+}
+
 /// What the sender of a message for a full mailbox is told.
 pub(super) const FULL: Refusal = Refusal::Unavailable("the service is overloaded; try again");
 
@@ -167,36 +156,50 @@ mod tests {
     use super::*;
     use crate::{
         shard::mailbox::{MAILBOX_BYTES, Mailbox},
-        wire::proto::{HeartbeatBatch, subscription_command::Command},
+        wire::{
+            proto::{HeartbeatBatch, subscription_command::Command},
+            subscriptions::Subscription,
+        },
     };
 
-    /// Where a batch goes: for each piece its shard, its stream, how many clients and which handles.
-    type Route = Vec<(usize, String, usize, Vec<u64>)>;
+    /// What of a batch a shard gets in one message: its stream, how many clients and which handles.
+    type Piece = (String, usize, Vec<u64>);
 
-    fn route(batch: HeartbeatBatch) -> (usize, Route) {
-        let mailboxes = (0..3).map(|_| Mailbox::new(8, MAILBOX_BYTES)).collect();
-        let ingress = Ingress::new(Arc::new(Router::new(mailboxes)), Arc::default());
+    fn read(message: &Bytes) -> Piece {
+        let read = Subscription::read(message).unwrap().unwrap();
+        let handles = read.handles.iter().map(|handle| handle.0).collect();
+        (read.stream_id.to_owned(), read.clients.len(), handles)
+    }
+
+    fn ingress(capacities: [usize; 3]) -> Ingress {
+        let mailboxes = capacities.map(|capacity| Mailbox::new(capacity, MAILBOX_BYTES));
+        Ingress::new(Arc::new(Router::new(mailboxes.into())), Arc::default())
+    }
+
+    fn payload(batch: HeartbeatBatch) -> Bytes {
         let message = proto::SubscriptionCommand { command: Some(Command::HeartbeatBatch(batch)) };
-        let payload = Bytes::from(message.encode_to_vec());
-        let refused = ingress.accept(subject::SUBSCRIPTION, payload.clone(), None);
-        assert_eq!(refused, None);
-        let mut mail = (0..3).filter_map(|shard| Some((shard, ingress.router.mailbox(shard).take()?)));
-        let (shard, Mail { body, .. }) = mail.next().expect("one shard has it");
-        assert!(mail.next().is_none(), "only one has it");
-        if let Body::Pieces(pieces) = &body {
-            assert_eq!(pieces.bytes, payload.len(), "it weighs what it did");
-        }
-        let pieces = match body {
-            Body::Pieces(pieces) => pieces.left,
-            Body::Subscription(message) => VecDeque::from([Piece { shard, message }]),
-            other => panic!("{other:?}"),
-        };
-        let read = |Piece { shard, message }: &Piece| {
-            let read = Subscription::read(message).unwrap().unwrap();
-            let handles = read.handles.iter().map(|handle| handle.0).collect();
-            (*shard, read.stream_id.to_owned(), read.clients.len(), handles)
-        };
-        (shard, pieces.iter().map(read).collect())
+        message.encode_to_vec().into()
+    }
+
+    /// Where a batch goes: by shard, in the order in which the shard will have it.
+    fn route(batch: HeartbeatBatch) -> [Vec<Piece>; 3] {
+        let ingress = ingress([8; 3]);
+        assert_eq!(ingress.accept(subject::SUBSCRIPTION, payload(batch), None), None);
+        [0, 1, 2].map(|shard| {
+            let mut inbox = ingress.router.mailbox(shard).open();
+            let pieces = match inbox.take().map(|mail| mail.body) {
+                None => Vec::new(),
+                Some(Body::Subscription(message)) => vec![read(&message)],
+                Some(Body::Part(mut part)) => {
+                    let pieces: Vec<Bytes> = std::iter::from_fn(|| part.next_piece()).collect();
+                    assert_eq!(part.bytes(), pieces.iter().map(Bytes::len).sum::<usize>(), "it weighs what it has");
+                    pieces.iter().map(read).collect()
+                }
+                other => panic!("{other:?}"),
+            };
+            assert!(inbox.take().is_none(), "one message a shard");
+            pieces
+        })
     }
 
     fn handle(partition: u64, slot: u64) -> u64 {
@@ -208,26 +211,34 @@ mod tests {
         let stream_id = (0..).map(|n| format!("s{n}")).find(|id| crate::engine::partition(id) % 3 == 1).unwrap();
         let clients = |count: usize| (0..count).map(|n| format!("c{n}")).collect::<Vec<_>>();
         let (here, there) = (handle(1, 7), handle(2, 8));
-        let s = || stream_id.clone();
+        let (s, none) = (|| stream_id.clone(), String::new);
 
         let small = HeartbeatBatch { stream_id: s(), client_id: clients(999), handle: vec![here] };
-        assert_eq!(route(small), (1, vec![(1, s(), 999, vec![here])]), "left as it is");
+        assert_eq!(route(small), [vec![], vec![(s(), 999, vec![here])], vec![]], "left as it is");
 
         let large = HeartbeatBatch { stream_id: s(), client_id: clients(1_500), handle: vec![there, here] };
-        let pieces = vec![
-            (1, s(), 0, vec![here]),
-            (1, s(), 1_000, vec![]),
-            (1, s(), 500, vec![]),
-            (2, String::new(), 0, vec![there]),
-        ];
-        assert_eq!(route(large), (1, pieces));
+        let named = vec![(s(), 0, vec![here]), (s(), 1_000, vec![]), (s(), 500, vec![])];
+        assert_eq!(route(large), [vec![], named, vec![(none(), 0, vec![there])]]);
 
         let handles = HeartbeatBatch { handle: vec![there, handle(0, 1), handle(3, 2)], ..Default::default() };
         let own = vec![handle(0, 1), handle(3, 2)];
-        assert_eq!(route(handles), (0, vec![(0, String::new(), 0, own), (2, String::new(), 0, vec![there])]));
+        assert_eq!(route(handles), [vec![(none(), 0, own)], vec![], vec![(none(), 0, vec![there])]]);
 
         // The stream that it names is asked for, though nobody of it is named.
         let elsewhere = HeartbeatBatch { stream_id: s(), client_id: vec![], handle: vec![there] };
-        assert_eq!(route(elsewhere), (1, vec![(1, s(), 0, vec![]), (2, String::new(), 0, vec![there])]));
+        assert_eq!(route(elsewhere), [vec![], vec![(s(), 0, vec![])], vec![(none(), 0, vec![there])]]);
+    }
+
+    #[test]
+    fn what_one_mailbox_does_not_take_no_other_gets_a_part_of() {
+        let ingress = ingress([8, 0, 8]);
+        let batch = HeartbeatBatch { handle: vec![handle(0, 1), handle(1, 1), handle(2, 1)], ..Default::default() };
+        let question = proto::Query { query: Some(proto::query::Query::GetStats(proto::GetStats::default())) };
+        let messages = [(subject::SUBSCRIPTION, payload(batch)), (subject::QUERY, question.encode_to_vec().into())];
+        for (to, payload) in messages {
+            let (_, answer) = ingress.accept(to, payload, Some(Subject::from_static("answer"))).expect("it is refused");
+            assert_eq!(proto::Reply::decode(answer).unwrap().code(), proto::Code::Unavailable, "{to}");
+            assert!([0, 1, 2].iter().all(|shard| ingress.router.mailbox(*shard).is_empty()), "{to}");
+        }
     }
 }

@@ -6,8 +6,12 @@
 //! | `totals` | what all shards together count |
 //! | `router` | stream id → partition → shard, and the shards' mailboxes |
 //! | `mailbox` | the bounded queue into a shard |
-//! | `ingress` | a message from outside → mail for a shard, or a refusal |
+//! | `ingress` | a message from outside → mail for shards, or a refusal |
+//! | `split` | a batch in pieces: each for one shard and one turn |
+//! | `gather` | what several shards do of one request, and its answer |
+//! | `page` | a page of the list of streams, out of what the shards have listed |
 //! | `turn` | one turn: a batch of mail, what is due, what is owed for it |
+//! | `handle` | one message: to the engine and back as an answer |
 //! | `feed` | the one way to the engine: decode, handle |
 //! | `record` | what each engine was fed, in a file, and its replay |
 //! | `log` | what an operator reads of it |
@@ -23,12 +27,19 @@ mod answers;
 mod batches;
 pub mod clock;
 pub mod feed;
+pub mod gather;
+mod handle;
 pub mod ingress;
 mod log;
 pub mod mailbox;
 pub mod owed;
+pub mod page;
 pub mod record;
 pub mod router;
+pub mod split;
 pub mod thread;
 pub mod totals;
 pub mod turn;
+
+#[cfg(test)]
+mod shards_tests;

@@ -3,7 +3,7 @@
 
 use crate::engine::{PARTITIONS, partition};
 
-use super::mailbox::{Mail, Mailbox};
+use super::mailbox::{Mail, Mailbox, Reserved, Unsent};
 
 /// The most shards: one partition each.
 pub const MAX_SHARDS: usize = PARTITIONS as usize;
@@ -55,8 +55,19 @@ impl Router {
     /// Puts mail into a shard's mailbox.
     ///
     /// # Errors
-    /// Gives it back when the mailbox is full.
-    pub fn send(&self, shard: usize, mail: Mail) -> Result<(), Mail> {
-        self.mailboxes[shard].send(mail)
+    /// When the mailbox takes none; then it is dropped.
+    pub fn send(&self, shard: usize, mail: Mail) -> Result<(), Unsent> {
+        self.mailboxes[shard].send(mail).map_err(|(_, unsent)| unsent)
+    }
+
+    /// Puts mail into the mailboxes of several shards: all of it, or none.
+    ///
+    /// # Errors
+    /// When one of the mailboxes takes none; then all of it is dropped.
+    pub fn send_all(&self, mail: Vec<(usize, Mail)>) -> Result<(), Unsent> {
+        let places = mail.iter().map(|(shard, mail)| self.mailboxes[*shard].reserve(&mail.body));
+        let places: Vec<Reserved<'_>> = places.collect::<Result<_, _>>()?;
+        places.into_iter().zip(mail).for_each(|(place, (_, mail))| place.send(mail));
+        Ok(())
     }
 }

@@ -6,7 +6,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    convert::Infallible,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     rc::Rc,
@@ -17,7 +16,7 @@ use std::{
 
 use metrics::counter;
 use tokio::{
-    sync::{Notify, oneshot, watch},
+    sync::{Notify, watch},
     task::LocalSet,
     time::Instant,
 };
@@ -102,10 +101,6 @@ pub struct Seat {
     pub health: Arc<Health>,
     /// What to do.
     pub orders: watch::Receiver<Order>,
-    /// Fails when the shard before has ended: until then it may pass a round on. None for the first one.
-    pub before: Option<oneshot::Receiver<Infallible>>,
-    /// Dropped at the end, for the shard behind to know.
-    pub behind: oneshot::Sender<Infallible>,
     /// The time.
     pub clock: Clock,
 }
@@ -145,8 +140,7 @@ pub fn spawn<F: Future<Output = ()> + 'static>(
 
 /// The loop.
 async fn run(seat: Seat, outlet: &Outlet) {
-    let Seat { number, mut settings, router, totals, health, mut orders, mut before, behind: _until_the_end, clock } =
-        seat;
+    let Seat { number, mut settings, router, totals, health, mut orders, clock } = seat;
     let new_shard = |settings| Shard::new(number, settings, Arc::clone(&router), Arc::clone(&totals));
     let mut shard = new_shard(settings.clone());
     loop {
@@ -157,6 +151,7 @@ async fn run(seat: Seat, outlet: &Outlet) {
             error!(shard = number, reason = panic_message(&*panic), "shard panicked; it starts again, empty");
             counter!("orchestrator_shard_panics_total").increment(1);
             health.note_panic(number);
+            shard.answer_lost(&mut outlet.owed.borrow_mut());
             settings = settings.clone().for_successor();
             shard = new_shard(settings.clone());
             Next::Again
@@ -172,14 +167,9 @@ async fn run(seat: Seat, outlet: &Outlet) {
                 () = outlet.drained.notified() => {}
                 _ = orders.changed() => {}
             },
-            (Order::Drain, Next::Sleep(_)) => match &mut before {
-                None => return shard.end(),
-                Some(ended) => tokio::select! {
-                    () = router.mailbox(number).woken() => {}
-                    _ = ended => before = None,
-                    _ = orders.changed() => {}
-                },
-            },
+            // Nobody else gives it mail now: unless something has come since the turn, this is the end.
+            (Order::Drain, Next::Sleep(_)) if router.mailbox(number).close_if_empty() => return shard.end(),
+            (Order::Drain, Next::Sleep(_)) => {}
             (Order::Work | Order::Close, Next::Sleep(due)) => tokio::select! {
                 () = router.mailbox(number).woken() => {}
                 () = sleep_until(&clock, due) => {}

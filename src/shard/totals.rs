@@ -38,6 +38,12 @@ impl Totals {
         own.running.store(counts.running, Ordering::Relaxed);
     }
 
+    /// How many streams these shards counted last.
+    #[must_use]
+    pub fn streams(&self, shards: impl Iterator<Item = usize>) -> u64 {
+        shards.map(|shard| self.shards[shard].streams.load(Ordering::Relaxed)).sum()
+    }
+
     /// What all shards together counted last.
     #[must_use]
     pub fn sum(&self) -> Counts {

@@ -5,27 +5,24 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use metrics::counter;
 use tracing::info;
 
 use super::{
     clock::Now,
     feed::{Fed, Outcome},
-    ingress::FULL,
+    handle::InHand,
     log,
-    mailbox::{Body, Mail, Piece, Pieces, Round},
+    mailbox::{Body, Inbox},
     owed::Owed,
     record::Tape,
     router::Router,
-    totals::{Totals, add},
+    totals::Totals,
 };
 use crate::{
-    engine::{Accepted, Counts, Engine, Hint, Input, Limits, Outbox, STALE_LINGER_MS, Settings, Tick, Unplaced},
+    engine::{Counts, Engine, Hint, Input, Limits, Outbox, STALE_LINGER_MS, Settings, Tick},
     wire::{
-        Refusal, WireLimits, encode, proto,
-        queries::Cursor,
-        subject::{self, Subject},
+        WireLimits,
         subscriptions::{self, Subscription},
     },
 };
@@ -38,8 +35,6 @@ const LOOK_AHEAD: usize = 64;
 /// The most weight in one turn, of the last message aside: a batch of 1,000, or as many bytes as decoding them takes
 /// as long. A register takes half a microsecond, a look at a timer likewise.
 const MAX_BATCH_WEIGHT: usize = 1_000;
-/// As many bytes weigh 1: those of an ordinary command, or of an entry of a batch.
-const BYTES_A_WEIGHT: usize = 64;
 /// The most timers looked at in one turn.
 pub const EXPIRE_BUDGET: usize = 1_024;
 /// While so many ticks are owed that more would only take their places, what is due waits, so that the processor's time
@@ -85,16 +80,18 @@ impl ShardSettings {
 /// An engine with its number, and the way to the other shards.
 #[derive(Debug)]
 pub struct Shard {
-    number: usize,
-    engine: Engine,
+    pub(super) number: usize,
+    pub(super) engine: Engine,
     router: Arc<Router>,
-    totals: Arc<Totals>,
+    pub(super) totals: Arc<Totals>,
     wire: Arc<WireLimits>,
     /// Of the whole service.
     limits: Limits,
     /// What the engine was last told that it may hold.
     room: (u64, u64),
-    outbox: Outbox,
+    pub(super) outbox: Outbox,
+    /// For whom the engine is being fed.
+    pub(super) in_hand: InHand,
     tape: Option<Arc<Tape>>,
     /// How many forgotten answers were counted.
     forgotten: u64,
@@ -102,6 +99,9 @@ pub struct Shard {
     due: Option<Tick>,
     /// When it last did all that was due.
     expired_at: Tick,
+    /// For tests: the engine panics when it is fed next.
+    #[cfg(test)]
+    pub(super) panic_next: bool,
 }
 
 impl Shard {
@@ -122,10 +122,13 @@ impl Shard {
             wire: settings.wire,
             limits,
             outbox: Outbox::default(),
+            in_hand: InHand::default(),
             tape: settings.tape,
             forgotten: 0,
             due: None,
             expired_at: Tick(0),
+            #[cfg(test)]
+            panic_next: false,
         }
     }
 
@@ -149,22 +152,7 @@ impl Shard {
         }
         self.note_lateness(now.tick);
         let tight = self.share_room(now.tick);
-        let (mut weight, mut hints) = (0, Vec::new().into_iter());
-        for place in 0..MAX_BATCH {
-            if place % LOOK_AHEAD == 0 {
-                hints = self.fetch_ahead().into_iter();
-            }
-            let hint = hints.next().unwrap_or(Hint::NONE);
-            let Some(mail) = self.router.mailbox(self.number).take() else { break };
-            if tight {
-                // Its sender may have had an answer of another shard since this turn began.
-                self.share_room(now.tick);
-            }
-            weight += self.handle(now, mail, hint, owed);
-            if weight >= MAX_BATCH_WEIGHT || owed.is_full() {
-                break;
-            }
-        }
+        self.handle_batch(now, tight, owed);
         let rested = owed.is_behind().then(|| self.expired_at.after(REST_MS)).filter(|until| *until > now.tick);
         if rested.is_none() && self.engine.next_deadline().is_some_and(|due| due <= now.tick) {
             self.feed(now.tick, &Fed::Expire);
@@ -179,6 +167,33 @@ impl Shard {
         self.due = self.engine.next_deadline().map(|due| due.max(rested.unwrap_or(now.tick)));
         let more = !self.router.mailbox(self.number).is_empty() || self.due.is_some_and(|due| due <= now.tick);
         if more { Next::Again } else { Next::Sleep(self.due) }
+    }
+
+    /// Handles mail, as much as one turn takes.
+    fn handle_batch(&mut self, now: Now, tight: bool, owed: &mut Owed) {
+        let router = Arc::clone(&self.router);
+        let mut inbox = router.mailbox(self.number).open();
+        let (mut weight, mut hints) = (0, Vec::new().into_iter());
+        for place in 0..MAX_BATCH {
+            if place % LOOK_AHEAD == 0 {
+                hints = self.fetch_ahead(&mut inbox).into_iter();
+            }
+            let hint = hints.next().unwrap_or(Hint::NONE);
+            let Some(mail) = inbox.take() else { break };
+            if tight {
+                // Its sender may have had an answer of another shard since this turn began.
+                self.share_room(now.tick);
+            }
+            let (weighed, left) = self.handle(now, mail, hint, owed);
+            if let Some(left) = left {
+                // What its sender said behind it stays behind it.
+                inbox.put_back(left);
+            }
+            weight += weighed;
+            if weight >= MAX_BATCH_WEIGHT || owed.is_full() {
+                break;
+            }
+        }
     }
 
     /// After the process stood still, heartbeats may be waiting unread behind what is due: nobody is to blame.
@@ -221,218 +236,36 @@ impl Shard {
 
     /// Lets the look-ups of the next messages wait for memory together; batches do so by themselves. Says for each where
     /// they end. Behind a piece that is put back each hint is for the message before: a hint may be wrong.
-    fn fetch_ahead(&self) -> Vec<Hint> {
+    fn fetch_ahead(&self, inbox: &mut Inbox<'_>) -> Vec<Hint> {
         /// Longer than any message about one subscriber is as a rule.
         const SHORT: usize = 256;
-        self.router.mailbox(self.number).look_ahead(LOOK_AHEAD, |mails| {
-            // Behind a piece of a batch hardly anything is handled in this turn.
-            if mails.len() < LOOK_AHEAD / 8 || matches!(mails.front().map(|mail| &mail.body), Some(Body::Pieces(_))) {
-                return Vec::new();
-            }
-            let nobody = Input::GetStats(None);
-            let inputs = mails.iter().map(|mail| {
-                let Body::Subscription(message) = &mail.body else { return None };
-                let short = Some(message).filter(|message| message.len() <= SHORT)?;
-                subscriptions::input(Subscription::read(short).ok()??, false).ok()
-            });
-            let inputs: Vec<Input<'_>> = inputs.map(|input| input.unwrap_or_else(|| nobody.clone())).collect();
-            self.engine.fetch(&inputs)
-        })
+        let mails = inbox.look_ahead(LOOK_AHEAD);
+        // Behind a piece of a batch hardly anything is handled in this turn.
+        if mails.len() < LOOK_AHEAD / 8 || matches!(mails.front().map(|mail| &mail.body), Some(Body::Part(_))) {
+            return Vec::new();
+        }
+        let nobody = Input::GetStats(None);
+        let inputs = mails.iter().take(LOOK_AHEAD).map(|mail| {
+            let Body::Subscription(message) = &mail.body else { return None };
+            let short = Some(message).filter(|message| message.len() <= SHORT)?;
+            subscriptions::input(Subscription::read(short).ok()??, false).ok()
+        });
+        let inputs: Vec<Input<'_>> = inputs.map(|input| input.unwrap_or_else(|| nobody.clone())).collect();
+        self.engine.fetch(&inputs)
     }
 
     /// The one way to the engine, which is also the recorder's.
-    fn feed<'a>(&mut self, now: Tick, fed: &'a Fed) -> Outcome<'a> {
+    pub(super) fn feed<'a>(&mut self, now: Tick, fed: &'a Fed) -> Outcome<'a> {
         if let Some(tape) = &self.tape {
             tape.write(self.number, now, fed);
         }
+        #[cfg(test)]
+        assert!(!std::mem::take(&mut self.panic_next), "as a test asked for");
         fed.apply(now, &mut self.engine, &self.wire, &mut self.outbox)
     }
 
-    /// Handles one piece of mail; returns how much it was.
-    fn handle(&mut self, now: Now, mail: Mail, hint: Hint, owed: &mut Owed) -> usize {
-        let Mail { body, reply } = mail;
-        match body {
-            Body::Command(bytes) => {
-                let weight = weight_of(&bytes);
-                let fed = Fed::Command(bytes);
-                let outcome = self.feed(now.tick, &fed);
-                self.answer(now, &outcome.result, outcome.message.stream_id(), subject::COMMAND, reply, owed);
-                weight
-            }
-            Body::Subscription(message) => {
-                let bytes = weight_of(&message);
-                let fed = Fed::Subscription { message, answered: reply.is_some(), hint };
-                let outcome = self.feed(now.tick, &fed);
-                let weight = bytes.max(outcome.message.entries());
-                log::membership(&outcome.message, &outcome.result);
-                self.answer(now, &outcome.result, outcome.message.stream_id(), subject::SUBSCRIPTION, reply, owed);
-                weight
-            }
-            Body::Pieces(pieces) => self.handle_piece(now, pieces, reply, owed),
-            Body::Query(bytes) => {
-                let result = self.feed(now.tick, &Fed::Query(bytes)).result;
-                self.answer_query(now, result, reply, owed);
-                1
-            }
-            Body::Round(round) => match *round {
-                Round::Stats(sum) => self.go_round_stats(now, sum, reply, owed),
-                Round::List { room, from_slot, states } => {
-                    self.go_round_list(now, room, from_slot, states, reply, owed)
-                }
-            },
-        }
-    }
-
-    /// Handles the first of the pieces. The next one is for this shard's next turn, or for another shard; the last one
-    /// answers.
-    fn handle_piece(&mut self, now: Now, mut pieces: Box<Pieces>, reply: Option<Subject>, owed: &mut Owed) -> usize {
-        let Some(Piece { message, .. }) = pieces.left.pop_front() else {
-            let nobody = Ok(Accepted::Batch(Unplaced::default()));
-            self.answer(now, &nobody, &pieces.stream_id, subject::SUBSCRIPTION, reply, owed);
-            return 1;
-        };
-        let bytes = weight_of(&message);
-        let fed = Fed::Subscription { message, answered: reply.is_some(), hint: Hint::NONE };
-        let outcome = self.feed(now.tick, &fed);
-        let weight = bytes.max(outcome.message.entries());
-        log::membership(&outcome.message, &outcome.result);
-        let result = match (pieces.so_far.take(), outcome.result) {
-            (Some(before), Ok(piece)) => Ok(before.and(piece)),
-            // Refused as a whole, or its stream went away between two pieces, and all that were registered with it.
-            (_, result) => result,
-        };
-        match (result, pieces.left.front().map(|next| next.shard)) {
-            (Ok(so_far), Some(next)) => {
-                pieces.so_far = Some(so_far);
-                self.pass_on(now, next, Body::Pieces(pieces), reply, owed);
-            }
-            (result, _) => self.answer(now, &result, &pieces.stream_id, subject::SUBSCRIPTION, reply, owed),
-        }
-        weight
-    }
-
-    // --- rounds: this shard adds its part, and passes on or answers --------------------------------------------------
-
-    fn is_last(&self) -> bool {
-        self.number + 1 == self.router.shards()
-    }
-
-    fn go_round_stats(&mut self, now: Now, sum: Counts, reply: Option<Subject>, owed: &mut Owed) -> usize {
-        let sum = add(sum, self.engine.counts());
-        if self.is_last() {
-            let message =
-                proto::QueryReply { stats: Some(encode::stats(&sum, owed.published_to())), ..Default::default() };
-            self.reply_with(now, &message, reply, owed);
-        } else {
-            self.pass_on(now, self.number + 1, Body::Round(Box::new(Round::Stats(sum))), reply, owed);
-        }
-        1
-    }
-
-    fn go_round_list(
-        &mut self,
-        now: Now,
-        room: usize,
-        from_slot: u32,
-        mut states: Vec<proto::StateUpdate>,
-        reply: Option<Subject>,
-        owed: &mut Owed,
-    ) -> usize {
-        if owed.refuses_large_answers() {
-            // Lists are large, and anybody may ask for them: they must not take the room of changes.
-            log::refused(FULL.code(), &FULL.to_string(), subject::QUERY);
-            self.reply_with(now, &encode::query_refusal(&FULL), reply, owed);
-            return 1;
-        }
-        let listed = self.feed(now.tick, &Fed::List { from_slot, limit: room }).result;
-        let Ok(Accepted::Streams { states: found, next_slot }) = listed else { return 1 };
-        let room = room - found.len();
-        states.extend(found.iter().map(|update| encode::state(update, now)));
-        if next_slot.is_none() && !self.is_last() && room > 0 {
-            let round = Round::List { room, from_slot: 0, states };
-            self.pass_on(now, self.number + 1, Body::Round(Box::new(round)), reply, owed);
-            return found.len();
-        }
-        let shard = self.number as u32;
-        let cursor = match next_slot {
-            Some(slot) => Cursor { shard, slot }.to_text(),
-            None if self.is_last() => String::new(),
-            None => Cursor { shard: shard + 1, slot: 0 }.to_text(),
-        };
-        self.reply_with(now, &proto::QueryReply { state: states, cursor, ..Default::default() }, reply, owed);
-        found.len()
-    }
-
-    /// Gives mail to the shard that handles what is left of it, which may be this one.
-    fn pass_on(&mut self, now: Now, to: usize, body: Body, reply: Option<Subject>, owed: &mut Owed) {
-        debug_assert!(to >= self.number, "shards end in order, and take nothing from those behind them");
-        if to == self.number {
-            self.router.mailbox(to).put_back(Mail { body, reply });
-            return;
-        }
-        let Err(Mail { body, reply }) = self.router.send(to, Mail { body, reply }) else { return };
-        match body {
-            Body::Pieces(pieces) => {
-                log::refused(FULL.code(), &FULL.to_string(), subject::SUBSCRIPTION);
-                self.reply_with(now, &encode::refusal(&FULL, &pieces.stream_id), reply, owed);
-            }
-            _ => {
-                log::refused(FULL.code(), &FULL.to_string(), subject::QUERY);
-                self.reply_with(now, &encode::query_refusal(&FULL), reply, owed);
-            }
-        }
-    }
-
-    // --- answers ---------------------------------------------------------------------------------------------------
-
-    /// Answers a command or subscription, if somebody waits; a refusal is logged and counted in any case.
-    fn answer(
-        &mut self,
-        now: Now,
-        result: &Result<Accepted, Refusal>,
-        stream_id: &str,
-        about: &str,
-        reply: Option<Subject>,
-        owed: &mut Owed,
-    ) {
-        let message = match result {
-            Ok(accepted) if reply.is_none() && accepted.is_whole() => return,
-            Ok(accepted) => encode::reply(accepted, stream_id, now),
-            Err(refusal) => encode::refusal(refusal, stream_id),
-        };
-        log::refused(message.code(), &message.message, about);
-        self.reply_with(now, &message, reply, owed);
-    }
-
-    fn answer_query(&mut self, now: Now, result: Result<Accepted, Refusal>, reply: Option<Subject>, owed: &mut Owed) {
-        let message = match result {
-            Ok(Accepted::State(update)) => {
-                proto::QueryReply { state: vec![encode::state(&update, now)], ..Default::default() }
-            }
-            Ok(Accepted::Stats(counts)) => {
-                proto::QueryReply { stats: Some(encode::stats(&counts, owed.published_to())), ..Default::default() }
-            }
-            Ok(_) => proto::QueryReply::default(),
-            Err(refusal) => {
-                log::refused(refusal.code(), &refusal.to_string(), subject::QUERY);
-                encode::query_refusal(&refusal)
-            }
-        };
-        self.reply_with(now, &message, reply, owed);
-    }
-
-    /// Owes an answer, behind the updates that came before it.
-    fn reply_with(&mut self, now: Now, message: &impl prost::Message, reply: Option<Subject>, owed: &mut Owed) {
-        self.settle(now, owed);
-        if let Some(reply) = reply {
-            // Whoever gets the answer may ask another shard for room: it must see what this one has taken.
-            self.totals.set(self.number, &self.engine.counts());
-            owed.reply(&reply, message.encode_to_vec().into());
-        }
-    }
-
     /// Owes what the engine said, and logs what it did.
-    fn settle(&mut self, now: Now, owed: &mut Owed) {
+    pub(super) fn settle(&mut self, now: Now, owed: &mut Owed) {
         for update in &self.outbox.updates {
             log::update(update);
             owed.update(update, now);
@@ -444,10 +277,6 @@ impl Shard {
     }
 }
 
-const fn weight_of(message: &Bytes) -> usize {
-    1 + message.len() / BYTES_A_WEIGHT
-}
-
 #[cfg(test)]
 mod tests {
     use prost::Message as _;
@@ -455,10 +284,13 @@ mod tests {
     use super::*;
     use crate::{
         shard::{
-            mailbox::{MAILBOX_BYTES, Mailbox},
+            mailbox::{MAILBOX_BYTES, Mail, Mailbox},
             owed::{AtOnce, Publication, PublishTo},
         },
-        wire::proto::{Code, HeartbeatBatch, orchestrator_command, subscription_command},
+        wire::{
+            proto::{self, Code, HeartbeatBatch, orchestrator_command, subscription_command},
+            subject::Subject,
+        },
     };
 
     const NOW: Now = Now { tick: Tick(1_000), wall_ms: 1_000 };

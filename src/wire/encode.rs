@@ -219,6 +219,22 @@ pub fn write_batch_entry(buffer: &mut impl BufMut, update: &[u8]) {
     buffer.put_slice(update);
 }
 
+/// One update as a `state` of a `QueryReply`.
+pub fn write_listed(buffer: &mut Vec<u8>, update: &StateUpdate, now: Now) {
+    let start = buffer.len();
+    write_state(buffer, update, now);
+    // The length is known only now.
+    let mut key = Vec::with_capacity(4);
+    encode_key(3, WireType::LengthDelimited, &mut key);
+    encode_varint((buffer.len() - start) as u64, &mut key);
+    buffer.splice(start..start, key);
+}
+
+/// The `cursor` of a `QueryReply`.
+pub fn write_cursor(buffer: &mut impl BufMut, cursor: &str) {
+    text(buffer, 5, Some(cursor));
+}
+
 fn text(buffer: &mut impl BufMut, tag: u32, value: Option<&str>) {
     if let Some(value) = value {
         encode_key(tag, WireType::LengthDelimited, buffer);

@@ -73,6 +73,14 @@ pub enum Refusal {
     /// The service cannot take it now.
     #[error("{0}")]
     Unavailable(&'static str),
+    /// The answer would have more bytes than the connection takes.
+    #[error("the answer would have {bytes} bytes, and the connection takes {limit}")]
+    TooLarge {
+        /// So many bytes it would have.
+        bytes: usize,
+        /// So many it may.
+        limit: usize,
+    },
 }
 
 impl Refusal {
@@ -89,7 +97,7 @@ impl Refusal {
             Self::Rejected(Rejection::SceneNotFound(_)) => proto::Code::SceneNotFound,
             Self::Rejected(Rejection::UnknownSubscriber { .. }) => proto::Code::UnknownSubscriber,
             Self::Rejected(Rejection::Conflict { .. }) => proto::Code::Conflict,
-            Self::Rejected(Rejection::Exhausted { .. }) => proto::Code::ResourceExhausted,
+            Self::TooLarge { .. } | Self::Rejected(Rejection::Exhausted { .. }) => proto::Code::ResourceExhausted,
         }
     }
 }

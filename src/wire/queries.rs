@@ -38,7 +38,14 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    fn parse(text: &str) -> Result<Self, Invalid> {
+    /// The most that it takes in an answer: key, length, two numbers of 32 bits and what is between them, bytes.
+    pub const MAX_FIELD_BYTES: usize = 2 + 10 + 1 + 10;
+
+    /// Reads it as it came back; empty text is the beginning.
+    ///
+    /// # Errors
+    /// For anything that [`Cursor::to_text`] does not write.
+    pub fn parse(text: &str) -> Result<Self, Invalid> {
         if text.is_empty() {
             return Ok(Self::default());
         }

@@ -1,6 +1,7 @@
 //! The gateway over HTTP, with a real service behind it on the memory transport.
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
+mod http;
 mod rest;
 mod sockets;
 mod world;

@@ -436,20 +436,3 @@ async fn the_peer_address_reaches_the_service() {
     let payload = requests.next().await.expect("a request").payload;
     assert!(payload.windows(10).any(|part| part == b"127.0.0.1:"), "{payload:?}");
 }
-
-#[tokio::test]
-async fn connections_beyond_the_limit_wait_and_half_a_request_is_not_waited_for() {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut options = Options::default();
-    options.gateway.max_connections = 1;
-    options.gateway.header_read_timeout = Duration::from_millis(300);
-    let world = World::with(options).await;
-    let mut idle = tokio::net::TcpStream::connect(&world.address).await.expect("connected");
-    idle.write_all(b"GET / HTTP/1.1\r\nHo").await.expect("written");
-    let begun = std::time::Instant::now();
-    let (status, _) = world.get("/streams").await;
-    assert_eq!(status, 200);
-    assert!(begun.elapsed() >= Duration::from_millis(200), "it had to wait for the idle one's end");
-    let mut rest = Vec::new();
-    idle.read_to_end(&mut rest).await.expect("the end");
-}

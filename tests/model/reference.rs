@@ -484,14 +484,15 @@ impl Model {
     fn register(&mut self, name: &'static str, who: Who, answered: bool, told: &mut Told) -> Outcome {
         let now = self.now;
         self.bring(name, told).ok_or(Refusal::StreamNotFound)?;
-        let (before, said) = (self.tickets, told.facts.len());
+        let new = self.streams[name].place(who).is_none();
+        let said = told.facts.len();
         let ticket = self.join(name, who, told)?;
         let stream = self.streams.get_mut(name).expect("it was just joined");
         if !answered && told.facts.len() == said {
             stream.owes_snapshot(now, told);
         }
         let (total, state) = (stream.audience.len() as u64, stream.fact(now, Cause::Snapshot));
-        Ok(Answer::Registered { ticket, new: self.tickets > before, total, state })
+        Ok(Answer::Registered { ticket, new, total, state })
     }
 
     fn register_batch(&mut self, name: &'static str, who: &[Option<Who>], answered: bool, told: &mut Told) -> Outcome {
@@ -512,15 +513,17 @@ impl Model {
         Ok(Answer::RegisteredBatch { tickets, state: stream.fact(now, Cause::Snapshot) })
     }
 
-    /// Adds a subscriber to a stream that is there, or refreshes it. Returns its ticket.
+    /// Adds a subscriber to a stream that is there, or refreshes it. Returns its ticket, which is a new one in any case:
+    /// what an earlier connection holds stands for nobody from then on.
     fn join(&mut self, name: &'static str, who: Who, told: &mut Told) -> Result<usize, Refusal> {
         let total = self.counts().total;
         let stream = self.streams.get_mut(name).expect("the caller has looked");
         if let Some(place) = stream.place(who) {
-            stream.audience[place].from = who.from;
-            let ticket = stream.audience[place].ticket;
+            let member = &mut stream.audience[place];
+            (member.from, member.ticket) = (who.from, self.tickets);
+            self.tickets += 1;
             self.hear(name, place, told);
-            return Ok(ticket);
+            return Ok(self.tickets - 1);
         }
         if total >= self.max_subscribers.min(MAX_SUBSCRIBERS) {
             return Err(Refusal::Exhausted { what: "subscribers", limit: MAX_SUBSCRIBERS });

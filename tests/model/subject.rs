@@ -204,16 +204,13 @@ impl Subject {
             Holder::Registration(ticket) => return self.handles[ticket],
             Holder::Nobody(0) => Handle(0),
             Holder::Nobody(1) => Handle(u64::MAX),
-            // The slot's next registration, and its last.
-            Holder::Nobody(2) => Handle(youngest.0 + (1 << 28)),
-            Holder::Nobody(3) => Handle(youngest.0 - (1 << 28)),
-            // Slots that were never used: the next one, and one in a chunk that is not there.
-            Holder::Nobody(4) => Handle(youngest.0 + 1),
-            Holder::Nobody(_) => Handle(youngest.0 ^ 1 << 27),
+            // The numbers beside it, another tag, the same in another partition.
+            Holder::Nobody(2) => Handle(youngest.0 + 1),
+            Holder::Nobody(3) => Handle(youngest.0 - 1),
+            Holder::Nobody(4) => Handle(youngest.0 ^ 1 << 27),
+            Holder::Nobody(_) => Handle(youngest.0 ^ 1 << 56),
         };
-        // What it names besides its partition.
-        let names = |handle: Handle| handle.0 << 8;
-        if self.handles.iter().any(|given| names(*given) == names(made_up)) { Handle(0) } else { made_up }
+        if self.handles.contains(&made_up) { Handle(0) } else { made_up }
     }
 
     /// All pages, `limit` streams each.

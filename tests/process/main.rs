@@ -5,10 +5,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod connections;
 mod logs;
 mod options;
 mod program;
 mod recordings;
 mod session;
 mod signals;
+mod stderr;
 mod viewer;

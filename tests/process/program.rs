@@ -84,7 +84,7 @@ impl Program {
     }
 
     /// `127.0.0.1:port`, as the log says where something is served.
-    async fn address(&self, what: &str) -> String {
+    pub(crate) async fn address(&self, what: &str) -> String {
         let line = self.logged(what).await;
         let rest = line.split_once("http://").expect("an address").1;
         rest.split_once(' ').expect("and more").0.to_owned()

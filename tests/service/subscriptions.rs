@@ -16,6 +16,7 @@ on_both_transports! {
     a_batch_over_several_shards_without_a_reply_subject_is_carried_out_the_same,
     a_batch_of_clients_of_an_unknown_stream_says_so_and_still_hears_its_handles,
     a_batch_of_thousands_is_answered_as_a_whole_and_in_order,
+    a_register_right_behind_a_batch_of_leaves_stands,
 }
 
 /// On different shards of three.
@@ -198,4 +199,20 @@ async fn a_batch_of_thousands_is_answered_as_a_whole_and_in_order(world: World) 
     assert_eq!(caller.stats("show").await.total, 0);
     let gone = caller.subscription(register_all("nothing", &newcomers)).await;
     refused(&gone, Code::StreamNotFound, &["\"nothing\""]);
+}
+
+/// On one connection, without waiting in between.
+async fn a_register_right_behind_a_batch_of_leaves_stands(world: World) {
+    let (_service, caller) = world.with_service().await;
+    let mut handles = watched_streams(&caller).await;
+
+    for _ in 0..20 {
+        let again = IDS.map(|id| say_subscription(register(id, "v")));
+        let left = say_subscription(unregister_all("", &[], std::mem::take(&mut handles)));
+        caller.tell(std::iter::once(left).chain(again)).await;
+        for id in IDS {
+            assert_eq!(caller.stats(id).await.total, 1, "{id}: who has registered is there");
+            handles.push(caller.subscription(register(id, "v")).await.handle);
+        }
+    }
 }

@@ -56,7 +56,7 @@ pub struct Sent {
     /// Number of the request whose answer is waited for.
     pub request: Option<usize>,
     pub what: What,
-    /// The shards that it goes round, in order; none if it is for one alone.
+    /// The shards that each have a part of it; none if it is for one alone.
     pub round: Vec<usize>,
 }
 

@@ -26,8 +26,6 @@ pub struct Request {
     pub sent: Rc<Sent>,
     /// How often it reached the service,
     pub delivered: u32,
-    /// … was lost there in a panic,
-    pub lost: u32,
     /// … was refused at the door,
     pub refused: u32,
     /// … and was answered by a shard.
@@ -148,7 +146,7 @@ impl Truth {
 
     pub fn note_request(&mut self, sent: Rc<Sent>) {
         let handled = Vec::new();
-        self.requests.push(Request { sent, delivered: 0, lost: 0, refused: 0, answered: 0, handled });
+        self.requests.push(Request { sent, delivered: 0, refused: 0, answered: 0, handled });
     }
 
     // --- turns ---------------------------------------------------------------------------------------------------
@@ -248,6 +246,14 @@ impl Truth {
                 }
             }
             What::Command { .. } | What::State { .. } | What::Stats { .. } | What::List => {}
+        }
+    }
+
+    /// A shard panicked at a request, or at its part of one: whoever asked is told so.
+    pub fn lost(&mut self, now: u64, sent: &Sent) {
+        self.serial += 1;
+        if let Some(request) = sent.request.filter(|_| sent.round.is_empty()) {
+            self.requests[request].handled.push(Handled { serial: self.serial, tick: now });
         }
     }
 

@@ -1,0 +1,34 @@
+//! Batches in pieces: each for one shard, and of a size that it handles in one turn.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::router::Router;
+use crate::wire::subscriptions::Subscription;
+
+/// The most entries of a batch that a shard handles at once: about half a millisecond of registers, so that a beat is
+/// not late for a batch.
+pub const MAX_PIECE_ENTRIES: usize = 1_000;
+
+/// What each shard gets of a batch, in the order of the shards: its handles, and everything else if the stream that the
+/// batch names is there.
+pub(super) fn split(
+    router: &Router,
+    mut message: Subscription<'_>,
+    named_at: Option<usize>,
+) -> Vec<(usize, VecDeque<Bytes>)> {
+    let kind = message.kind;
+    let mut handles = vec![Vec::new(); router.shards()];
+    for handle in std::mem::take(&mut message.handles) {
+        handles[router.owner(handle.partition())].push(handle);
+    }
+    let mut named = Some(message);
+    let parts = handles.into_iter().enumerate().filter_map(|(shard, handles)| {
+        let rest = if named_at == Some(shard) { named.take() } else { None };
+        let concerns_it = rest.is_some() || !handles.is_empty();
+        let rest = rest.unwrap_or_else(|| Subscription::empty(kind));
+        concerns_it.then_some((shard, Subscription { handles, ..rest }))
+    });
+    parts.map(|(shard, part)| (shard, part.pieces(MAX_PIECE_ENTRIES).into())).collect()
+}
