@@ -120,7 +120,7 @@ async fn gateway(options: GatewayCommand, log: &Log) -> Fallible<()> {
     let (stopping, stop) = stop_signal(log)?;
     let transport = connect(&nats(&options.nats).await?, "orchestrator gateway").await?;
     let client = Client::new(Arc::clone(&transport), options.client());
-    let checkup = UntilStopped { stopping, checkup: Served { service: client.service() } };
+    let checkup = UntilStopped { stopping, checkup: GatewayHealth { service: client.service() } };
     let (gateway, http) = http_servers(&options.gateway, &options.http, 1);
     let admin = telemetry::serve_admin(options.admin_addr, telemetry::init_metrics()?, checkup, http).await?;
     let gateway = Gateway::new(client, gateway);
@@ -323,11 +323,11 @@ impl Checkup for Watched {
 }
 
 /// A gateway is ready while it is connected and a service answers: without one, all it could say is 503.
-struct Served {
+struct GatewayHealth {
     service: watch::Receiver<ServiceState>,
 }
 
-impl Checkup for Served {
+impl Checkup for GatewayHealth {
     fn ready(&self) -> Result<(), String> {
         self.service.borrow().ready()
     }

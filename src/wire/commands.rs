@@ -14,6 +14,7 @@ use crate::engine::{self, Config, Draft, Input, Invalid, Request, Scene, StreamI
 macro_rules! commands {
     ($($number:literal $name:ident),+ | $($number_of_config:literal $with_config:ident),+) => {
         /// Whether a field of that number is a command. All of them name their stream in their own field 1.
+        #[allow(clippy::manual_range_patterns, reason = "the numbers need not be in a row")]
         const fn is_command(tag: u32) -> bool {
             matches!(tag, $($number)|+ | $($number_of_config)|+)
         }

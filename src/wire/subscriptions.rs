@@ -186,7 +186,7 @@ impl<'a> Subscription<'a> {
     /// The same batch in messages of at most so many entries, in order; in one if it has none. Nothing of it was
     /// refused, which [`check_batch`] says.
     #[must_use]
-    pub(crate) fn pieces(&self, most: usize) -> Vec<Bytes> {
+    pub fn pieces(&self, most: usize) -> Vec<Bytes> {
         debug_assert_eq!(self.refused, None, "what is refused is not passed on");
         let bare = || Self { stream_id: self.stream_id, named: self.named, ..Self::empty(self.kind) };
         // Handles first, as the engine does it with a whole one.

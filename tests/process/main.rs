@@ -9,6 +9,7 @@ mod connections;
 mod logs;
 mod options;
 mod program;
+mod readme;
 mod recordings;
 mod session;
 mod signals;
