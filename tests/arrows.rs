@@ -30,7 +30,7 @@ const HOMES: [(&str, &[&str]); 31] = [
     ("async_nats", &["transport"]),
     ("axum", &["gateway", "http", "telemetry"]),
     ("bytemuck", &["engine"]),
-    ("bytes", &["client", "shard", "subject", "transport", "wire"]),
+    ("bytes", &["client", "service", "shard", "subject", "transport", "wire"]),
     ("bytestring", &["subject"]),
     ("clap", &["config"]),
     ("crossbeam_channel", &["shard"]),
