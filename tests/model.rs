@@ -99,12 +99,18 @@ impl StateMachineTest for Subject {
     }
 }
 
+/// How many runs there are if nobody says: some seconds of them. A few hundred find only what is everywhere.
+const CASES: u32 = 10_000;
+
 /// Fewest and most steps of a run.
 const STEPS: std::ops::RangeInclusive<usize> = 1..=60;
 
 #[test]
 fn the_engine_says_what_the_model_says_in_any_run() {
     let mut config = Config::default();
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = CASES;
+    }
     let seed = match config.rng_seed {
         RngSeed::Fixed(seed) => seed,
         RngSeed::Random => RandomState::new().hash_one(config.cases),
@@ -244,7 +250,8 @@ fn a_stream_woken_after_both_its_end_and_its_idle_timeout_says_only_that_it_is_g
         grace: 0,
         idle: 2_000,
     };
-    let setup = Setup { plans: vec![plan], stale_after: 90_000, max_remembered: 0, budget: 1, curious: false };
+    let setup =
+        Setup { plans: vec![plan], stale_after: 90_000, max_remembered: 0, budget: 1, curious: false, reloads: false };
     let who = Who { client: 0, session: 0, from: 0 };
     let start = Say::Command { stream: 0, request: None, expects: None, command: Order::Start(Some(0)) };
     let model = replay(
@@ -270,7 +277,8 @@ fn a_client_that_leaves_with_a_stale_session_behind_ends_a_grace_of_nothing_at_o
         grace: 0,
         idle: 60_000,
     };
-    let setup = Setup { plans: vec![plan], stale_after: 5_000, max_remembered: 0, budget: 1, curious: false };
+    let setup =
+        Setup { plans: vec![plan], stale_after: 5_000, max_remembered: 0, budget: 1, curious: false, reloads: false };
     let session = |session| Who { client: 0, session, from: 0 };
     let start = Say::Command { stream: 0, request: None, expects: None, command: Order::Start(Some(0)) };
     let model = replay(

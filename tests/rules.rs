@@ -2,7 +2,7 @@
 //! steps to come to. Each was found by a change of the engine that no other test noticed.
 
 use orchestrator_service::engine::*;
-use world::{T0, World, config, show};
+use world::{T0, World, config, said, show};
 
 mod world;
 
@@ -360,6 +360,56 @@ fn a_hundred_thousand_guessed_handles_remove_nobody() {
         panic!("a batch")
     };
     assert_eq!((unplaced.handles.len(), engine.counts().total), (100_000, 10_000));
+}
+
+/// When scenes were told, and where the stream was then, in so many ms of a stream of such scenes.
+fn scenes_told(lengths: &[u64], loop_scenes: bool, ms: u64) -> Vec<(u64, u64)> {
+    let names: Vec<String> = (0..lengths.len()).map(|number| number.to_string()).collect();
+    let scenes = names.iter().zip(lengths).map(|(name, ms)| Scene { name, duration_ms: *ms }).collect();
+    let mut world = World::with_show(&Draft { scenes, loop_scenes, tick_interval_ms: Some(10), ..show() });
+    world.join("a", 0);
+    let told = world.until(ms);
+    assert!(told.windows(2).all(|pair| pair[0].at < pair[1].at), "one update at a time: {told:?}");
+    let total: u64 = lengths.iter().sum();
+    told.iter()
+        .filter(|said| said.cause == Cause::Scene)
+        .map(|said| (said.at, said.loops * total + said.position))
+        .collect()
+}
+
+#[test]
+fn scenes_are_told_no_more_often_than_the_least_tick_interval_and_where_the_show_is_then() {
+    // A loop of a millisecond, loops of several short scenes, and a show of many that ends.
+    let many = [1; 900];
+    for (lengths, looping) in [(&[1][..], true), (&[3, 4, 1], true), (&[1, 60_000], true), (&many, false)] {
+        let told = scenes_told(lengths, looping, 1_000);
+        assert!((1..=100).contains(&told.len()), "{lengths:?}: {} in a second", told.len());
+        assert!(told.windows(2).all(|pair| pair[1].0 - pair[0].0 >= 10), "{lengths:?}: {told:?}");
+        assert!(told.iter().all(|(at, position)| at == position), "{lengths:?}: positions stay arithmetic: {told:?}");
+        // Scenes begin all the time in three of them: the next one is told as soon as may be.
+        assert!(lengths.len() == 2 || told.windows(2).all(|pair| pair[1].0 - pair[0].0 == 10), "{told:?}");
+    }
+    // Ten milliseconds and more are told to the millisecond.
+    assert_eq!(
+        scenes_told(&[10, 25, 11], true, 100).iter().map(|(at, _)| *at).collect::<Vec<_>>(),
+        [10, 35, 46, 56, 81, 92]
+    );
+}
+
+#[test]
+fn a_scene_that_has_to_wait_is_told_as_a_change_though_a_snapshot_came_first() {
+    let scenes = vec![
+        Scene { name: "Flash", duration_ms: 1 },
+        Scene { name: "Short", duration_ms: 4 },
+        Scene { name: "Main", duration_ms: 60_000 },
+    ];
+    let mut world = World::with_show(&Draft { scenes, tick_interval_ms: Some(10), ..show() });
+    world.join("a", 0);
+    world.until(7);
+    world.register("show", "b", 0, false).unwrap();
+    assert_eq!(world.heard(), [said(7, Cause::Snapshot, Mode::Running, 7, "Main")]);
+    // Short began at 1 and was told then; Main at 5 waits until 11, and the tick of 10 does not tell of it.
+    assert_eq!(world.until(11), [said(11, Cause::Scene, Mode::Running, 11, "Main")]);
 }
 
 #[test]

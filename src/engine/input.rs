@@ -1,6 +1,9 @@
 //! What the engine is told, and what it answers.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    ops::{Add, AddAssign, SubAssign},
+};
 
 use super::{ClientId, Config, Handle, Invalid, Mode, StateUpdate, StreamId};
 
@@ -303,6 +306,39 @@ pub struct Counts {
     pub streams: u64,
     /// Streams in mode RUNNING.
     pub running: u64,
+}
+
+impl Add for Counts {
+    type Output = Self;
+
+    fn add(mut self, more: Self) -> Self {
+        self += more;
+        self
+    }
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, more: Self) {
+        let Self { total, active, stale, unique, streams, running } = more;
+        self.total += total;
+        self.active += active;
+        self.stale += stale;
+        self.unique += unique;
+        self.streams += streams;
+        self.running += running;
+    }
+}
+
+impl SubAssign for Counts {
+    fn sub_assign(&mut self, less: Self) {
+        let Self { total, active, stale, unique, streams, running } = less;
+        self.total -= total;
+        self.active -= active;
+        self.stale -= stale;
+        self.unique -= unique;
+        self.streams -= streams;
+        self.running -= running;
+    }
 }
 
 /// Why an input was refused. Nothing has changed.

@@ -6,7 +6,6 @@
 use super::{
     Accepted, Batch, Cause, Engine, Event, Handle, Hint, Invalid, Limits, MAX_SLOTS, Newcomer, Outbox, Rejection,
     StreamId, Subscriber, Tick, Unplaced,
-    stream::Stream,
     subscribers::{IN_FLIGHT, Silent},
 };
 
@@ -69,23 +68,19 @@ impl Engine {
             Some(slot) => {
                 self.subscribers.set_source(slot, source);
                 if !self.hear(now, slot, outbox) {
-                    return Err(Rejection::StreamNotFound(self.streams.get(stream).id.to_string()));
+                    return Err(Rejection::StreamNotFound(self.streams.get(stream).show.id.to_string()));
                 }
                 self.subscribers.renew(slot);
                 slot
             }
             None => {
                 self.check_room(first)?;
-                let members = &mut self.streams.get_mut(stream).members;
-                let slot = self.subscribers.insert(now, lookup, first, session, source, members.head);
-                members.head = slot;
-                members.total += 1;
-                members.active += 1;
-                members.unique += u32::from(first.is_none());
-                self.counts.total += 1;
-                self.counts.active += 1;
-                self.counts.unique += u64::from(first.is_none());
-                self.with_stream(stream, |stream| stream.audience_changed(now, outbox));
+                let head = self.streams.get(stream).members.head;
+                let slot = self.subscribers.insert(now, lookup, first, session, source, head);
+                self.with_stream(stream, |stream| {
+                    stream.members.joined(slot, first.is_none());
+                    stream.audience_changed(now, outbox);
+                });
                 slot
             }
         };
@@ -168,7 +163,7 @@ impl Engine {
             opened.extend(handles.iter().map(|handle| self.subscribers.begin_handle(*handle)));
             for (handle, named) in handles.iter().zip(&opened) {
                 match self.subscribers.find_named(*named) {
-                    Some(slot) if !self.is_dying(slot) && act(self, now, slot, outbox) => {}
+                    Some(slot) if !self.is_of_removed(slot) && act(self, now, slot, outbox) => {}
                     _ => unplaced.handles.push(*handle),
                 }
             }
@@ -200,8 +195,8 @@ impl Engine {
     }
 
     #[inline]
-    fn is_dying(&self, subscriber: u32) -> bool {
-        !self.dying.is_empty() && self.streams.get(self.subscribers.stream_of(subscriber)).gone
+    fn is_of_removed(&self, subscriber: u32) -> bool {
+        !self.removed.is_empty() && self.streams.get(self.subscribers.stream_of(subscriber)).is_removed()
     }
 
     /// A subscriber is still there. False when its stream is not: being woken for it was its end.
@@ -215,16 +210,15 @@ impl Engine {
     fn come_back(&mut self, now: Tick, slot: u32, outbox: &mut Outbox) -> bool {
         let stream = self.subscribers.stream_of(slot);
         self.wake(now, stream, outbox);
-        if self.streams.get(stream).gone {
+        if self.streams.get(stream).is_removed() {
             return false;
         }
-        let members = &mut self.streams.get_mut(stream).members;
-        let nobody_watched = members.active == 0;
-        members.active += 1;
-        self.counts.active += 1;
-        self.counts.stale -= 1;
+        let nobody_watched = self.streams.get(stream).members.active == 0;
         let made = outbox.updates.len();
-        self.with_stream(stream, |stream| stream.audience_changed(now, outbox));
+        self.with_stream(stream, |stream| {
+            stream.members.active += 1;
+            stream.audience_changed(now, outbox);
+        });
         // While nobody watched, nothing was published, and a heartbeat's answer carries no state.
         self.welcome(now, stream, !nobody_watched || outbox.updates.len() > made, outbox);
         true
@@ -234,19 +228,14 @@ impl Engine {
     pub(super) fn leave(&mut self, now: Tick, slot: u32, outbox: &mut Outbox) -> bool {
         let stream = self.subscribers.stream_of(slot);
         self.wake_if_due(now, stream, outbox);
-        let Stream { members, gone, .. } = self.streams.get_mut(stream);
-        let removed = self.subscribers.remove(slot, &mut members.head);
-        if *gone {
+        let removed = self.subscribers.remove(slot, &mut self.streams.get_mut(stream).members.head);
+        if self.streams.get(stream).is_removed() {
             return false;
         }
-        members.total -= 1;
-        members.active -= u32::from(!removed.was_stale);
-        members.unique -= u32::from(removed.last_of_client);
-        self.counts.total -= 1;
-        self.counts.active -= u64::from(!removed.was_stale);
-        self.counts.stale -= u64::from(removed.was_stale);
-        self.counts.unique -= u64::from(removed.last_of_client);
-        self.with_stream(stream, |stream| stream.audience_changed(now, outbox));
+        self.with_stream(stream, |stream| {
+            stream.members.left(removed);
+            stream.audience_changed(now, outbox);
+        });
         true
     }
 
@@ -255,13 +244,13 @@ impl Engine {
             Silent::Stale(slot) => {
                 let stream = self.subscribers.stream_of(slot);
                 self.wake_if_due(now, stream, outbox);
-                if self.streams.get(stream).gone {
+                if self.streams.get(stream).is_removed() {
                     return;
                 }
-                self.streams.get_mut(stream).members.active -= 1;
-                self.counts.active -= 1;
-                self.counts.stale += 1;
-                self.with_stream(stream, |stream| stream.audience_changed(now, outbox));
+                self.with_stream(stream, |stream| {
+                    stream.members.active -= 1;
+                    stream.audience_changed(now, outbox);
+                });
             }
             Silent::Gone(slot) => {
                 let stream = self.subscribers.stream_of(slot);
@@ -277,12 +266,12 @@ impl Engine {
         let stream = self.streams.get(stream);
         let now_left = u64::from(stream.members.total);
         match outbox.events.last_mut() {
-            Some(Event::StaleRemoved { stream_id, removed, left }) if **stream_id == *stream.id => {
+            Some(Event::StaleRemoved { stream_id, removed, left }) if **stream_id == *stream.show.id => {
                 *removed += 1;
                 *left = now_left;
             }
             _ => {
-                let stream_id = stream.id.clone();
+                let stream_id = stream.show.id.clone();
                 outbox.events.push(Event::StaleRemoved { stream_id, removed: 1, left: now_left });
             }
         }

@@ -84,8 +84,9 @@ pub use input::*;
 pub use outbox::*;
 pub use records::STALE_LINGER_MS;
 pub use requests::REMEMBER_MS;
-pub use stream::{SNAPSHOT_INTERVAL_MS, Status};
+pub use stream::{Lifecycle, Run, SNAPSHOT_INTERVAL_MS, Show, Status};
 
+use check::Entries;
 use index::Index;
 use prefetch::prefetch;
 use records::NONE;
@@ -128,8 +129,8 @@ pub struct Engine {
     hasher: FixedState,
     counts: Counts,
     last_epoch: u64,
-    /// Streams removed whose subscribers' records are yet to be freed, a few at each call.
-    dying: std::collections::VecDeque<u32>,
+    /// Streams that were removed and whose subscribers' records are yet to be freed, a few at each call.
+    removed: std::collections::VecDeque<u32>,
 }
 
 /// How much the tables may hold now: the limits, or what somebody else's share leaves of them.
@@ -140,8 +141,13 @@ struct Room {
 }
 
 /// The streams' slab, as the wheel sees it.
-#[derive(Debug)]
 struct Streams(Slab<Stream>);
+
+impl std::fmt::Debug for Streams {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        Entries(&self.0).fmt(formatter)
+    }
+}
 
 impl Streams {
     fn get(&self, slot: u32) -> &Stream {
@@ -155,9 +161,9 @@ impl Streams {
     /// Asks for what [`Engine::find_stream_at`] will read. The slab looks whether there is a stream, so this waits for the
     /// first line of it; few shards have so many streams that it is far away.
     fn prefetch(&self, slot: u32) {
-        if let Some(Stream { id, gone, .. }) = self.0.get(slot as usize) {
-            prefetch(gone);
-            id.as_bytes().first().into_iter().for_each(prefetch);
+        if let Some(Stream { show, .. }) = self.0.get(slot as usize) {
+            prefetch(&show.lifecycle);
+            show.id.as_bytes().first().into_iter().for_each(prefetch);
         }
     }
 }
@@ -189,7 +195,7 @@ impl Engine {
             hasher: FixedState::with_seed(settings.seed),
             counts: Counts::default(),
             last_epoch: 0,
-            dying: std::collections::VecDeque::new(),
+            removed: std::collections::VecDeque::new(),
             room: Room { streams: settings.limits.max_streams, subscribers: settings.limits.max_subscribers },
             settings,
         }
@@ -292,14 +298,14 @@ impl Engine {
             self.fall_silent(now, silent, outbox);
         }
         looks += budget / 8;
-        self.bury(&mut looks);
+        self.reap(&mut looks);
         self.requests.forget_until(now, looks);
     }
 
     /// When to call [`Engine::expire`] next; a time gone by means at once. Never later than what is due.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        if !self.dying.is_empty() {
+        if !self.removed.is_empty() {
             return Some(Tick(0));
         }
         [self.timers.next_look(), self.subscribers.next_look(), self.requests.next_due()].into_iter().flatten().min()
@@ -321,6 +327,28 @@ impl Engine {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.streams.0.is_empty() && self.subscribers.len() == 0 && self.requests.len() == 0
+    }
+
+    // --- what outlives a process ---------------------------------------------------------------------------------
+
+    /// All of a stream that must outlive a process, as it is: the stream is not brought to any time for it.
+    #[must_use]
+    pub fn export(&self, stream_id: StreamId<'_>) -> Option<Show> {
+        self.find_by_name(stream_id.as_str()).map(|slot| self.streams.get(slot).show.clone())
+    }
+
+    /// Puts a stream back that was exported, in the place of the one of its id if there is one, whose audience it then
+    /// has. If nobody watches it here, who did elsewhere has left now. Limits are not looked at: it was let in once.
+    pub fn import(&mut self, now: Tick, show: Show, outbox: &mut Outbox) {
+        self.last_epoch = self.last_epoch.max(show.epoch);
+        let slot = match self.find_by_name(&show.id) {
+            Some(slot) => {
+                self.with_stream(slot, |stream| stream.show = show);
+                slot
+            }
+            None => self.add_stream(show),
+        };
+        self.with_stream(slot, |stream| stream.audience_changed(now, outbox));
     }
 
     // --- commands ------------------------------------------------------------------------------------------------
@@ -377,11 +405,7 @@ impl Engine {
         }
         // Microseconds, so that an epoch outgrows those of an earlier process and of a stream removed just now.
         self.last_epoch = (self.last_epoch + 1).max(now.0.saturating_mul(1_000));
-        let entry = self.streams.0.vacant_entry();
-        let slot = entry.key() as u32;
-        entry.insert(Stream::new(stream_id, slot, config, now, self.last_epoch));
-        self.by_id.insert(self.hash_of(stream_id.as_str()), slot);
-        self.counts.streams += 1;
+        let slot = self.add_stream(Show::new(stream_id, config, now, self.last_epoch));
         self.with_stream(slot, |stream| stream.created(now, outbox));
         Ok(slot)
     }
@@ -390,12 +414,7 @@ impl Engine {
 
     fn stats(&self, stream_id: Option<StreamId<'_>>) -> Result<Counts, Rejection> {
         let Some(stream_id) = stream_id else { return Ok(self.counts) };
-        let slot = self.find_stream(stream_id)?;
-        let stream = self.streams.get(slot);
-        let (total, active) = (u64::from(stream.members.total), u64::from(stream.members.active));
-        let running = u64::from(stream.mode() == Mode::Running);
-        let unique = u64::from(stream.members.unique);
-        Ok(Counts { total, active, stale: total - active, unique, streams: 1, running })
+        Ok(self.streams.get(self.find_stream(stream_id)?).counts())
     }
 
     fn list(&mut self, now: Tick, from_slot: u32, limit: usize, outbox: &mut Outbox) -> Accepted {
@@ -406,10 +425,10 @@ impl Engine {
         let mut slot = from_slot as usize;
         let last = slot.saturating_add(MOST_SLOTS).min(end);
         while slot < last && states.len() < limit {
-            if self.streams.0.get(slot).is_some_and(|stream| !stream.gone) {
+            if self.streams.0.get(slot).is_some_and(|stream| !stream.is_removed()) {
                 self.wake(now, slot as u32, outbox);
                 let stream = self.streams.get(slot as u32);
-                if !stream.gone {
+                if !stream.is_removed() {
                     states.push(stream.state(now, Cause::Snapshot));
                 }
             }
@@ -421,15 +440,27 @@ impl Engine {
     // --- streams -------------------------------------------------------------------------------------------------
 
     fn find_stream(&self, stream_id: StreamId<'_>) -> Result<u32, Rejection> {
-        self.by_id
-            .find(self.hash_of(stream_id.as_str()), |slot| *self.streams.get(slot).id == *stream_id.as_str())
-            .ok_or_else(|| Rejection::StreamNotFound(stream_id.as_str().to_owned()))
+        self.find_by_name(stream_id.as_str()).ok_or_else(|| Rejection::StreamNotFound(stream_id.as_str().to_owned()))
+    }
+
+    fn find_by_name(&self, id: &str) -> Option<u32> {
+        self.by_id.find(self.hash_of(id), |slot| *self.streams.get(slot).show.id == *id)
+    }
+
+    fn add_stream(&mut self, show: Show) -> u32 {
+        let hash = self.hash_of(&show.id);
+        let entry = self.streams.0.vacant_entry();
+        let slot = entry.key() as u32;
+        let stream = entry.insert(Stream::new(show, slot, self.settings.limits.min_tick_interval_ms));
+        self.counts += stream.counts();
+        self.by_id.insert(hash, slot);
+        slot
     }
 
     /// [`Engine::find_stream`], at the hint first.
     fn find_stream_at(&self, stream_id: StreamId<'_>, hint: Hint) -> Result<u32, Rejection> {
         match self.streams.0.get(hint.stream as usize) {
-            Some(stream) if *stream.id == *stream_id.as_str() && !stream.gone => Ok(hint.stream),
+            Some(stream) if *stream.show.id == *stream_id.as_str() && !stream.is_removed() => Ok(hint.stream),
             _ => self.find_stream(stream_id),
         }
     }
@@ -442,7 +473,7 @@ impl Engine {
     fn wake_by_id(&mut self, now: Tick, stream_id: StreamId<'_>, outbox: &mut Outbox) -> Result<u32, Rejection> {
         let slot = self.find_stream(stream_id)?;
         self.wake(now, slot, outbox);
-        if self.streams.get(slot).gone {
+        if self.streams.get(slot).is_removed() {
             return Err(Rejection::StreamNotFound(stream_id.as_str().to_owned()));
         }
         Ok(slot)
@@ -457,7 +488,7 @@ impl Engine {
 
     /// Brings a stream to `now`, which may be its end.
     fn wake(&mut self, now: Tick, slot: u32, outbox: &mut Outbox) {
-        if self.streams.get(slot).gone {
+        if self.streams.get(slot).is_removed() {
             return;
         }
         if !self.with_stream(slot, |stream| stream.wake(now, outbox)) {
@@ -465,13 +496,13 @@ impl Engine {
         }
     }
 
-    /// Lets something happen to a stream, keeps count of the running ones, and arms its timer for what is due next.
+    /// Lets something happen to a stream, counts what it changed, and arms its timer for what is due next.
     fn with_stream<T>(&mut self, slot: u32, act: impl FnOnce(&mut Stream) -> T) -> T {
         let stream = self.streams.get_mut(slot);
-        let was_running = stream.mode() == Mode::Running;
+        let before = stream.counts();
         let result = act(stream);
-        let is_running = stream.mode() == Mode::Running;
-        self.counts.running = self.counts.running + u64::from(is_running) - u64::from(was_running);
+        self.counts += stream.counts();
+        self.counts -= before;
         let due = stream.next_due();
         if due != stream.due || !stream.timer.is_linked() {
             self.timers.cancel(&mut self.streams, slot);
@@ -485,27 +516,19 @@ impl Engine {
 
     /// Ends a stream and all its subscriptions. Returns its last state.
     fn remove_stream(&mut self, now: Tick, slot: u32, idle: bool, outbox: &mut Outbox) -> StateUpdate {
-        let stream = self.streams.get_mut(slot);
-        let was_running = stream.mode() == Mode::Running;
-        stream.remove(now, idle, outbox);
-        let members = stream.members;
-        let last = stream.state(now, Cause::Lifecycle);
-        self.counts.streams -= 1;
-        self.counts.running -= u64::from(was_running);
-        self.counts.total -= u64::from(members.total);
-        self.counts.active -= u64::from(members.active);
-        self.counts.stale -= u64::from(members.total - members.active);
-        self.counts.unique -= u64::from(members.unique);
+        let last = self.with_stream(slot, |stream| {
+            stream.remove(now, idle, outbox);
+            stream.state(now, Cause::Lifecycle)
+        });
         let hash = self.hash_of(&last.stream_id);
         self.by_id.remove(hash, slot);
-        self.timers.cancel(&mut self.streams, slot);
-        self.dying.push_back(slot);
+        self.removed.push_back(slot);
         last
     }
 
     /// Frees the records of subscribers whose stream is gone, and then its slot.
-    fn bury(&mut self, looks: &mut usize) {
-        while let Some(stream) = self.dying.front().copied() {
+    fn reap(&mut self, looks: &mut usize) {
+        while let Some(stream) = self.removed.front().copied() {
             let head = &mut self.streams.get_mut(stream).members.head;
             while *head != NONE {
                 let Some(left) = looks.checked_sub(1) else { return };
@@ -513,7 +536,7 @@ impl Engine {
                 self.subscribers.remove(*head, head);
             }
             self.streams.0.remove(stream as usize);
-            self.dying.pop_front();
+            self.removed.pop_front();
         }
     }
 }

@@ -1,14 +1,13 @@
 //! One stream: its lifecycle, and what each command, each wake-up and each change of its audience does to it.
 //!
-//! Every state is entered through [`Stream::enter`], which corrects what may not be, counts the revision and makes the
-//! one update. A stream has one timer, [`Stream::next_due`], derived from its state, so there is nothing to cancel.
+//! Every state is entered through [`Stream::enter`], which normalises it, counts the revision and makes the one update. A stream has one timer, [`Stream::next_due`], derived from its state, so there is nothing to cancel.
 //! It does not know who its subscribers are, only how many.
 
 use std::sync::Arc;
 
 use super::{
-    Cause, Command, Config, Event, Invalid, MAX_DURATION_MS, Mode, Outbox, Playhead, Progress, Rejection, StateUpdate,
-    StreamId, Tick, Timeline, WhenEmpty, advance, wheel::Link,
+    Cause, Command, Config, Counts, Event, Invalid, MAX_DURATION_MS, Mode, Outbox, Playhead, Progress, Rejection,
+    StateUpdate, StreamId, Tick, Timeline, WhenEmpty, advance, partition, subscribers::Removed, wheel::Link,
 };
 
 /// At most one snapshot in this time is published for a stream, however many join without a reply subject, ms.
@@ -26,44 +25,78 @@ pub struct Status {
 }
 
 /// All of a stream that must outlive a process: small, and whole in itself. Ticks count from 1970, so an anchor can be
-/// written down and read back elsewhere.
-#[derive(Clone, Debug)]
-pub(super) struct Show {
+/// written down and read back elsewhere. See [`Engine::export`](super::Engine::export).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Show {
+    /// The stream's id, a valid one.
+    pub id: Arc<str>,
+    /// What it was asked to be.
     pub config: Config,
     /// The present pass's timeline: that of `config`, unless AdjustScene changed a length for this pass.
     pub pass: Arc<Timeline>,
+    /// What it is.
     pub lifecycle: Lifecycle,
+    /// As last given by UpdateStreamStatus; none if it never was.
     pub status: Option<Arc<Status>>,
+    /// Grows by one with every accepted command and every lifecycle change.
     pub revision: u64,
+    /// Grows by one with every update.
+    pub sequence: u64,
+    /// Tells streams of one id apart.
     pub epoch: u64,
+    /// Since when nobody watches; none while somebody does.
+    pub empty_since: Option<Tick>,
 }
 
 /// The states of a stream, each with what only it has.
-#[derive(Clone, Debug)]
-pub(super) enum Lifecycle {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Lifecycle {
     /// Waits for its first subscriber, to begin there.
     Idle(Playhead),
+    /// Plays.
     Running(Run),
+    /// Stands still there until a Resume.
     Paused(Playhead),
     /// Stopped there by a command.
     Stopped(Playhead),
+    /// Played to its end.
     Finished {
         /// Completed passes, the last one included.
         loops: u64,
     },
+    /// Removed there. It stays in its slot until the records of its subscribers are freed.
+    Removed(Playhead),
 }
 
 /// A stream that plays.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Run {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Run {
     /// When it was at `from`.
-    anchor: Tick,
+    pub anchor: Tick,
     /// Invariant: before the end of the pass.
-    from: Playhead,
+    pub from: Playhead,
     /// Invariant: after a wake-up, later than it.
-    next_tick: Tick,
-    /// Where the last update said that it is. Invariant: in the present pass, after a wake-up in its present scene.
-    told: Playhead,
+    pub next_tick: Tick,
+    /// Where the last change that was told left it: the boundaries behind it are still to be told. Invariant: in the
+    /// present pass or an earlier one.
+    pub told: Playhead,
+}
+
+impl Show {
+    /// A new stream's.
+    pub(super) fn new(id: StreamId<'_>, config: Config, now: Tick, epoch: u64) -> Self {
+        Self {
+            id: id.as_str().into(),
+            pass: Arc::clone(&config.timeline),
+            config,
+            lifecycle: Lifecycle::Idle(Playhead::START),
+            status: None,
+            revision: 0,
+            sequence: 0,
+            epoch,
+            empty_since: Some(now),
+        }
+    }
 }
 
 impl Run {
@@ -95,45 +128,55 @@ pub(super) struct Members {
     pub unique: u32,
 }
 
+impl Members {
+    /// Somebody came, and is the first of the list.
+    pub(super) fn joined(&mut self, slot: u32, first_of_client: bool) {
+        self.head = slot;
+        self.total += 1;
+        self.active += 1;
+        self.unique += u32::from(first_of_client);
+    }
+
+    /// Somebody left, whom the list has lost already.
+    pub(super) fn left(&mut self, removed: Removed) {
+        self.total -= 1;
+        self.active -= u32::from(!removed.was_stale);
+        self.unique -= u32::from(removed.last_of_client);
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Stream {
-    pub id: Arc<str>,
     /// The engine's number for it.
     slot: u32,
     pub partition: u8,
+    /// Invariant: between calls, watched exactly if `members.active` is over 0.
     pub show: Show,
-    sequence: u64,
     pub members: Members,
-    /// Invariant: between calls, whether `members.active` is over 0.
-    watched: bool,
-    /// Since when it is not watched; has no meaning while it is.
-    empty_since: Tick,
     snapshot_at: Tick,
     snapshot_owed: bool,
-    /// True from its removal until its subscribers' records are freed.
-    pub gone: bool,
+    /// When a boundary was last told.
+    scene_at: Tick,
+    /// A boundary is told so much later than the one before at the least, ms: a loop of a millisecond would publish a
+    /// thousand updates a second. The newest scene is told then.
+    min_scene_interval_ms: u64,
     pub timer: Link,
     /// Invariant: while `timer` is linked, what it was armed for.
     pub due: Tick,
 }
 
 impl Stream {
-    pub(super) fn new(id: StreamId<'_>, slot: u32, config: Config, now: Tick, epoch: u64) -> Self {
-        let pass = Arc::clone(&config.timeline);
-        let lifecycle = Lifecycle::Idle(Playhead::START);
+    pub(super) fn new(show: Show, slot: u32, min_scene_interval_ms: u64) -> Self {
         Self {
-            id: id.as_str().into(),
             slot,
-            partition: id.partition(),
-            show: Show { config, pass, lifecycle, status: None, revision: 0, epoch },
-            sequence: 0,
+            partition: partition(&show.id),
+            show,
             members: Members { head: u32::MAX, total: 0, active: 0, unique: 0 },
-            watched: false,
-            empty_since: now,
             snapshot_at: Tick(0),
             snapshot_owed: false,
-            gone: false,
+            scene_at: Tick(0),
+            min_scene_interval_ms,
             timer: Link::UNLINKED,
             due: Tick::NEVER,
         }
@@ -141,28 +184,56 @@ impl Stream {
 
     /// Makes the first update of a new stream.
     pub(super) fn created(&mut self, now: Tick, outbox: &mut Outbox) {
-        outbox.events.push(Event::Created { stream_id: Arc::clone(&self.id) });
+        outbox.events.push(Event::Created { stream_id: Arc::clone(&self.show.id) });
         self.enter(now, Lifecycle::Idle(Playhead::START), Cause::Command, outbox);
     }
 
     pub(super) const fn mode(&self) -> Mode {
-        if self.gone {
-            return Mode::Unknown;
-        }
         match self.show.lifecycle {
             Lifecycle::Idle(_) => Mode::Idle,
             Lifecycle::Running(_) => Mode::Running,
             Lifecycle::Paused(_) => Mode::Paused,
             Lifecycle::Stopped(_) => Mode::Stopped,
             Lifecycle::Finished { .. } => Mode::Finished,
+            Lifecycle::Removed(_) => Mode::Unknown,
         }
+    }
+
+    /// Whether it is no more, and waits for its subscribers' records to be freed.
+    pub(super) const fn is_removed(&self) -> bool {
+        matches!(self.show.lifecycle, Lifecycle::Removed(_))
+    }
+
+    /// What it adds to the engine's counts: nothing once it is removed.
+    pub(super) fn counts(&self) -> Counts {
+        if self.is_removed() {
+            return Counts::default();
+        }
+        let Members { total, active, unique, .. } = self.members;
+        Counts {
+            total: total.into(),
+            active: active.into(),
+            stale: (total - active).into(),
+            unique: unique.into(),
+            streams: 1,
+            running: u64::from(self.mode() == Mode::Running),
+        }
+    }
+
+    const fn is_watched(&self) -> bool {
+        self.show.empty_since.is_none()
+    }
+
+    /// FREEZE: nothing runs unwatched.
+    fn may_run(&self) -> bool {
+        self.is_watched() || self.show.config.when_empty != WhenEmpty::Freeze
     }
 
     /// The state at `now`, to which the stream was woken before.
     pub(super) fn state(&self, now: Tick, cause: Cause) -> StateUpdate {
         let head = self.head(now);
         StateUpdate {
-            stream_id: Arc::clone(&self.id),
+            stream_id: Arc::clone(&self.show.id),
             slot: self.slot,
             partition: self.partition,
             at: now,
@@ -174,7 +245,7 @@ impl Stream {
             loop_count: head.loops,
             status: self.show.status.clone(),
             revision: self.show.revision,
-            sequence: self.sequence,
+            sequence: self.show.sequence,
             epoch: self.show.epoch,
         }
     }
@@ -183,37 +254,47 @@ impl Stream {
 
     /// When [`Stream::wake`] has something to do.
     pub(super) fn next_due(&self) -> Tick {
-        let config = &self.show.config;
-        let pass = &self.show.pass;
-        if self.watched {
+        let Show { config, pass, lifecycle, empty_since, .. } = &self.show;
+        let end = match lifecycle {
+            Lifecycle::Running(run) if !config.loop_scenes => run.reaches(pass.total_ms()),
+            _ => Tick::NEVER,
+        };
+        let Some(empty_since) = *empty_since else {
             let snapshot = if self.snapshot_owed { self.snapshot_at.after(SNAPSHOT_INTERVAL_MS) } else { Tick::NEVER };
-            return match &self.show.lifecycle {
-                Lifecycle::Running(run) => {
-                    let boundary = pass.next_boundary(run.told.position_ms).map_or(Tick::NEVER, |ms| run.reaches(ms));
-                    snapshot.min(run.next_tick).min(boundary)
-                }
+            return match lifecycle {
+                Lifecycle::Running(run) => snapshot.min(run.next_tick).min(self.next_boundary_told(run)).min(end),
+                Lifecycle::Removed(_) => Tick::NEVER,
                 _ => snapshot,
             };
-        }
-        let removal = self.empty_since.after(config.idle_timeout_ms);
-        match &self.show.lifecycle {
+        };
+        let removal = empty_since.after(config.idle_timeout_ms);
+        match lifecycle {
+            Lifecycle::Removed(_) => Tick::NEVER,
             Lifecycle::Running(_) | Lifecycle::Paused(_) if config.when_empty == WhenEmpty::Restart => {
-                let end = match &self.show.lifecycle {
-                    Lifecycle::Running(run) if !config.loop_scenes => run.reaches(pass.total_ms()),
-                    _ => Tick::NEVER,
-                };
-                removal.min(self.grace_end()).min(end)
+                removal.min(empty_since.after(config.empty_grace_ms)).min(end)
             }
-            Lifecycle::Running(run) if !config.loop_scenes => removal.min(run.reaches(pass.total_ms())),
-            _ => removal,
+            _ => removal.min(end),
         }
+    }
+
+    /// When the first boundary that was not told yet is to be told.
+    fn next_boundary_told(&self, run: &Run) -> Tick {
+        let passed = if run.told.loops == run.from.loops {
+            self.show
+                .pass
+                .next_boundary(run.told.position_ms)
+                .map_or(Tick::NEVER, |boundary_ms| run.reaches(boundary_ms))
+        } else {
+            run.anchor
+        };
+        passed.max(self.scene_at.after(self.min_scene_interval_ms))
     }
 
     /// Brings the stream to `now`: what fell due, each kind at most once, in the order in which it fell due. Ticks that
     /// were slept through stay away, and so does all of a stream whose time is up. Returns false when it is.
     pub(super) fn wake(&mut self, now: Tick, outbox: &mut Outbox) -> bool {
-        if !self.watched {
-            if self.empty_since.after(self.show.config.idle_timeout_ms) <= now {
+        if let Some(empty_since) = self.show.empty_since {
+            if empty_since.after(self.show.config.idle_timeout_ms) <= now {
                 if self.show.config.loop_scenes {
                     // Its passes went by without a wake-up; the last update tells where it really is.
                     self.settle(now, outbox);
@@ -223,20 +304,17 @@ impl Stream {
             self.end_grace(now, outbox);
         }
         self.settle(now, outbox);
-        if self.watched {
+        if self.is_watched() {
             self.tell_progress(now, outbox);
             self.tell_newcomers(now, outbox);
         }
         true
     }
 
-    fn grace_end(&self) -> Tick {
-        self.empty_since.after(self.show.config.empty_grace_ms)
-    }
-
     /// RESTART: nobody came back within the grace.
     fn end_grace(&mut self, now: Tick, outbox: &mut Outbox) {
-        let end = self.grace_end();
+        let Some(empty_since) = self.show.empty_since else { return };
+        let end = empty_since.after(self.show.config.empty_grace_ms);
         if self.show.config.when_empty != WhenEmpty::Restart || now < end {
             return;
         }
@@ -265,14 +343,18 @@ impl Stream {
         }
     }
 
-    /// Another scene or pass, or else a tick.
+    /// Another scene or pass, or else a tick. A boundary that has to wait is told soon, so no tick tells of it before:
+    /// ticks may be lost.
     fn tell_progress(&mut self, now: Tick, outbox: &mut Outbox) {
         let head = self.head(now);
         let Lifecycle::Running(run) = &mut self.show.lifecycle else { return };
         let tick = run.next_tick <= now;
         run.skip_ticks(now, self.show.config.tick_interval_ms);
         if run.has_passed_boundary(&self.show.pass, head) {
-            self.emit(now, Cause::Scene, outbox);
+            if self.scene_at.after(self.min_scene_interval_ms) <= now {
+                self.scene_at = now;
+                self.emit(now, Cause::Scene, outbox);
+            }
         } else if tick {
             self.emit(now, Cause::Tick, outbox);
         }
@@ -284,30 +366,31 @@ impl Stream {
     /// nobody is left, whether they left, went stale, or came back.
     pub(super) fn audience_changed(&mut self, now: Tick, outbox: &mut Outbox) {
         let watched = self.members.active > 0;
-        if watched == self.watched {
+        if watched == self.is_watched() {
             return;
         }
-        self.watched = watched;
+        self.show.empty_since = (!watched).then_some(now);
+        if !watched {
+            self.snapshot_owed = false;
+            if let running @ Lifecycle::Running(_) = self.show.lifecycle
+                && !self.may_run()
+            {
+                // Entering it anew makes of it what may be.
+                self.enter(now, running, Cause::Lifecycle, outbox);
+            }
+            return;
+        }
         match &mut self.show.lifecycle {
-            Lifecycle::Idle(head) if watched => {
+            Lifecycle::Idle(head) => {
                 let head = *head;
                 self.play(now, head, Cause::Lifecycle, outbox);
             }
-            Lifecycle::Running(run) if watched => {
+            Lifecycle::Running(run) => {
                 // Unwatched, scenes went by without being told; the newcomer gets a snapshot, not what it missed.
                 run.skip_ticks(now, self.show.config.tick_interval_ms);
                 self.announce(now);
             }
-            _ if watched => {}
-            lifecycle => {
-                self.empty_since = now;
-                self.snapshot_owed = false;
-                let running = matches!(lifecycle, Lifecycle::Running(_));
-                if running && self.show.config.when_empty == WhenEmpty::Freeze {
-                    let head = self.head(now);
-                    self.enter(now, Lifecycle::Idle(head), Cause::Lifecycle, outbox);
-                }
-            }
+            _ => {}
         }
     }
 
@@ -376,7 +459,7 @@ impl Stream {
             }
             Command::UpdateStreamStatus { is_streaming, stream_time_ms, timecode } => {
                 self.show.status = Some(Arc::new(Status { is_streaming, stream_time_ms, timecode: timecode.into() }));
-                self.enter(now, self.show.lifecycle.clone(), Cause::Command, outbox);
+                self.enter(now, self.show.lifecycle, Cause::Command, outbox);
             }
             Command::Reconfigure(config) => self.reconfigure(now, config, outbox),
             Command::Remove => unreachable!("the engine removes streams, having their tables"),
@@ -386,10 +469,10 @@ impl Stream {
 
     fn start(&mut self, now: Tick, config: Option<Config>, outbox: &mut Outbox) -> Result<(), Rejection> {
         if config.is_some_and(|config| config != self.show.config) {
-            return Err(Rejection::AlreadyExists(self.id.to_string()));
+            return Err(Rejection::AlreadyExists(self.show.id.to_string()));
         }
         match self.show.lifecycle {
-            Lifecycle::Idle(_) | Lifecycle::Running(_) | Lifecycle::Paused(_) => {}
+            Lifecycle::Idle(_) | Lifecycle::Running(_) | Lifecycle::Paused(_) | Lifecycle::Removed(_) => {}
             Lifecycle::Stopped(_) | Lifecycle::Finished { .. } => self.rewind(now, outbox),
         }
         Ok(())
@@ -398,7 +481,7 @@ impl Stream {
     /// Back to 0: plays if somebody watches, else waits.
     fn rewind(&mut self, now: Tick, outbox: &mut Outbox) {
         self.show.pass = Arc::clone(&self.show.config.timeline);
-        if self.watched {
+        if self.is_watched() {
             self.play(now, Playhead::START, Cause::Command, outbox);
         } else {
             self.enter(now, Lifecycle::Idle(Playhead::START), Cause::Command, outbox);
@@ -438,9 +521,7 @@ impl Stream {
         self.show.config = config;
         self.jump(now, Playhead { position_ms, ..head }, outbox);
         // A rule that changed with nobody there applies from now on: the grace may be over already.
-        if !self.watched {
-            self.end_grace(now, outbox);
-        }
+        self.end_grace(now, outbox);
     }
 
     /// The same state at another position.
@@ -450,7 +531,7 @@ impl Stream {
             Lifecycle::Running(run) => Lifecycle::Running(Run { anchor: now, from: head, ..*run }),
             Lifecycle::Paused(_) => Lifecycle::Paused(head),
             Lifecycle::Stopped(_) => Lifecycle::Stopped(head),
-            Lifecycle::Finished { loops } => Lifecycle::Finished { loops: *loops },
+            there @ (Lifecycle::Finished { .. } | Lifecycle::Removed(_)) => *there,
         };
         self.enter(now, lifecycle, Cause::Command, outbox);
     }
@@ -464,7 +545,9 @@ impl Stream {
     fn check_movable(&self, command: &Command<'_>) -> Result<(), Rejection> {
         match self.show.lifecycle {
             Lifecycle::Idle(_) | Lifecycle::Running(_) | Lifecycle::Paused(_) => Ok(()),
-            Lifecycle::Stopped(_) | Lifecycle::Finished { .. } => Err(self.invalid_state(command)),
+            Lifecycle::Stopped(_) | Lifecycle::Finished { .. } | Lifecycle::Removed(_) => {
+                Err(self.invalid_state(command))
+            }
         }
     }
 
@@ -477,9 +560,9 @@ impl Stream {
     /// Enters a state: the only function that changes the lifecycle, counts the revision and makes the update of it.
     fn enter(&mut self, now: Tick, lifecycle: Lifecycle, cause: Cause, outbox: &mut Outbox) {
         let was_live = matches!(self.mode(), Mode::Running | Mode::Paused);
-        self.show.lifecycle = self.admissible(now, lifecycle);
+        self.show.lifecycle = self.normalized(now, lifecycle);
         self.show.revision += 1;
-        let stream_id = || Arc::clone(&self.id);
+        let stream_id = || Arc::clone(&self.show.id);
         match (was_live, self.mode()) {
             (false, Mode::Running | Mode::Paused) => outbox.events.push(Event::Started { stream_id: stream_id() }),
             (true, mode @ (Mode::Idle | Mode::Stopped | Mode::Finished | Mode::Unknown)) => {
@@ -490,8 +573,8 @@ impl Stream {
         self.emit(now, cause, outbox);
     }
 
-    /// What a state becomes that may not be: nothing runs past its end, and under FREEZE nothing runs unwatched.
-    fn admissible(&mut self, now: Tick, lifecycle: Lifecycle) -> Lifecycle {
+    /// Normalises a state on entry: past the end → Finished; FREEZE and unwatched → Idle.
+    fn normalized(&mut self, now: Tick, lifecycle: Lifecycle) -> Lifecycle {
         let Lifecycle::Running(mut run) = lifecycle else { return lifecycle };
         let config = &self.show.config;
         let (pass_ms, base_ms) = (self.show.pass.total_ms(), config.timeline.total_ms());
@@ -503,36 +586,29 @@ impl Stream {
             }
             Progress::Ended => return Lifecycle::Finished { loops: run.from.loops.saturating_add(1) },
         }
-        if !self.watched && config.when_empty == WhenEmpty::Freeze {
-            return Lifecycle::Idle(run.from);
-        }
-        Lifecycle::Running(run)
+        if self.may_run() { Lifecycle::Running(run) } else { Lifecycle::Idle(run.from) }
     }
 
     /// Removes the stream: its last update. The engine frees what belongs to it.
     pub(super) fn remove(&mut self, now: Tick, idle: bool, outbox: &mut Outbox) {
         let head = self.head(now);
-        self.gone = true;
-        if let Lifecycle::Running(_) | Lifecycle::Paused(_) = self.show.lifecycle {
-            outbox.events.push(Event::Stopped { stream_id: Arc::clone(&self.id), mode: Mode::Unknown });
-        }
-        outbox.events.push(Event::Removed { stream_id: Arc::clone(&self.id), idle });
-        self.show.lifecycle = Lifecycle::Stopped(head);
-        self.show.revision += 1;
-        self.emit(now, Cause::Lifecycle, outbox);
+        self.enter(now, Lifecycle::Removed(head), Cause::Lifecycle, outbox);
+        outbox.events.push(Event::Removed { stream_id: Arc::clone(&self.show.id), idle });
     }
 
     /// Makes an update. With nobody watching, only what a command or the lifecycle did is told: whoever follows the
     /// subject without a subscription of its own learns of that, and everything else would be playing unwatched.
     fn emit(&mut self, now: Tick, cause: Cause, outbox: &mut Outbox) {
         let unwatched_too = matches!(cause, Cause::Command | Cause::Lifecycle);
-        if !self.watched && !unwatched_too {
+        if !self.is_watched() && !unwatched_too {
             return;
         }
         self.snapshot_owed = false;
-        self.sequence += 1;
+        self.show.sequence += 1;
         let update = self.state(now, cause);
-        if let Lifecycle::Running(run) = &mut self.show.lifecycle {
+        if let Lifecycle::Running(run) = &mut self.show.lifecycle
+            && matches!(cause, Cause::Scene | Cause::Command | Cause::Lifecycle)
+        {
             run.told = Playhead { loops: update.loop_count, position_ms: update.position_ms };
         }
         outbox.updates.push(update);
@@ -551,7 +627,9 @@ impl Stream {
     fn head(&self, now: Tick) -> Playhead {
         let total_ms = self.show.pass.total_ms();
         match &self.show.lifecycle {
-            Lifecycle::Idle(head) | Lifecycle::Paused(head) | Lifecycle::Stopped(head) => *head,
+            Lifecycle::Idle(head) | Lifecycle::Paused(head) | Lifecycle::Stopped(head) | Lifecycle::Removed(head) => {
+                *head
+            }
             Lifecycle::Running(run) => {
                 let position_ms = run.from.position_ms.saturating_add(now.since(run.anchor)).min(total_ms);
                 Playhead { position_ms, ..run.from }
@@ -573,18 +651,16 @@ impl Stream {
 
     /// Asserts what must hold between two calls.
     pub(super) fn check(&self) {
-        let id = &self.id;
-        assert_eq!(self.watched, self.members.active > 0, "stream {id}: watched with {:?}", self.members);
+        let (id, watched) = (&self.show.id, self.is_watched());
+        assert_eq!(watched, self.members.active > 0, "stream {id}: watched with {:?}", self.members);
         assert!(self.members.active <= self.members.total, "stream {id}: {:?}", self.members);
         assert!(self.members.unique <= self.members.total, "stream {id}: {:?}", self.members);
-        assert!(self.watched || !self.snapshot_owed, "stream {id} owes nobody a snapshot");
+        assert!(watched || !self.snapshot_owed, "stream {id} owes nobody a snapshot");
         if let Lifecycle::Running(run) = &self.show.lifecycle {
             let total_ms = self.show.pass.total_ms();
             assert!(run.from.position_ms < total_ms, "stream {id} runs from {:?}, its end is {total_ms}", run.from);
-            assert!(
-                self.watched || self.show.config.when_empty != WhenEmpty::Freeze,
-                "stream {id} runs unwatched under FREEZE"
-            );
+            assert!(run.told.loops <= run.from.loops, "stream {id} runs from {:?}, and told {:?}", run.from, run.told);
+            assert!(self.may_run(), "stream {id} runs unwatched under FREEZE");
         }
     }
 }

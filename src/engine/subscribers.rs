@@ -6,6 +6,7 @@
 //! unique clients.
 
 use std::{
+    fmt,
     hash::{BuildHasher as _, Hasher as _},
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6},
 };
@@ -15,6 +16,7 @@ use slab::Slab;
 
 use super::{
     ClientId, Handle, Hint, Tick,
+    check::Entries,
     client_id::Form,
     handle::{HandleKey, Named},
     index::Index,
@@ -64,7 +66,6 @@ pub(super) struct Removed {
 }
 
 /// See the module.
-#[derive(Debug)]
 pub(super) struct Subscribers {
     records: Records,
     index: Index,
@@ -410,6 +411,23 @@ impl Subscribers {
     /// Whether a subscriber is counted as stale.
     pub(super) fn is_stale(&self, slot: u32) -> bool {
         self.records.get(slot).seen & IS_STALE != 0
+    }
+}
+
+/// All that decides what it will do: the hasher and the mask follow from the seed.
+impl fmt::Debug for Subscribers {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { records, index, wheel, handles, hasher: _, mask: _, texts, v6, len } = self;
+        formatter
+            .debug_struct("Subscribers")
+            .field("records", records)
+            .field("index", index)
+            .field("wheel", wheel)
+            .field("handles", handles)
+            .field("texts", &Entries(texts))
+            .field("v6", &Entries(v6))
+            .field("len", len)
+            .finish()
     }
 }
 

@@ -13,7 +13,6 @@ use bytes::Bytes;
 
 use super::{
     page::{Listed, Page},
-    totals,
 };
 use crate::{
     engine::{Accepted, Counts},
@@ -222,7 +221,7 @@ impl What {
                     Outcome::Stats(counts) => Some(counts),
                     Outcome::Batch(_) | Outcome::List(_) => None,
                 });
-                Gathered::Stats(counts.fold(Counts::default(), totals::add))
+                Gathered::Stats(counts.fold(Counts::default(), |sum, own| sum + own))
             }
             Self::List { from: (first, _), limit } => {
                 let listed = outcomes.into_iter().filter_map(|outcome| match outcome {

@@ -48,30 +48,14 @@ impl Totals {
     #[must_use]
     pub fn sum(&self) -> Counts {
         self.shards.iter().fold(Counts::default(), |sum, own| {
-            add(
-                sum,
-                Counts {
-                    total: own.total.load(Ordering::Relaxed),
-                    active: own.active.load(Ordering::Relaxed),
-                    stale: own.stale.load(Ordering::Relaxed),
-                    unique: own.unique.load(Ordering::Relaxed),
-                    streams: own.streams.load(Ordering::Relaxed),
-                    running: own.running.load(Ordering::Relaxed),
-                },
-            )
+            sum + Counts {
+                total: own.total.load(Ordering::Relaxed),
+                active: own.active.load(Ordering::Relaxed),
+                stale: own.stale.load(Ordering::Relaxed),
+                unique: own.unique.load(Ordering::Relaxed),
+                streams: own.streams.load(Ordering::Relaxed),
+                running: own.running.load(Ordering::Relaxed),
+            }
         })
-    }
-}
-
-/// Counts of two parts of a whole.
-#[must_use]
-pub const fn add(a: Counts, b: Counts) -> Counts {
-    Counts {
-        total: a.total + b.total,
-        active: a.active + b.active,
-        stale: a.stale + b.stale,
-        unique: a.unique + b.unique,
-        streams: a.streams + b.streams,
-        running: a.running + b.running,
     }
 }

@@ -10,6 +10,7 @@
 //! | a stream is woken when its idle timeout is over | it says that it is gone, and nothing of an end or a grace that came before; an end missed so is no completed pass |
 //! | Unregister, Heartbeat, GetStats meet such a stream | they look before it is woken: the subscriber is unknown, or counted, not the stream missing |
 //! | when ticks come | counted from when it began to play, or was reconfigured; commands do not move them, a scene on a tick takes its place |
+//! | scenes shorter than the least tick interval | told no more often than that, the newest then; no tick in between tells of them, a snapshot may |
 //! | a snapshot that has to wait for its 50 ms | any other update in between will do for it; if nobody is left, none is needed |
 //! | what is told with nobody watching | what a command or the lifecycle changed |
 //! | Start, Stop, Pause, Resume that change nothing | accepted, no update, same revision |
@@ -275,14 +276,7 @@ impl Model {
     // --- counting -------------------------------------------------------------------------------------------------------
 
     pub(crate) fn counts(&self) -> Counts {
-        self.streams.values().map(Stream::counts).fold(Counts::default(), |sum, one| Counts {
-            total: sum.total + one.total,
-            active: sum.active + one.active,
-            stale: sum.stale + one.stale,
-            unique: sum.unique + one.unique,
-            streams: sum.streams + one.streams,
-            running: sum.running + one.running,
-        })
+        self.streams.values().map(Stream::counts).fold(Counts::default(), |sum, one| sum + one)
     }
 
     /// Answers that a repeat would get now.

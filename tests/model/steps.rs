@@ -55,6 +55,8 @@ pub(crate) struct Setup {
     /// Whether every stream is asked for its state after every step. Asking brings a stream to the present, so a run
     /// without it is not the same run.
     pub(crate) curious: bool,
+    /// Whether every stream is taken out and put back after every step, as if it had been written down and read again.
+    pub(crate) reloads: bool,
 }
 
 /// A configuration of a stream.
@@ -252,13 +254,15 @@ pub(crate) fn setup() -> impl Strategy<Value = Setup> {
         prop_oneof![1 => Just(0), 1 => Just(1), 3 => Just(3)],
         prop_oneof![3 => Just(1 << 20), 1 => Just(1), 1 => Just(2), 1 => Just(5)],
         any::<bool>(),
+        any::<bool>(),
     )
-        .prop_map(|(plans, stale_after, max_remembered, budget, curious)| Setup {
+        .prop_map(|(plans, stale_after, max_remembered, budget, curious, reloads)| Setup {
             plans,
             stale_after,
             max_remembered,
             budget,
             curious,
+            reloads,
         })
 }
 

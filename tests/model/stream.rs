@@ -1,7 +1,7 @@
 //! One stream as the contract describes it: a story of what moved or stopped its clock, and positions read off that
 //! story by walking it from the beginning, every time anew.
 
-use orchestrator_service::engine::{Cause, MAX_DURATION_MS, Mode, SNAPSHOT_INTERVAL_MS, WhenEmpty};
+use orchestrator_service::engine::{Cause, Limits, MAX_DURATION_MS, Mode, SNAPSHOT_INTERVAL_MS, WhenEmpty};
 
 use crate::{
     reference::{Fact, Happening, Refusal, Told},
@@ -29,6 +29,9 @@ pub(crate) struct Stream {
     seen_to: u64,
     snapshot_said: Option<u64>,
     snapshot_owed: bool,
+    scene_said: Option<u64>,
+    /// A scene has begun that nobody was told of yet.
+    scene_owed: bool,
 }
 
 /// A subscriber.
@@ -167,6 +170,8 @@ impl Stream {
             seen_to: now,
             snapshot_said: None,
             snapshot_owed: false,
+            scene_said: None,
+            scene_owed: false,
         };
         told.happened(name, Happening::Created);
         stream.becomes(now, Mode::Idle, Cause::Command, told);
@@ -232,7 +237,11 @@ impl Stream {
         }
         if running {
             dues.push(self.next_tick());
-            dues.push(self.seen_to + head.scene_end() - head.position);
+            let boundary = if self.scene_owed { self.seen_to } else { self.seen_to + head.scene_end() - head.position };
+            dues.push(boundary.max(self.next_scene()));
+            if !self.plan.looping {
+                dues.push(self.seen_to + head.total() - head.position);
+            }
         }
         if self.snapshot_owed {
             dues.push(self.next_snapshot());
@@ -246,6 +255,11 @@ impl Stream {
 
     fn next_snapshot(&self) -> u64 {
         self.snapshot_said.map_or(0, |said| said + SNAPSHOT_INTERVAL_MS)
+    }
+
+    /// Scenes are told no more often than the least tick interval, the newest then.
+    fn next_scene(&self) -> u64 {
+        self.scene_said.map_or(0, |said| said + Limits::default().min_tick_interval_ms)
     }
 
     fn grace_applies(&self) -> bool {
@@ -269,10 +283,14 @@ impl Stream {
             if head.ended {
                 self.add(now, Chapter::Holds);
                 self.becomes(now, Mode::Finished, Cause::Lifecycle, told);
-            } else if (head.loops, head.scene()) != (before.loops, before.scene()) {
-                self.say(now, Cause::Scene, told);
-            } else if tick {
-                self.say(now, Cause::Tick, told);
+            } else if self.watched() {
+                self.scene_owed |= (head.loops, head.scene()) != (before.loops, before.scene());
+                if self.scene_owed && self.next_scene() <= now {
+                    self.scene_said = Some(now);
+                    self.say(now, Cause::Scene, told);
+                } else if tick && !self.scene_owed {
+                    self.say(now, Cause::Tick, told);
+                }
             }
         }
         self.say_owed(now, told);
@@ -303,6 +321,7 @@ impl Stream {
         match (self.watched(), self.active() > 0) {
             (false, true) => {
                 self.empty_since = None;
+                self.scene_owed = false;
                 if self.mode == Mode::Idle {
                     self.plays(now, Cause::Lifecycle, told);
                 }
@@ -510,6 +529,7 @@ impl Stream {
     fn say(&mut self, now: u64, cause: Cause, told: &mut Told) {
         if self.watched() || matches!(cause, Cause::Command | Cause::Lifecycle) {
             self.snapshot_owed = false;
+            self.scene_owed &= matches!(cause, Cause::Tick | Cause::Snapshot);
             self.sequence += 1;
             told.facts.push(self.fact(now, cause));
         }

@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use orchestrator_service::engine::{
-    Accepted, Batch, ClientId, Command, Config, Engine, Event, Handle, Hint, Input, Invalid, Mode, Newcomer, Outbox,
-    Rejection, Request, StateUpdate, StreamId, Subscriber, Tick,
+    Accepted, Batch, ClientId, Command, Config, Engine, Event, Handle, Hint, Input, Invalid, Lifecycle, Mode, Newcomer,
+    Outbox, Playhead, Rejection, Request, Run, Scene, SceneLimits, Show, StateUpdate, StreamId, Subscriber, Tick,
+    Timeline,
 };
 
 use crate::{
@@ -64,6 +65,20 @@ impl Subject {
         told.by_stream();
         assert_eq!(outcome, model.last.outcome, "the engine's answer is left, the model's right");
         assert_eq!(told, model.last.told, "what the engine said is left, the model's right");
+        if model.setup.reloads {
+            self.reload();
+        }
+    }
+
+    /// Takes every stream out, to plain values, and puts it back from them: the run goes on with what was written down.
+    fn reload(&mut self) {
+        for stream in STREAMS {
+            let Some(show) = self.engine.export(StreamId::parse(stream).expect("valid")) else { continue };
+            let read = written_and_read(&show);
+            assert_eq!(read, show);
+            self.engine.import(self.now, read, &mut self.outbox);
+        }
+        assert!(self.is_silent(), "who puts back what was there says nothing");
     }
 
     /// Calls the engine whenever it wants to be called, until `until`.
@@ -344,6 +359,53 @@ impl Subject {
                 })
                 .collect(),
         }
+    }
+}
+
+/// A show made anew from nothing but numbers and texts.
+fn written_and_read(show: &Show) -> Show {
+    let Show { id, config, pass, lifecycle, status, revision, sequence, epoch, empty_since } = show;
+    let Config { timeline, tick_interval_ms, loop_scenes, when_empty, empty_grace_ms, idle_timeout_ms } = config;
+    let scenes = |timeline: &Timeline| -> Vec<(String, u64)> {
+        (0..timeline.scene_count())
+            .map(|scene| (timeline.name(scene).to_owned(), timeline.duration_ms(scene)))
+            .collect()
+    };
+    let (scenes, lengths) = (scenes(timeline), scenes(pass).into_iter().map(|(_, ms)| ms));
+    let draft: Vec<Scene<'_>> = scenes.iter().map(|(name, ms)| Scene { name, duration_ms: *ms }).collect();
+    let timeline = Timeline::new(&draft, SceneLimits::default()).expect("it was valid");
+    let pass = lengths.zip(0..).fold(timeline.clone(), |pass, (ms, scene)| pass.with_duration(scene, ms));
+    let head = |Playhead { loops, position_ms }: Playhead| Playhead { loops, position_ms };
+    Show {
+        id: id.to_string().into(),
+        config: Config {
+            timeline: Arc::new(timeline),
+            tick_interval_ms: *tick_interval_ms,
+            loop_scenes: *loop_scenes,
+            when_empty: *when_empty,
+            empty_grace_ms: *empty_grace_ms,
+            idle_timeout_ms: *idle_timeout_ms,
+        },
+        pass: Arc::new(pass),
+        lifecycle: match *lifecycle {
+            Lifecycle::Idle(at) => Lifecycle::Idle(head(at)),
+            Lifecycle::Running(Run { anchor, from, next_tick, told }) => {
+                Lifecycle::Running(Run { anchor, from: head(from), next_tick, told: head(told) })
+            }
+            Lifecycle::Paused(at) => Lifecycle::Paused(head(at)),
+            Lifecycle::Stopped(at) => Lifecycle::Stopped(head(at)),
+            Lifecycle::Finished { loops } => Lifecycle::Finished { loops },
+            Lifecycle::Removed(_) => panic!("{id} is removed and was exported"),
+        },
+        status: status.as_deref().map(|status| {
+            let orchestrator_service::engine::Status { is_streaming, stream_time_ms, timecode } = status;
+            let (is_streaming, stream_time_ms) = (*is_streaming, *stream_time_ms);
+            Arc::new(orchestrator_service::engine::Status { is_streaming, stream_time_ms, timecode: timecode.clone() })
+        }),
+        revision: *revision,
+        sequence: *sequence,
+        epoch: *epoch,
+        empty_since: *empty_since,
     }
 }
 
