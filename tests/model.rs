@@ -173,7 +173,7 @@ fn random_runs_meet_every_update_every_answer_and_every_refusal() {
         Lifecycle-Idle Lifecycle-Running Lifecycle-Finished Lifecycle-Unknown later-pass adjusted stale several-sessions
         Created Started Stopped Removed StaleRemoved
         State Registered RegisteredBatch Unregistered Heard Batch Stats Streams Noted
-        Invalid StreamNotFound AlreadyExists InvalidState SceneNotFound UnknownSubscriber Conflict
+        Invalid StreamNotFound AlreadyExists InvalidState SceneNotFound UnknownSubscriber Conflict RequestIdTaken
         Exhausted-streams Exhausted-subscribers Exhausted-sessions";
     let mut met = BTreeSet::new();
     let config = Config { rng_seed: RngSeed::Fixed(0), failure_persistence: None, ..Config::default() };

@@ -74,30 +74,119 @@ fn a_call_keeps_to_its_budget_and_keeps_some_of_it_for_the_silent_and_the_dead()
     assert_eq!(calls, expected, "ticks, stale so far, whether some of the dead are left");
 }
 
+/// Asks for a Stop with a request id. Returns whether that was done, rather than answered as before.
+fn is_executed(world: &mut World, id: &str, request: &str) -> bool {
+    let before = world.state(id).map(|state| state.revision);
+    let status = Command::UpdateStreamStatus { is_streaming: true, stream_time_ms: 0, timecode: "" };
+    let answer = world.handle(command(id, Some(request), status));
+    match before {
+        Ok(before) => {
+            assert!(answer.is_ok(), "{answer:?}");
+            world.state(id).expect("it is there").revision > before
+        }
+        Err(_) => panic!("there is no {id}"),
+    }
+}
+
 #[test]
-fn remembered_answers_keep_no_more_than_64_mib_alive_and_the_oldest_go_first() {
-    const MOST_BYTES: usize = 64 << 20;
-    // 1,000 scenes with 16 bytes and a name each: a 256th of the whole, so that it can be full to the byte.
-    let names: Vec<String> =
-        (0..1_000).map(|n| format!("{n:0>width$}", width = if n < 144 { 247 } else { 246 })).collect();
-    let scenes = names.iter().map(|name| Scene { name, duration_ms: 1_000 }).collect();
-    let mut world = World::with_show(&Draft { scenes, ..show() });
-    let bytes = world.state("show").expect("the show is there").timeline.bytes();
-    assert_eq!(bytes, MOST_BYTES / 256);
-    let most = MOST_BYTES / bytes;
-    let requests: Vec<String> = (0..most + 3).map(|number| number.to_string()).collect();
-    let mut ask = |request: &str| {
-        world.handle(command("show", Some(request), Command::Stop)).expect("a stop, or nothing to stop");
-        world.engine.requests_forgotten_early()
+fn a_flood_of_request_ids_forgets_its_own_and_no_other_streams() {
+    let mut world = World::with_show(&show());
+    let start = |id| command(id, None, Command::Start(Some(config(&show()))));
+    world.handle(start("flood")).unwrap();
+    assert!(is_executed(&mut world, "show", "mine"));
+    for number in 0..1_000 {
+        assert!(is_executed(&mut world, "flood", &number.to_string()));
+    }
+    // Streams that are not there share what one may have.
+    for number in 0..1_000 {
+        let id = format!("none-{number}");
+        assert!(world.handle(command(&id, Some("id"), Command::Stop)).is_err());
+    }
+    assert!(!is_executed(&mut world, "show", "mine"), "it is remembered");
+    assert!(
+        !is_executed(&mut world, "flood", "999") && !is_executed(&mut world, "flood", "744"),
+        "as many as there may be"
+    );
+    assert!(is_executed(&mut world, "flood", "743"), "the one before was forgotten");
+    assert_eq!(world.engine.requests_forgotten_early(), 744 + 744 + 1);
+}
+
+#[test]
+fn a_flood_over_many_streams_takes_from_those_that_keep_the_most() {
+    let limits = Limits { max_remembered_requests: 100, ..Limits::default() };
+    let mut world = World::with(Settings { limits, ..Settings::default() });
+    let start = |id| command(id, None, Command::Start(Some(config(&show()))));
+    for id in ["show", "one", "two"] {
+        world.handle(start(id)).unwrap();
+    }
+    for number in 0..5 {
+        assert!(is_executed(&mut world, "show", &number.to_string()));
+    }
+    for number in 0..300 {
+        assert!(is_executed(&mut world, ["one", "two"][number % 2], &number.to_string()));
+    }
+    assert!((0..5).all(|number| !is_executed(&mut world, "show", &number.to_string())), "it keeps the least");
+}
+
+#[test]
+fn the_same_request_id_with_another_content_is_a_conflict_and_changes_nothing() {
+    let mut world = World::with_show(&show());
+    world.join("a", 0);
+    world.handle(command("show", Some("r"), Command::Pause)).unwrap();
+    let before = world.state("show").unwrap();
+    let taken = Err(Rejection::RequestIdTaken("r".to_owned()));
+    world.heard();
+    for other in [Command::Resume, Command::Seek(0), Command::Remove, Command::Start(Some(config(&show())))] {
+        assert_eq!(world.handle(command("show", Some("r"), other)), taken);
+    }
+    let expected = Request {
+        stream_id: stream("show"),
+        request_id: Some("r"),
+        expected_revision: Some(before.revision),
+        command: Command::Pause,
     };
-    for request in &requests[..most] {
-        assert_eq!(ask(request), 0, "there is room for {most}");
+    assert_eq!(world.handle(Input::Command(expected)), taken, "what it expects is a part of it");
+    assert_eq!((world.state("show").unwrap(), world.heard()), (before, vec![]));
+    // A configuration is compared by what it means; the same id for another stream is another request.
+    let start = |draft: &Draft<'_>| command("other", Some("r"), Command::Start(Some(config(draft))));
+    let first = world.handle(start(&show())).unwrap();
+    assert_eq!(world.handle(start(&Draft { empty_grace_ms: Some(DEFAULT_EMPTY_GRACE_MS), ..show() })), Ok(first));
+    assert_eq!(world.handle(start(&Draft { loop_scenes: true, ..show() })), taken);
+    // After two minutes it is free again.
+    world.until(REMEMBER_MS);
+    assert!(world.handle(command("show", Some("r"), Command::Seek(7))).is_ok());
+}
+
+#[test]
+fn a_repeated_remove_gets_its_first_answer_though_the_stream_is_gone() {
+    let mut world = World::with_show(&show());
+    let first = world.handle(command("show", Some("r"), Command::Remove));
+    assert!(first.is_ok());
+    world.until(1);
+    assert_eq!(world.handle(command("show", Some("r"), Command::Remove)), first);
+    // Also when a stream of that name has begun meanwhile, which it leaves alone.
+    world.command("show", Command::Start(Some(config(&show())))).unwrap();
+    assert_eq!(world.handle(command("show", Some("r"), Command::Remove)), first);
+    assert!(world.exists("show"));
+}
+
+#[test]
+fn remembered_answers_of_one_stream_keep_no_more_than_a_mebibyte_alive() {
+    let names: Vec<String> = (0..1_000).map(|n| format!("{n:0>246}")).collect();
+    let scenes: Vec<_> = names.iter().map(|name| Scene { name, duration_ms: 1_000 }).collect();
+    let mut world = World::with_show(&Draft { scenes: scenes.clone(), ..show() });
+    // A timeline that answers share is there once.
+    for number in 0..100 {
+        assert!(is_executed(&mut world, "show", &number.to_string()));
     }
-    for (forgotten, request) in (1..).zip(&requests[most..]) {
-        assert_eq!(ask(request), forgotten, "each new one takes the place of one");
+    assert_eq!(world.engine.requests_forgotten_early(), 0);
+    // 262,000 bytes each, another one each time: four do not fit into a mebibyte beside the entries.
+    for number in 100..110_u64 {
+        let draft = Draft { scenes: scenes.clone(), empty_grace_ms: Some(number), ..show() };
+        let id = number.to_string();
+        world.handle(command("show", Some(&id), Command::Reconfigure(config(&draft)))).unwrap();
     }
-    assert_eq!(ask(&requests[3]), 3, "the oldest that is left is known: nothing is remembered anew");
-    assert_eq!(ask(&requests[2]), 4, "the one before it was forgotten, and is executed and remembered again");
+    assert_eq!(world.engine.requests_forgotten_early(), 100 + 10 - 3, "three are left");
 }
 
 #[test]

@@ -28,7 +28,8 @@ fn run(input: &[u8], checked: bool) -> (u64, usize) {
         max_streams: 2 + u64::from(choices.below(2)),
         max_subscribers: 6,
         max_sessions_per_client: 2,
-        max_remembered_requests: 2,
+        max_remembered_requests: 3,
+        max_remembered_of_stream: 2,
         ..Limits::default()
     };
     let stale_after_ms = [90_000, 1_000, 100][usize::from(choices.below(3))];

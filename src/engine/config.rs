@@ -39,7 +39,7 @@ pub const DEFAULT_TICK_INTERVAL_MS: u64 = 100;
 pub const DEFAULT_EMPTY_GRACE_MS: u64 = 2_000;
 
 /// A checked configuration with every default filled in, so that two are the same exactly when they mean the same.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
     /// The scenes.
     pub timeline: Arc<Timeline>,
@@ -105,8 +105,11 @@ pub struct Limits {
     pub max_subscribers: u64,
     /// Most sessions of one client on one stream: they share one entry of the index, so a look-up walks them.
     pub max_sessions_per_client: u32,
-    /// Most answers remembered for repeated request ids. Beyond it the oldest is forgotten early, and counted.
+    /// Most answers that an engine remembers for repeated request ids. Beyond it the oldest of the stream whose answers
+    /// take the most is forgotten early, and counted.
     pub max_remembered_requests: usize,
+    /// Most of them of one stream, and of all together that are not there. Beyond it the oldest of these is forgotten.
+    pub max_remembered_of_stream: usize,
 }
 
 impl Limits {
@@ -130,6 +133,7 @@ impl Default for Limits {
             max_subscribers: 20_000_000,
             max_sessions_per_client: 256,
             max_remembered_requests: 65_536,
+            max_remembered_of_stream: 256,
         }
     }
 }

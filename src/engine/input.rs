@@ -94,7 +94,7 @@ impl Hint {
 pub struct Request<'a> {
     /// Which stream.
     pub stream_id: StreamId<'a>,
-    /// A repeat within [`super::REMEMBER_MS`] gets the first answer.
+    /// A repeat within [`super::REMEMBER_MS`] gets the first answer; another command of the same id is refused.
     pub request_id: Option<&'a str>,
     /// Refused if the stream has moved on. An unknown stream is at 0.
     pub expected_revision: Option<u64>,
@@ -103,7 +103,7 @@ pub struct Request<'a> {
 }
 
 /// What a director can ask of a stream.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub enum Command<'a> {
     /// Creates the stream, or begins again.
     Start(Option<Config>),
@@ -380,6 +380,9 @@ pub enum Rejection {
         /// What is.
         actual: u64,
     },
+    /// The id was another command's, not long ago.
+    #[error("request_id: {0:?} was given to another command within the last 2 minutes; use a new one")]
+    RequestIdTaken(String),
     /// The service holds as many as it may.
     #[error("the service is at its limit of {limit} {what}")]
     Exhausted {

@@ -90,7 +90,7 @@ use check::Entries;
 use index::Index;
 use prefetch::prefetch;
 use records::NONE;
-use requests::Requests;
+use requests::{Recalled, Requests};
 use stream::Stream;
 use subscribers::{IN_FLIGHT, Lookup, Subscribers};
 use wheel::{Link, Nodes, Wheel};
@@ -191,7 +191,7 @@ impl Engine {
             by_id: Index::new(),
             timers: Wheel::new(),
             subscribers: Subscribers::new(settings.stale_after_ms, settings.seed),
-            requests: Requests::new(settings.limits.max_remembered_requests, settings.seed),
+            requests: Requests::new(&settings.limits, settings.seed),
             hasher: FixedState::with_seed(settings.seed),
             counts: Counts::default(),
             last_epoch: 0,
@@ -357,11 +357,15 @@ impl Engine {
     fn request(&mut self, now: Tick, request: Request<'_>, outbox: &mut Outbox) -> Result<Accepted, Rejection> {
         let Some(request_id) = request.request_id else { return self.command(now, request, outbox) };
         let stream_id = request.stream_id;
-        if let Some(answer) = self.requests.recall(now, stream_id.as_str(), request_id) {
-            return answer.clone();
+        let fingerprint = self.requests.fingerprint(&request);
+        match self.requests.recall(now, stream_id.as_str(), request_id, fingerprint) {
+            Recalled::Repeat(answer) => return answer.clone(),
+            Recalled::OtherContent => return Err(Rejection::RequestIdTaken(request_id.to_owned())),
+            Recalled::New => {}
         }
         let answer = self.command(now, request, outbox);
-        self.requests.remember(now, stream_id.as_str(), request_id, answer.clone());
+        let is_there = self.find_by_name(stream_id.as_str()).is_some();
+        self.requests.remember(now, (stream_id.as_str(), request_id), fingerprint, answer.clone(), is_there);
         answer
     }
 
@@ -453,6 +457,7 @@ impl Engine {
         let slot = entry.key() as u32;
         let stream = entry.insert(Stream::new(show, slot, self.settings.limits.min_tick_interval_ms));
         self.counts += stream.counts();
+        self.requests.note_presence(&stream.show.id, true);
         self.by_id.insert(hash, slot);
         slot
     }
@@ -522,6 +527,7 @@ impl Engine {
         });
         let hash = self.hash_of(&last.stream_id);
         self.by_id.remove(hash, slot);
+        self.requests.note_presence(&last.stream_id, false);
         self.removed.push_back(slot);
         last
     }

@@ -11,9 +11,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{
-    page::{Listed, Page},
-};
+use super::page::{Listed, Page};
 use crate::{
     engine::{Accepted, Counts},
     wire::{

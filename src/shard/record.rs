@@ -191,6 +191,7 @@ fn numbers(wire: &WireLimits, limits: &Limits) -> Vec<u64> {
         max_subscribers,
         max_sessions_per_client,
         max_remembered_requests,
+        max_remembered_of_stream,
     } = limits;
     vec![
         *max_message_bytes as u64,
@@ -205,6 +206,7 @@ fn numbers(wire: &WireLimits, limits: &Limits) -> Vec<u64> {
         *max_subscribers,
         u64::from(*max_sessions_per_client),
         *max_remembered_requests as u64,
+        *max_remembered_of_stream as u64,
     ]
 }
 
@@ -222,6 +224,7 @@ fn limits(numbers: &[u64]) -> Option<WireLimits> {
         subscribers,
         sessions,
         remembered,
+        remembered_of_stream,
     ] = *numbers
     else {
         return None;
@@ -240,6 +243,7 @@ fn limits(numbers: &[u64]) -> Option<WireLimits> {
             max_subscribers: subscribers,
             max_sessions_per_client: u32::try_from(sessions).ok()?,
             max_remembered_requests: usize::try_from(remembered).ok()?,
+            max_remembered_of_stream: usize::try_from(remembered_of_stream).ok()?,
         },
     })
 }

@@ -100,7 +100,7 @@ pub enum TimelineError {
 }
 
 /// Scenes with their ends summed up. 16 bytes a scene, and the names in one text.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Timeline {
     /// Invariant: at least one; `end_ms` and `name_end` never fall.
     spans: Box<[Span]>,
@@ -108,7 +108,7 @@ pub struct Timeline {
     names: Arc<str>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Span {
     /// Where the scene ends on the timeline, ms.
     end_ms: u64,

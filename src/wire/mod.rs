@@ -96,7 +96,7 @@ impl Refusal {
             Self::Rejected(Rejection::InvalidState { .. }) => proto::Code::InvalidState,
             Self::Rejected(Rejection::SceneNotFound(_)) => proto::Code::SceneNotFound,
             Self::Rejected(Rejection::UnknownSubscriber { .. }) => proto::Code::UnknownSubscriber,
-            Self::Rejected(Rejection::Conflict { .. }) => proto::Code::Conflict,
+            Self::Rejected(Rejection::Conflict { .. } | Rejection::RequestIdTaken(_)) => proto::Code::Conflict,
             Self::TooLarge { .. } | Self::Rejected(Rejection::Exhausted { .. }) => proto::Code::ResourceExhausted,
         }
     }

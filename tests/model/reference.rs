@@ -15,6 +15,7 @@
 //! | what is told with nobody watching | what a command or the lifecycle changed |
 //! | Start, Stop, Pause, Resume that change nothing | accepted, no update, same revision |
 //! | UpdateStreamStatus | in any mode; stays through Reset and Start |
+//! | a request id of another stream, or of another content | another request; refused |
 //! | what a command is checked for first | a known request id, the stream, the revision, the mode, then the rest; refusals are remembered as well |
 //! | Start of an unknown stream without a config | `INVALID_ARGUMENT` |
 //! | Seek to the end or beyond | `INVALID_ARGUMENT` |
@@ -147,6 +148,7 @@ pub(crate) enum Refusal {
     SceneNotFound,
     UnknownSubscriber,
     Conflict { expected: u64, actual: u64 },
+    RequestIdTaken,
     Exhausted { what: &'static str, limit: u64 },
 }
 
@@ -161,10 +163,10 @@ pub(crate) struct Model {
     max_streams: u64,
     max_subscribers: u64,
     pardoned_until: u64,
-    /// Every answer to a request with an id: when, to which one, and what.
-    answers: Vec<(u64, (u8, u8), Outcome)>,
-    /// What a repeat repeats.
-    last_request: Option<Say>,
+    /// Answers to requests with ids, the oldest first.
+    answers: Vec<Answered>,
+    /// What a repeat repeats: with the revision that it expected.
+    last_request: Option<(Say, Option<u64>)>,
     /// How many streams there ever were.
     incarnations: usize,
     /// How many registrations there ever were.
@@ -173,13 +175,23 @@ pub(crate) struct Model {
     pub(crate) last: Last,
 }
 
+/// An answer that is remembered.
+#[derive(Clone)]
+struct Answered {
+    when: u64,
+    stream: u8,
+    request: u8,
+    /// All that was asked for, in words: two configurations of the same content are the same.
+    content: String,
+    outcome: Outcome,
+}
+
 /// What the last step came to: what it meant in this run, and what the engine has to make of it.
 #[derive(Clone, Default)]
 pub(crate) struct Last {
     /// What came in, if anything did.
     pub(crate) said: Option<Say>,
     pub(crate) expected_revision: Option<u64>,
-    pub(crate) position: u64,
     pub(crate) holders: Vec<Holder>,
     /// None if nothing came in.
     pub(crate) outcome: Option<Outcome>,
@@ -280,9 +292,39 @@ impl Model {
     }
 
     /// Answers that a repeat would get now.
-    fn remembered(&self) -> impl Iterator<Item = &(u64, (u8, u8), Outcome)> {
-        let newest = self.answers.iter().rev().take(self.setup.max_remembered);
-        newest.filter(|(given, ..)| given + REMEMBER_MS > self.now)
+    fn remembered(&self) -> impl Iterator<Item = &Answered> {
+        self.answers.iter().filter(|answered| answered.when + REMEMBER_MS > self.now)
+    }
+
+    /// Keeps an answer. A stream that is there forgets its own oldest for it, the others together theirs.
+    fn remember(&mut self, answered: Answered) {
+        let most = self.setup.max_remembered;
+        if most == 0 {
+            return;
+        }
+        let now = self.now;
+        self.answers.retain(|answered| answered.when + REMEMBER_MS > now);
+        let is_there = |stream: u8| self.streams.contains_key(STREAMS[stream as usize]);
+        let shares = |other: &Answered| {
+            if is_there(answered.stream) { other.stream == answered.stream } else { !is_there(other.stream) }
+        };
+        if self.answers.iter().filter(|other| shares(other)).count() == most {
+            let oldest = self.answers.iter().position(shares).expect("there are some");
+            self.answers.remove(oldest);
+        }
+        self.answers.push(answered);
+    }
+
+    /// A stream was removed: its answers are among those of all that are not there.
+    fn forget_absent(&mut self) {
+        let is_absent = |answered: &Answered| {
+            answered.when + REMEMBER_MS > self.now && !self.streams.contains_key(STREAMS[answered.stream as usize])
+        };
+        let absent = self.answers.iter().filter(|answered| is_absent(answered)).count();
+        for _ in self.setup.max_remembered..absent {
+            let oldest = self.answers.iter().position(is_absent).expect("there are some");
+            self.answers.remove(oldest);
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -296,7 +338,7 @@ impl Model {
         let members = self.streams.values().flat_map(|stream| &stream.audience);
         let mut dues: Vec<u64> = members.map(|member| self.silent_at(member)).collect();
         dues.extend(self.streams.values().flat_map(Stream::dues));
-        dues.extend(self.remembered().map(|(given, ..)| given + REMEMBER_MS));
+        dues.extend(self.remembered().map(|answered| answered.when + REMEMBER_MS));
         dues
     }
 
@@ -304,7 +346,7 @@ impl Model {
         match span {
             Span::Ms(ms) => self.now + ms,
             Span::Forgotten(more) => {
-                let due = self.remembered().map(|(given, ..)| given + REMEMBER_MS).min().unwrap_or(self.now);
+                let due = self.remembered().map(|answered| answered.when + REMEMBER_MS).min().unwrap_or(self.now);
                 due.saturating_add_signed(i64::from(more)).max(self.now)
             }
             Span::Due(which, more) => {
@@ -340,6 +382,7 @@ impl Model {
     fn bring(&mut self, stream: &'static str, told: &mut Told) -> Option<&mut Stream> {
         if !self.streams.get_mut(stream)?.bring(self.now, told) {
             self.streams.remove(stream)?.removed(self.now, true, told);
+            self.forget_absent();
             return None;
         }
         self.streams.get_mut(stream)
@@ -368,25 +411,30 @@ impl Model {
     // --- inputs ---------------------------------------------------------------------------------------------------------
 
     fn say(&mut self, say: &Say, told: &mut Told) -> Outcome {
-        let say = match say {
-            Say::Again => &self.last_request.clone().unwrap_or(Say::GetStats { stream: None }),
-            say => say,
+        // Numbers that depend on the run are those of the first time when it is asked again.
+        let (say, expected) = match say {
+            Say::Again => self.last_request.clone().unwrap_or((Say::GetStats { stream: None }, None)),
+            say => (self.resolved(say), self.expected(say)),
         };
         if matches!(say, Say::Command { request: Some(_), .. }) {
-            self.last_request = Some(say.clone());
+            self.last_request = Some((say.clone(), expected));
         }
+        self.last.expected_revision = expected;
         self.last.said = Some(say.clone());
-        match say {
+        match &say {
             Say::Again => unreachable!("it is another one again"),
-            Say::Command { stream, request: None, expects, command } => self.command(*stream, *expects, *command, told),
-            Say::Command { stream, request: Some(request), expects, command } => {
-                let key = (*stream, *request);
-                if let Some((.., answer)) = self.remembered().find(|(_, known, _)| *known == key) {
-                    return answer.clone();
+            Say::Command { stream, request: None, command, .. } => self.command(*stream, expected, *command, told),
+            Say::Command { stream, request: Some(request), command, .. } => {
+                let content = format!("{expected:?} {}", self.content(*command));
+                let is_it = |known: &&Answered| (known.stream, known.request) == (*stream, *request);
+                if let Some(known) = self.remembered().find(is_it) {
+                    let same = known.content == content;
+                    return if same { known.outcome.clone() } else { Err(Refusal::RequestIdTaken) };
                 }
-                let answer = self.command(*stream, *expects, *command, told);
-                self.answers.push((self.now, key, answer.clone()));
-                answer
+                let outcome = self.command(*stream, expected, *command, told);
+                let (stream, request, when) = (*stream, *request, self.now);
+                self.remember(Answered { when, stream, request, content, outcome: outcome.clone() });
+                outcome
             }
             Say::Register { stream, who, answered } => self.register(STREAMS[*stream as usize], *who, *answered, told),
             Say::RegisterBatch { stream, who, answered } => {
@@ -436,16 +484,41 @@ impl Model {
         }
     }
 
-    fn command(&mut self, stream: u8, expects: Option<Expects>, command: Order, told: &mut Told) -> Outcome {
+    /// The same with a position instead of a distance from the end.
+    fn resolved(&self, say: &Say) -> Say {
+        let mut say = say.clone();
+        if let Say::Command { stream, command, .. } = &mut say
+            && let order @ Order::SeekFromEnd(_) = *command
+        {
+            let stream = self.streams.get(STREAMS[*stream as usize]);
+            *command = Order::Seek(stream.map_or(0, |stream| stream.sought(order, self.now)));
+        }
+        say
+    }
+
+    /// The revision that a command expects.
+    fn expected(&self, say: &Say) -> Option<u64> {
+        let Say::Command { stream, expects: Some(expects), .. } = say else { return None };
+        let present = self.streams.get(STREAMS[*stream as usize]).map_or(0, |stream| stream.revision);
+        Some(match expects {
+            Expects::Present(more) => present.saturating_add_signed(i64::from(*more)),
+            Expects::Exactly(revision) => *revision,
+        })
+    }
+
+    /// What a command asks for, in words.
+    fn content(&self, command: Order) -> String {
+        match command {
+            Order::Start(Some(plan)) => format!("Start {:?}", self.setup.plans[plan as usize]),
+            Order::Reconfigure(plan) => format!("Reconfigure {:?}", self.setup.plans[plan as usize]),
+            command => format!("{command:?}"),
+        }
+    }
+
+    fn command(&mut self, stream: u8, expected: Option<u64>, command: Order, told: &mut Told) -> Outcome {
         let name = STREAMS[stream as usize];
         let now = self.now;
         let plans = self.setup.plans.clone();
-        let present = self.streams.get(name).map_or(0, |stream| stream.revision);
-        self.last.expected_revision = expects.map(|expects| match expects {
-            Expects::Present(more) => present.saturating_add_signed(i64::from(more)),
-            Expects::Exactly(revision) => revision,
-        });
-        let expected = self.last.expected_revision;
         let conflict = |actual| match expected {
             Some(expected) if expected != actual => Err(Refusal::Conflict { expected, actual }),
             _ => Ok(()),
@@ -464,11 +537,11 @@ impl Model {
             return Ok(Answer::State(state));
         }
         let stream = self.streams.get_mut(name).expect("it was just there");
-        self.last.position = stream.sought(command, now);
         conflict(stream.revision)?;
         if matches!(command, Order::Remove) {
             let last = stream.removed(now, false, told);
             self.streams.remove(name);
+            self.forget_absent();
             return Ok(Answer::State(last));
         }
         stream.obey(now, command, &plans, told)?;

@@ -49,6 +49,7 @@ pub(crate) struct Setup {
     /// The configurations that commands choose from.
     pub(crate) plans: Vec<Plan>,
     pub(crate) stale_after: u64,
+    /// Of one stream, and of all together that are not there.
     pub(crate) max_remembered: usize,
     /// How much the engine is allowed to look at in one call.
     pub(crate) budget: usize,
@@ -99,7 +100,8 @@ impl Setup {
             max_streams: MAX_STREAMS,
             max_subscribers: MAX_SUBSCRIBERS,
             max_sessions_per_client: MAX_SESSIONS,
-            max_remembered_requests: self.max_remembered,
+            max_remembered_requests: if self.max_remembered == 0 { 0 } else { 65_536 },
+            max_remembered_of_stream: self.max_remembered,
             ..Limits::default()
         };
         Settings { limits, stale_after_ms: self.stale_after, seed: 7 }

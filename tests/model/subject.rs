@@ -144,7 +144,7 @@ impl Subject {
                 stream_id: stream_id(*stream),
                 request_id: request.map(|request| REQUESTS[request as usize]),
                 expected_revision: model.last.expected_revision,
-                command: self.command(model, *command),
+                command: self.command(*command),
             }),
             Say::Register { stream, who, answered } => {
                 Input::Register { stream_id: stream_id(*stream), subscriber: newcomer(*who), answered: *answered }
@@ -185,7 +185,7 @@ impl Subject {
         }
     }
 
-    fn command(&self, model: &Model, order: Order) -> Command<'static> {
+    fn command(&self, order: Order) -> Command<'static> {
         match order {
             Order::Start(plan) => Command::Start(plan.map(|plan| self.configs[plan as usize].clone())),
             Order::Stop => Command::Stop,
@@ -194,7 +194,8 @@ impl Subject {
             Order::ForceScene(scene) => Command::ForceScene(SCENES[scene as usize]),
             Order::SkipScene => Command::SkipScene,
             Order::PreviousScene => Command::PreviousScene,
-            Order::Seek(_) | Order::SeekFromEnd(_) => Command::Seek(model.last.position),
+            Order::Seek(position) => Command::Seek(position),
+            Order::SeekFromEnd(_) => unreachable!("the model has looked up where that is"),
             Order::AdjustScene(delta) => Command::AdjustScene(delta),
             Order::Status(Status { is_streaming, ms, timecode }) => {
                 Command::UpdateStreamStatus { is_streaming, stream_time_ms: ms, timecode: TIMECODES[timecode as usize] }
@@ -418,6 +419,7 @@ fn refusal(rejection: Rejection) -> Refusal {
         Rejection::SceneNotFound(_) => Refusal::SceneNotFound,
         Rejection::UnknownSubscriber { .. } => Refusal::UnknownSubscriber,
         Rejection::Conflict { expected, actual } => Refusal::Conflict { expected, actual },
+        Rejection::RequestIdTaken(_) => Refusal::RequestIdTaken,
         Rejection::Exhausted { what, limit } => Refusal::Exhausted { what, limit },
     }
 }
