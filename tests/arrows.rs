@@ -26,7 +26,7 @@ const MAY_USE: [(&str, Option<&[&str]>); 13] = [
 
 /// Crate, and the parts that may name it. What is to be replaced one day, such as the broker's client, or must not spread,
 /// such as how options are read, has one home.
-const HOMES: [(&str, &[&str]); 31] = [
+const HOMES: [(&str, &[&str]); 32] = [
     ("async_nats", &["transport"]),
     ("axum", &["gateway", "http", "telemetry"]),
     ("bytemuck", &["engine"]),
@@ -50,6 +50,7 @@ const HOMES: [(&str, &[&str]); 31] = [
     ("serde", &["gateway", "wire"]),
     ("serde_json", &["gateway", "http"]),
     ("serde_path_to_error", &["gateway"]),
+    ("siphasher", &["engine"]),
     ("slab", &["client", "engine", "transport"]),
     ("socket2", &["http"]),
     ("thiserror", &["client", "engine", "service", "shard", "subject", "timeline", "transport", "wire"]),

@@ -41,7 +41,8 @@ async fn a_subscriber_registers_is_heard_and_leaves(world: World) {
 
     let first = caller.subscription(register_from("show", "v", "192.0.2.7:51000", 0)).await;
     let again = caller.subscription(register_from("show", "v", "[2001:db8::1]:80", 0)).await;
-    assert_eq!(again.handle, first.handle, "the same subscriber");
+    let heard = caller.subscription(heartbeats("", &[], vec![first.handle, again.handle])).await;
+    assert_eq!(heard.unknown_handle, [first.handle], "registering again voids the handle before");
     assert_eq!(accepted(again).mode(), Mode::Running);
     assert_eq!(caller.stats("show").await.total, 1);
 
@@ -181,11 +182,15 @@ async fn a_batch_of_thousands_is_answered_as_a_whole_and_in_order(world: World) 
     assert_eq!((reply.code(), reply.handles.len()), (Code::InvalidArgument, 2_500));
     assert!(reply.message.contains("1 of 2500") && reply.message.contains("subscriber[2100]"), "{}", reply.message);
     assert_eq!(caller.stats("show").await.total, 2_499);
-    let last = caller.subscription(register("show", "viewer-2499")).await;
-    assert_eq!(last.handle, reply.handles[2_499], "in the order of the subscribers");
+    let mut handles = reply.handles;
+    let left = caller.subscription(unregister_all("", &[], vec![handles[2_499]])).await;
+    assert_eq!(left.code(), Code::Ok);
+    let last = caller.subscription(heartbeat("show", "viewer-2499", 0)).await;
+    assert_eq!(last.code(), Code::UnknownSubscriber, "handles are in the order of the subscribers");
+    handles[2_499] = caller.subscription(register("show", "viewer-2499")).await.handle;
 
     let clients: Vec<&str> = names.iter().map(String::as_str).collect();
-    let heard = caller.subscription(heartbeats("show", &clients, reply.handles.clone())).await;
+    let heard = caller.subscription(heartbeats("show", &clients, handles)).await;
     assert_eq!((heard.unknown_client_id, heard.unknown_handle), (vec!["viewer-2100".to_owned()], vec![0]));
 
     let mut malformed = clients.clone();
