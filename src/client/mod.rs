@@ -42,7 +42,7 @@ pub use self::{
     error::{ClientError, ErrorKind},
     liveness::{Absence, ServiceState},
     registration::{Registration, Standing},
-    updates::{Floor, UpdateStream, UpdatesFrom},
+    updates::{HighWaterMark, UpdateStream, UpdatesFrom},
 };
 pub use crate::{
     transport::Connection,

@@ -1,7 +1,7 @@
 //! A stream's updates as they come, without those that are old: from a subject of its own, or out of a feed.
 //!
 //! The broker delivers at most once and several publishers may exist for a moment while a stream changes owner, so a
-//! reader must not take what comes for what is true: it keeps a floor and drops what is not above it. It does not ask
+//! reader must not take what comes for what is true: it keeps a high-water mark and drops what is not above it. It does not ask
 //! for what it missed; each update is the full state, so the next one heals a loss.
 
 use std::{
@@ -28,24 +28,24 @@ pub enum UpdatesFrom {
 
 /// The newest (epoch, sequence) seen: what is not above it is old.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Floor {
+pub struct HighWaterMark {
     epoch: u64,
     sequence: u64,
 }
 
-impl Floor {
-    /// The floor that `update` sets.
+impl HighWaterMark {
+    /// The mark that `update` sets.
     #[must_use]
     pub fn of(update: &StateUpdate) -> Self {
         Self { epoch: update.epoch, sequence: update.sequence }
     }
 
-    /// Raises the floor to `update` and says true, or says false when `update` is not above it.
+    /// Raises the mark to `update` and says true, or says false when `update` is not above it.
     pub fn admit(&mut self, update: &StateUpdate) -> bool {
         self.raise(Self::of(update))
     }
 
-    /// Raises the floor to `other` and says true, or says false when `other` is not above it.
+    /// Raises the mark to `other` and says true, or says false when `other` is not above it.
     pub fn raise(&mut self, other: Self) -> bool {
         let above = other > *self;
         if above {
@@ -60,7 +60,7 @@ impl Floor {
 pub struct UpdateStream {
     source: Source,
     stream_id: String,
-    floor: Option<Floor>,
+    mark: Option<HighWaterMark>,
     skipped: u64,
     /// Told when the epoch rises. Weak: who only reads does not keep the client.
     core: Weak<Core>,
@@ -74,16 +74,16 @@ pub(super) enum Source {
 
 impl UpdateStream {
     pub(super) fn new(source: Source, stream_id: String, core: Weak<Core>) -> Self {
-        Self { source, stream_id, floor: None, skipped: 0, core }
+        Self { source, stream_id, mark: None, skipped: 0, core }
     }
 
-    /// Takes a snapshot as the floor: updates that it already contains are dropped. True if it is news itself.
+    /// Takes a snapshot as the high-water mark: updates that it already contains are dropped. True if it is news itself.
     pub fn seed(&mut self, snapshot: &StateUpdate) -> bool {
-        let before = self.floor.map(|floor| floor.epoch);
-        let is_news = match &mut self.floor {
-            Some(floor) => floor.admit(snapshot),
+        let before = self.mark.map(|mark| mark.epoch);
+        let is_news = match &mut self.mark {
+            Some(mark) => mark.admit(snapshot),
             None => {
-                self.floor = Some(Floor::of(snapshot));
+                self.mark = Some(HighWaterMark::of(snapshot));
                 true
             }
         };

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use axum::extract::ws::Utf8Bytes;
 
 use crate::client::{
-    Floor,
+    HighWaterMark,
     proto::{Mode, StateUpdate},
 };
 
@@ -20,7 +20,7 @@ pub(super) const MAX_CHANGES: usize = 64;
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Post {
     /// Its epoch and sequence.
-    floor: Floor,
+    mark: HighWaterMark,
     /// Its JSON.
     text: Utf8Bytes,
     /// The stream was removed: nothing follows.
@@ -44,7 +44,7 @@ pub(super) struct Board {
 pub(super) struct Reader {
     changes: u64,
     ticks: u64,
-    floor: Floor,
+    mark: HighWaterMark,
     /// Ticks that were replaced before they were read, since this was last looked at.
     pub(super) skipped: u64,
 }
@@ -69,7 +69,7 @@ impl Board {
     /// Puts an update up. An update that does not encode does not exist.
     pub(super) fn post(&mut self, update: &StateUpdate, text: String) {
         let last = update.mode() == Mode::Unknown;
-        let post = Post { floor: Floor::of(update), text: text.into(), last };
+        let post = Post { mark: HighWaterMark::of(update), text: text.into(), last };
         if update.is_replaceable() {
             self.tick = Some(post);
             self.tick_count += 1;
@@ -92,7 +92,7 @@ impl Board {
 impl Reader {
     /// What a snapshot contains is not sent again.
     pub(super) fn start_at(&mut self, snapshot: &StateUpdate) {
-        self.floor = Floor::of(snapshot);
+        self.mark = HighWaterMark::of(snapshot);
     }
 
     /// What is next for this reader.
@@ -103,7 +103,7 @@ impl Reader {
             let (post, ticks_before) = &board.changes[index];
             self.changes += 1;
             self.skip_ticks(*ticks_before);
-            if self.floor.raise(post.floor) {
+            if self.mark.raise(post.mark) {
                 return Next::Send { text: post.text.clone(), last: post.last };
             }
         }
@@ -111,7 +111,7 @@ impl Reader {
             Some(post) if self.ticks < board.tick_count => {
                 self.skip_ticks(board.tick_count - 1);
                 self.ticks = board.tick_count;
-                match self.floor.raise(post.floor) {
+                match self.mark.raise(post.mark) {
                     true => Next::Send { text: post.text.clone(), last: false },
                     false => Next::Wait,
                 }
