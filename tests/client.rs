@@ -1,7 +1,12 @@
 //! The client with a real service on the memory transport: that both mean the same by the wire.
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "support/nats_server.rs"]
+mod nats_server;
+
 use std::{future::Future, sync::Arc, time::Duration};
+
+use nats_server::{NatsServer, ServerOptions};
 
 use orchestrator_service::{
     client::{
@@ -10,7 +15,11 @@ use orchestrator_service::{
     },
     service::{Service, ServiceSettings},
     shard::owed::PublishTo,
-    transport::{Transport, memory::MemoryBus},
+    transport::{
+        Transport,
+        memory::MemoryBus,
+        nats::{NatsOptions, NatsTransport},
+    },
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -316,4 +325,111 @@ async fn the_last_client_gone_unregisters_its_viewers() {
     drop(viewer);
     let other = client_on(&bus);
     eventually(|| async { viewers(&other, "s").await == 0 }).await;
+}
+
+/// Two gateways that hold the same subscriber: the first has registered before the second.
+async fn two_holders(bus: &MemoryBus) -> [(Client, Registration); 2] {
+    let (first, second) = (client_on(bus), client_on(bus));
+    first.start("s", OrchestratorConfig { when_empty: WhenEmpty::Restart.into(), ..config() }).await.expect("started");
+    let viewers = [register(&first, "s", 7).await, register(&second, "s", 7).await];
+    let [older, newer] = viewers;
+    [(first, older), (second, newer)]
+}
+
+/// Several heartbeats of each client.
+async fn beats() {
+    tokio::time::sleep(Duration::from_millis(1_000)).await;
+}
+
+#[tokio::test]
+async fn a_late_leave_at_one_gateway_evicts_no_newer_registration_at_another() {
+    for late in [false, true] {
+        let bus = MemoryBus::new();
+        let _service = service_on(&bus).await;
+        let [(first, older), (second, newer)] = two_holders(&bus).await;
+        let position = || async { second.get_state("s").await.expect("a state").current_time };
+        if late {
+            // Until the older one has heard that its handle is void.
+            beats().await;
+        }
+        let before = position().await;
+        drop(older);
+        drop(register(&first, "s", 8).await);
+        eventually(|| async { viewers(&first, "s").await == 1 }).await;
+        beats().await;
+        assert_eq!(viewers(&second, "s").await, 1, "{late}");
+        assert!(position().await > before, "it plays on");
+        assert_eq!(newer.standing(), Standing::Registered { round: 1 }, "and heard nothing of it");
+        drop(newer);
+        eventually(|| async { viewers(&first, "s").await == 0 }).await;
+    }
+}
+
+#[tokio::test]
+async fn two_gateways_that_hold_the_same_subscriber_do_not_take_it_from_each_other() {
+    let bus = MemoryBus::new();
+    let _service = service_on(&bus).await;
+    let [(first, older), (_second, newer)] = two_holders(&bus).await;
+    for _ in 0..2 {
+        beats().await;
+        for viewer in [&older, &newer] {
+            assert_eq!(viewer.standing(), Standing::Registered { round: 1 });
+        }
+        assert_eq!(viewers(&first, "s").await, 1);
+    }
+    // Whoever is left finds out with its next heartbeat, and then has the say.
+    drop(newer);
+    round(&older, 2).await;
+    assert_eq!(viewers(&first, "s").await, 1);
+    drop(older);
+    eventually(|| async { viewers(&first, "s").await == 0 }).await;
+}
+
+async fn nats(server: &NatsServer, name: &str) -> Arc<NatsTransport> {
+    NatsTransport::connect(NatsOptions::new(server.url(), name)).await.expect("a transport")
+}
+
+/// A service over NATS.
+async fn service_at(server: &NatsServer) -> Service {
+    let link: Arc<dyn Transport> = nats(server, "shard").await;
+    let settings = ServiceSettings { shards: 1, ..ServiceSettings::default() };
+    Service::start(settings, nats(server, "ingress").await, vec![link]).await.expect("started")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_is_registered_again_with_a_broker_that_takes_little() {
+    for max_payload in [16_384, 2_048] {
+        let mut server = NatsServer::start_with(ServerOptions { max_payload: Some(max_payload), ..Default::default() });
+        let _service = service_at(&server).await;
+        let options = ClientOptions { heartbeat_interval: Duration::from_millis(500), ..ClientOptions::default() };
+        let client = Client::new(nats(&server, "gateway").await, options);
+        client.start("s", config()).await.expect("started");
+        let mut kept = Vec::new();
+        for number in 0..400_u64 {
+            let viewer = format!("00000000-0000-4000-8000-{number:012}");
+            kept.push(client.register("s", &viewer, "127.0.0.1:4000".parse().ok(), number).await.expect("registered"));
+        }
+        server.restart();
+        for viewer in &kept {
+            round(viewer, 2).await;
+        }
+        assert_eq!(viewers(&client, "s").await, 400);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(kept.iter().all(|viewer| matches!(viewer.standing(), Standing::Registered { .. })), "they beat");
+        drop(kept);
+        eventually(|| async { viewers(&client, "s").await == 0 }).await;
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_too_large_is_refused_at_once_with_the_limit() {
+    let bus = MemoryBus::with_max_payload(1_000);
+    let _service = service_on(&bus).await;
+    let client = client_on(&bus);
+    let scenes = (0..100).map(|n| SceneConfig { name: format!("scene {n}"), duration_ms: 1 }).collect();
+    let begun = std::time::Instant::now();
+    let error = client.start("s", OrchestratorConfig { scenes, ..config() }).await.expect_err("too large");
+    assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidArgument, Code::InvalidArgument));
+    assert!(error.message().contains("1000"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }

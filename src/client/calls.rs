@@ -1,13 +1,12 @@
-//! Commands and queries: one request each, tried again for as long as nothing answers it.
+//! Commands and queries: one [request](super::request) each.
 
-use std::{future::IntoFuture, time::Duration};
+use std::future::IntoFuture;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use prost::Message as _;
-use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Client, ClientError, ErrorKind, core::Core};
+use super::{Client, ClientError, answer::Expected, request::Request};
 use crate::wire::{
     StreamId,
     proto::{
@@ -15,10 +14,6 @@ use crate::wire::{
     },
     subject,
 };
-
-/// Pause before a request that nobody answered is sent again, plus up to as much again: long enough not to be a
-/// load on a service that starts, short against the budget of a call.
-const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a stream can be told.
 #[derive(Debug, Clone, PartialEq)]
@@ -130,13 +125,15 @@ impl Call<'_> {
 
     async fn send(self) -> Result<Accepted, ClientError> {
         StreamId::parse(&self.stream_id).map_err(|error| ClientError::invalid(error.to_string()))?;
+        let stream_id = self.stream_id;
         let command = proto::OrchestratorCommand {
-            command: Some(self.command.addressed(self.stream_id)),
+            command: Some(self.command.addressed(stream_id.clone())),
             request_id: self.request_id.unwrap_or_else(|| self.client.core().random.uuid().to_string()),
             expected_revision: self.expected_revision,
         };
-        let reply = self.client.core().ask_until_answered(subject::COMMAND, command.encode_to_vec()).await?;
-        let Reply { stream_id, revision, state, .. } = accepted(decode_reply(reply)?)?;
+        let core = self.client.core();
+        let request = Request::new(subject::COMMAND, command.encode_to_vec(), Expected::Stream(&stream_id));
+        let Reply { stream_id, revision, state, .. } = accepted(core.ask(&request, core.budget()).await?)?;
         Ok(Accepted { stream_id, revision, state })
     }
 }
@@ -244,7 +241,7 @@ impl Client {
     pub async fn get_state(&self, stream_id: &str) -> Result<StateUpdate, ClientError> {
         StreamId::parse(stream_id).map_err(|error| ClientError::invalid(error.to_string()))?;
         let query = proto::query::Query::GetState(proto::GetState { stream_id: stream_id.to_owned() });
-        let reply = self.query(query).await?;
+        let reply = self.query(query, Expected::State(stream_id)).await?;
         reply.state.into_iter().next().ok_or_else(|| ClientError::undecodable("a state is missing"))
     }
 
@@ -254,7 +251,8 @@ impl Client {
     /// When nothing answers, or the service refuses the limit or the cursor.
     pub async fn list_streams(&self, limit: u32, cursor: Option<&str>) -> Result<Page, ClientError> {
         let cursor = cursor.unwrap_or_default().to_owned();
-        let reply = self.query(proto::query::Query::ListStreams(proto::ListStreams { limit, cursor })).await?;
+        let reply =
+            self.query(proto::query::Query::ListStreams(proto::ListStreams { limit, cursor }), Expected::Page).await?;
         let cursor = Some(reply.cursor).filter(|cursor| !cursor.is_empty());
         Ok(Page { streams: reply.state, cursor })
     }
@@ -268,95 +266,19 @@ impl Client {
             StreamId::parse(stream_id).map_err(|error| ClientError::invalid(error.to_string()))?;
         }
         let stream_id = stream_id.unwrap_or_default().to_owned();
-        let reply = self.query(proto::query::Query::GetStats(proto::GetStats { stream_id })).await?;
+        let reply = self.query(proto::query::Query::GetStats(proto::GetStats { stream_id }), Expected::Stats).await?;
         reply.stats.ok_or_else(|| ClientError::undecodable("the stats are missing"))
     }
 
-    async fn query(&self, query: proto::query::Query) -> Result<QueryReply, ClientError> {
+    async fn query(&self, query: proto::query::Query, expected: Expected<'_>) -> Result<QueryReply, ClientError> {
+        let core = self.core();
         let payload = proto::Query { query: Some(query) }.encode_to_vec();
-        accepted_query(self.core().ask_until_answered(subject::QUERY, payload).await?)
+        accepted_query(core.ask(&Request::new(subject::QUERY, payload, expected), core.budget()).await?)
     }
-}
-
-impl Core {
-    /// Sends a request until it is answered, at most for the budget of a call, and no longer than the absence of a
-    /// service is borne: that time begins when the broker first says so, since it may have been waited for before.
-    ///
-    /// The same bytes each time, and with them the same request id: if only the answer was lost, the service gives it
-    /// again instead of executing twice. What the service itself refuses is not tried again, `UNAVAILABLE` included:
-    /// an overloaded service is not helped by more of the same.
-    pub(super) async fn ask_until_answered(
-        &self,
-        subject: &'static str,
-        payload: Vec<u8>,
-    ) -> Result<Bytes, ClientError> {
-        let payload = Bytes::from(payload);
-        let until = Instant::now() + self.options.total_timeout;
-        let mut absent_since = None;
-        let mut reached_none = true;
-        loop {
-            let error = match self.ask(subject, payload.clone(), until).await {
-                Err(error) if error.is_unanswered() => error,
-                done => return done,
-            };
-            let pause = RETRY_PAUSE + self.random.below(RETRY_PAUSE);
-            let now = Instant::now();
-            let give_up_at = if error.kind() == ErrorKind::NoService {
-                until.min(*absent_since.get_or_insert(now) + self.options.absent_timeout)
-            } else {
-                reached_none = false;
-                until
-            };
-            if now + pause >= give_up_at {
-                return Err(if reached_none { error.of_none_reached() } else { error });
-            }
-            tracing::debug!(subject, %error, "nothing answered, trying again");
-            sleep(pause).await;
-        }
-    }
-
-    /// One attempt, at most for the timeout of an attempt and not past `until`.
-    pub(super) async fn ask(
-        &self,
-        subject: &'static str,
-        payload: Bytes,
-        until: Instant,
-    ) -> Result<Bytes, ClientError> {
-        self.fits(payload.len())?;
-        let timeout = self.options.attempt_timeout.min(until.saturating_duration_since(Instant::now()));
-        // The transport keeps the timeout itself; a little later, so do we: a call must end whatever is beneath it.
-        let hard_end = Instant::now() + timeout + Duration::from_millis(100);
-        match timeout_at(hard_end, self.transport.request(subject, payload, timeout)).await {
-            Ok(answer) => Ok(answer?.payload),
-            Err(_) => Err(ClientError::new(ErrorKind::Timeout, format!("no answer within {timeout:?}"))),
-        }
-    }
-
-    /// A query in one attempt, not past `until`.
-    pub(super) async fn query_once(
-        &self,
-        query: proto::query::Query,
-        until: Instant,
-    ) -> Result<QueryReply, ClientError> {
-        let payload = proto::Query { query: Some(query) }.encode_to_vec();
-        accepted_query(self.ask(subject::QUERY, payload.into(), until).await?)
-    }
-
-    fn fits(&self, bytes: usize) -> Result<(), ClientError> {
-        if let Some(limit) = self.transport.max_payload().filter(|limit| bytes > *limit) {
-            return Err(ClientError::invalid(format!("a message of {bytes} bytes is over the limit of {limit}")));
-        }
-        Ok(())
-    }
-}
-
-/// Decodes a `Reply`, whatever its code.
-pub(super) fn decode_reply(bytes: Bytes) -> Result<Reply, ClientError> {
-    Reply::decode(bytes).map_err(ClientError::undecodable)
 }
 
 /// A reply to a query whose code is `OK`.
-fn accepted_query(bytes: Bytes) -> Result<QueryReply, ClientError> {
+pub(super) fn accepted_query(bytes: Bytes) -> Result<QueryReply, ClientError> {
     let reply = QueryReply::decode(bytes).map_err(ClientError::undecodable)?;
     match code(reply.code)? {
         Code::Ok => Ok(reply),
@@ -367,11 +289,17 @@ fn accepted_query(bytes: Bytes) -> Result<QueryReply, ClientError> {
 }
 
 /// A reply whose code is `OK`.
-pub(super) fn accepted(reply: Reply) -> Result<Reply, ClientError> {
+pub(super) fn accepted(bytes: Bytes) -> Result<Reply, ClientError> {
+    let reply = decode_reply(bytes)?;
     match code(reply.code)? {
         Code::Ok => Ok(reply),
         code => Err(ClientError::rejected(code, reply)),
     }
+}
+
+/// Decodes a `Reply`, whatever its code.
+pub(super) fn decode_reply(bytes: Bytes) -> Result<Reply, ClientError> {
+    Reply::decode(bytes).map_err(ClientError::undecodable)
 }
 
 /// A code this version knows.

@@ -11,7 +11,8 @@ use tokio::{
 };
 
 use super::{
-    ClientError, ClientOptions, ErrorKind, ServiceState, book::Book, feeds::Feeds, keeper, liveness, random::Random,
+    ClientError, ClientOptions, ErrorKind, ServiceState, feeds::Feeds, keeper, liveness, random::Random,
+    registration_table::RegistrationTable,
 };
 use crate::transport::{Subscription, Transport};
 
@@ -20,10 +21,10 @@ use crate::transport::{Subscription, Transport};
 pub(super) struct Core {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) options: ClientOptions,
-    book: Mutex<Book>,
+    table: Mutex<RegistrationTable>,
     pub(super) feeds: Feeds,
     pub(super) random: Random,
-    /// Tells the background task that the book has something new for it.
+    /// Tells the background task that the table has something new for it.
     pub(super) wake: Notify,
     /// Whether there is a service: kept by the task that a [`Lease`] starts when it is first asked for.
     pub(super) service: watch::Sender<ServiceState>,
@@ -32,18 +33,18 @@ pub(super) struct Core {
 }
 
 impl Core {
-    /// The book. Held for a look or a change, never across an await.
-    pub(super) fn book(&self) -> MutexGuard<'_, Book> {
+    /// The registrations. Held for a look or a change, never across an await.
+    pub(super) fn table(&self) -> MutexGuard<'_, RegistrationTable> {
         // A panic in one holder is a bug there; the others' registrations must not fall with it.
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A stream was seen in this epoch: whoever is registered in a lower one is registered again soon.
     pub(super) fn see(&self, stream_id: &str, epoch: u64) {
         let risen = {
-            let mut book = self.book();
-            book.see(stream_id, epoch);
-            book.has_risen()
+            let mut table = self.table();
+            table.see(stream_id, epoch);
+            table.has_risen()
         };
         if risen {
             self.wake.notify_one();
@@ -52,7 +53,7 @@ impl Core {
 
     /// Unregisters all and lets the background task end.
     pub(super) fn close(&self) {
-        self.book().close();
+        self.table().close();
         self.wake.notify_one();
     }
 }
@@ -68,11 +69,11 @@ pub(super) struct Lease {
 impl Lease {
     /// Starts the background task.
     pub(super) fn start(transport: Arc<dyn Transport>, options: ClientOptions) -> Self {
-        let book = Mutex::new(Book::new(options.max_registrations, options.max_unregisters));
+        let table = Mutex::new(RegistrationTable::new(options.max_registrations, options.max_unregisters));
         let random = Random::new(options.seed);
         let (feeds, wake, ended) = (Feeds::default(), Notify::new(), watch::Sender::new(false));
         let service = watch::Sender::new(ServiceState::Unknown);
-        let core = Arc::new(Core { transport, options, book, feeds, random, wake, service, ended });
+        let core = Arc::new(Core { transport, options, table, feeds, random, wake, service, ended });
         let ending = Ending(Arc::clone(&core));
         tokio::spawn(async move {
             keeper::run(Arc::clone(&ending.0)).await;
@@ -84,6 +85,11 @@ impl Lease {
     pub(super) fn service(&self) -> watch::Receiver<ServiceState> {
         self.prober.get_or_init(|| tokio::spawn(liveness::run(Arc::clone(&self.core))).abort_handle());
         self.core.service.subscribe()
+    }
+
+    /// The shared part, for what may go on when the last clone is gone.
+    pub(super) fn core(&self) -> &Arc<Core> {
+        &self.core
     }
 
     /// What does not keep the background task, nor the transport.

@@ -15,6 +15,8 @@ pub struct ClientError {
     reply: Option<Box<Reply>>,
     /// No attempt of the call reached a service.
     reached_none: bool,
+    /// What a message may have, bytes, where it was too large.
+    limit: Option<usize>,
 }
 
 /// What kind of failure it was, and with it whether anything may have been executed.
@@ -33,7 +35,10 @@ pub enum ErrorKind {
     /// The broker says that no service listens: nothing was executed, unless an attempt of the same call before this
     /// one lost its answer.
     NoService,
-    /// An answer came that does not decode.
+    /// The broker refuses it, for want of a permission or beyond its limit of subscriptions: the message says what. It is
+    /// tried again when it is asked for again.
+    Denied,
+    /// An answer came that this version does not know.
     Undecodable,
     /// The client or its transport was closed.
     Closed,
@@ -41,11 +46,26 @@ pub enum ErrorKind {
 
 impl ClientError {
     pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), reply: None, reached_none: false }
+        // Nothing was sent; or it was, and who was to take it said no.
+        let reached_none = match kind {
+            ErrorKind::InvalidArgument | ErrorKind::Exhausted | ErrorKind::NoService | ErrorKind::Denied => true,
+            ErrorKind::Rejected(_)
+            | ErrorKind::Timeout
+            | ErrorKind::Unavailable
+            | ErrorKind::Undecodable
+            | ErrorKind::Closed => false,
+        };
+        Self { kind, message: message.into(), reply: None, reached_none, limit: None }
     }
 
     pub(super) fn invalid(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::InvalidArgument, message)
+    }
+
+    /// A message that the broker would not take.
+    pub(super) fn too_large(bytes: usize, limit: usize) -> Self {
+        let message = format!("a message of {bytes} bytes is over the broker's limit of {limit}");
+        Self { limit: Some(limit), ..Self::invalid(message) }
     }
 
     pub(super) fn undecodable(what: impl std::fmt::Display) -> Self {
@@ -59,12 +79,12 @@ impl ClientError {
     /// A reply whose code is not `OK`.
     pub(super) fn rejected(code: Code, reply: Reply) -> Self {
         let message = if reply.message.is_empty() { code.as_str_name().to_owned() } else { reply.message.clone() };
-        Self { kind: ErrorKind::Rejected(code), message, reply: Some(Box::new(reply)), reached_none: false }
+        Self { reply: Some(Box::new(reply)), ..Self::new(ErrorKind::Rejected(code), message) }
     }
 
-    /// The same, of a call of which no attempt reached a service.
-    pub(super) fn of_none_reached(self) -> Self {
-        Self { reached_none: true, ..self }
+    /// The same, of a call of which no attempt reached a service, or one did.
+    pub(super) fn with_reached_none(self, reached_none: bool) -> Self {
+        Self { reached_none, ..self }
     }
 
     /// What kind of failure it was.
@@ -81,7 +101,11 @@ impl ClientError {
             ErrorKind::InvalidArgument => Code::InvalidArgument,
             ErrorKind::Exhausted => Code::ResourceExhausted,
             ErrorKind::Undecodable => Code::Undecodable,
-            ErrorKind::Timeout | ErrorKind::Unavailable | ErrorKind::NoService | ErrorKind::Closed => Code::Unavailable,
+            ErrorKind::Timeout
+            | ErrorKind::Unavailable
+            | ErrorKind::NoService
+            | ErrorKind::Denied
+            | ErrorKind::Closed => Code::Unavailable,
         }
     }
 
@@ -97,9 +121,19 @@ impl ClientError {
         self.reply.as_deref()
     }
 
-    /// True when it is certain that nothing was executed.
-    pub(super) fn executed_nothing(&self) -> bool {
-        self.reached_none || matches!(self.kind, ErrorKind::Rejected(_) | ErrorKind::InvalidArgument)
+    /// What the broker takes, bytes, if it would not take this message.
+    pub(super) fn limit(&self) -> Option<usize> {
+        self.limit
+    }
+
+    /// True when the service looked at the request and refused it; `UNAVAILABLE` says that it did not look.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self.kind, ErrorKind::Rejected(code) if code != Code::Unavailable)
+    }
+
+    /// True when no attempt of the call reached a service: nothing was executed.
+    pub(super) fn reached_none(&self) -> bool {
+        self.reached_none
     }
 
     /// True when another attempt of the same request may succeed: nothing answered it.
@@ -111,11 +145,13 @@ impl ClientError {
 impl From<TransportError> for ClientError {
     fn from(error: TransportError) -> Self {
         let kind = match error {
-            TransportError::Disconnected | TransportError::Denied(_) => ErrorKind::Unavailable,
+            TransportError::TooLarge { bytes, limit } => return Self::too_large(bytes, limit),
+            TransportError::Disconnected => ErrorKind::Unavailable,
+            TransportError::Denied(_) => ErrorKind::Denied,
             TransportError::NoResponders(_) => ErrorKind::NoService,
             TransportError::Timeout(_) => ErrorKind::Timeout,
             TransportError::Closed => ErrorKind::Closed,
-            TransportError::TooLarge { .. } | TransportError::Refused(_) => ErrorKind::InvalidArgument,
+            TransportError::Refused(_) => ErrorKind::InvalidArgument,
         };
         Self::new(kind, error.to_string())
     }

@@ -14,13 +14,17 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use prost::Message as _;
 use tokio::{
     sync::watch,
     time::{Instant, sleep},
 };
 
-use super::{ClientError, ErrorKind, core::Core};
-use crate::{transport::Connection, wire::proto};
+use super::{ClientError, ErrorKind, answer::Expected, calls::accepted_query, core::Core, request::Request};
+use crate::{
+    transport::Connection,
+    wire::{proto, subject},
+};
 
 /// How long after an answer the next question is asked: little for a service with many clients.
 const PROBE_INTERVAL: Duration = Duration::from_millis(750);
@@ -155,7 +159,7 @@ impl Observer<'_> {
                 self.found(Absence::Silent);
             }
             ErrorKind::Unavailable | ErrorKind::Closed => self.found(Absence::Broker),
-            ErrorKind::InvalidArgument | ErrorKind::Exhausted | ErrorKind::Undecodable => {
+            ErrorKind::Denied | ErrorKind::InvalidArgument | ErrorKind::Exhausted | ErrorKind::Undecodable => {
                 self.found(Absence::Refused(error.message().into()));
             }
         }
@@ -217,8 +221,9 @@ impl Observer<'_> {
 impl Core {
     /// Asks the service once whether it is there.
     async fn probe(&self) -> Result<(), ClientError> {
-        let question = proto::query::Query::GetStats(proto::GetStats::default());
-        self.query_once(question, Instant::now() + PROBE_TIMEOUT).await.map(drop)
+        let query = Some(proto::query::Query::GetStats(proto::GetStats::default()));
+        let question = Request::new(subject::QUERY, proto::Query { query }.encode_to_vec(), Expected::Stats);
+        accepted_query(self.ask_once(&question, Instant::now() + PROBE_TIMEOUT).await?).map(drop)
     }
 }
 

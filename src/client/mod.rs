@@ -25,9 +25,11 @@
 //! |---|---|
 //! | `calls` | commands and queries |
 //! | `registration` | the guard of a subscriber |
-//! | `book` | which registrations there are and what is owed for them: pure |
-//! | `farewells` | who is still to be unregistered |
-//! | `keeper` | the background task that pays it |
+//! | `request`, `answer` | how often a request is sent, and what counts as its answer |
+//! | `registration_table` | which registrations there are and what is to be asked for them: pure |
+//! | `unregister_queue` | who is still to be unregistered |
+//! | `batch` | how much goes into one message |
+//! | `keeper` | the background task that asks |
 //! | `liveness` | whether there is a service |
 //! | `updates` | updates without old ones |
 //! | `shared` | one task for all who share a subscription |
@@ -55,17 +57,20 @@ use self::{
 };
 use crate::{transport::Transport, wire::subject};
 
-mod book;
+mod answer;
+mod batch;
 mod calls;
 mod core;
 mod error;
-mod farewells;
 mod feeds;
 mod keeper;
 mod liveness;
 mod random;
 mod registration;
+mod registration_table;
+mod request;
 pub mod shared;
+mod unregister_queue;
 mod updates;
 
 /// How a client behaves. The defaults fit the service's.

@@ -3,13 +3,18 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use prost::Message as _;
-use tokio::sync::watch;
+use tokio::{
+    sync::{oneshot, watch},
+    time::timeout_at,
+};
 
 use super::{
-    Client, ClientError,
-    book::Who,
-    calls::{accepted, decode_reply},
-    core::Lease,
+    Client, ClientError, ErrorKind,
+    answer::Expected,
+    calls::accepted,
+    core::{Core, Lease},
+    registration_table::{Begun, Name, Outcome, source_text},
+    request::{Budget, Request},
 };
 use crate::wire::{
     ClientId, StreamId,
@@ -22,7 +27,8 @@ use crate::wire::{
 pub enum Standing {
     /// Registered.
     Registered {
-        /// 1 at first, one more each time it was registered again: what was published in between may be missed.
+        /// 1 at first, one more each time it was registered again: what was published in between may be missed. A guard
+        /// that joins another of the same subscriber begins where that is.
         round: u64,
     },
     /// The service does not know it, and said this when it was last asked; it is asked again.
@@ -35,14 +41,18 @@ pub enum Standing {
 ///
 /// In between it is kept alive with heartbeats and registered again when the service has forgotten it. The heartbeats
 /// say that this guard lives, not that the viewer does: drop it when the viewer is gone.
+///
+/// The last guard of a subscriber unregisters it. Should another client have registered the same one since, this one
+/// leaves it alone, as far as it has found out: see `registration_table`. Where both hold it, whoever registered last
+/// decides; the other is told with its next heartbeat that it is gone, and registers again.
 #[derive(Debug)]
 pub struct Registration {
-    lease: Arc<Lease>,
-    key: usize,
+    /// Dropped before the lease, which may be the last.
+    held: Held,
     state: StateUpdate,
     client_id: Box<str>,
     session: u64,
-    standing: watch::Receiver<Standing>,
+    _lease: Arc<Lease>,
 }
 
 impl Registration {
@@ -67,20 +77,13 @@ impl Registration {
     /// Whether the service knows it.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        *self.standing.borrow()
+        *self.held.standing.borrow()
     }
 
     /// The same, to wait for.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Standing> {
-        self.standing.clone()
-    }
-}
-
-impl Drop for Registration {
-    fn drop(&mut self) {
-        self.lease.book().remove(self.key);
-        self.lease.wake.notify_one();
+        self.held.standing.clone()
     }
 }
 
@@ -103,67 +106,121 @@ impl Client {
     ) -> Result<Registration, ClientError> {
         StreamId::parse(stream_id).map_err(|error| ClientError::invalid(error.to_string()))?;
         ClientId::parse(client_id).map_err(|error| ClientError::invalid(error.to_string()))?;
-        let core = self.core();
-        let who = Who { stream_id: stream_id.into(), client_id: client_id.into(), source_addr, session };
+        let name = || Name { stream_id: stream_id.into(), client_id: client_id.into(), session };
+        let core = self.lease().core();
+        let budget = core.budget();
+        let attempt = Attempt::begin(core, name, source_addr, budget).await?;
         let command = Command::Register(proto::Register {
             stream_id: stream_id.to_owned(),
             client_id: client_id.to_owned(),
-            source_addr: who.source_text(),
+            source_addr: source_text(source_addr),
             session,
         });
         let payload = proto::SubscriptionCommand { command: Some(command) }.encode_to_vec();
 
-        let mut attempt = Attempt::begin(self.lease(), who)?;
-        let answer = core.ask_until_answered(subject::SUBSCRIPTION, payload).await;
-        let reply = match answer.and_then(decode_reply).and_then(accepted) {
-            Ok(reply) => reply,
-            Err(error) => {
-                attempt.is_owed = !error.executed_nothing();
-                return Err(error);
-            }
-        };
-        let (handle, Some(state)) = (reply.handle, reply.state) else {
-            return Err(ClientError::undecodable("the snapshot is missing"));
-        };
-        if handle == 0 {
-            return Err(ClientError::undecodable("the handle is missing"));
-        }
-        attempt.finish(handle, state)
+        // It goes on when the caller does not: whoever is registered in the end is unregistered by its handle, which meets
+        // nobody else.
+        let (caller, registered) = oneshot::channel();
+        tokio::spawn(attempt.run(stream_id.to_owned(), payload, budget, caller));
+        let (held, state) = registered.await.map_err(|_| ClientError::closed())??;
+        let client_id = client_id.into();
+        Ok(Registration { held, state, client_id, session, _lease: Arc::clone(self.lease()) })
     }
 }
 
-/// A registration asked for: unless it is finished, the service may know a subscriber that nobody holds.
-struct Attempt<'a> {
-    lease: &'a Arc<Lease>,
-    who: Who,
-    is_owed: bool,
+/// A place in the table, given up when it is dropped.
+#[derive(Debug)]
+struct Held {
+    core: Arc<Core>,
+    key: usize,
+    standing: watch::Receiver<Standing>,
 }
 
-impl<'a> Attempt<'a> {
-    fn begin(lease: &'a Arc<Lease>, who: Who) -> Result<Self, ClientError> {
-        lease.book().begin(&who)?;
-        Ok(Self { lease, who, is_owed: true })
-    }
-
-    fn finish(mut self, handle: u64, state: StateUpdate) -> Result<Registration, ClientError> {
-        let (client_id, session) = (self.who.client_id.clone(), self.who.session);
-        let (inserted, risen) = {
-            let mut book = self.lease.book();
-            (book.insert(self.who.clone(), handle, state.epoch), book.has_risen())
-        };
-        let (key, standing) = inserted?;
-        self.is_owed = false;
-        if risen {
-            self.lease.wake.notify_one();
-        }
-        Ok(Registration { lease: Arc::clone(self.lease), key, state, client_id, session, standing })
-    }
-}
-
-impl Drop for Attempt<'_> {
+impl Drop for Held {
     fn drop(&mut self) {
-        if self.lease.book().end(&self.who, self.is_owed) {
-            self.lease.wake.notify_one();
+        self.core.table().release(self.key);
+        self.core.wake.notify_one();
+    }
+}
+
+/// A registration under way: however it ends, the table is told.
+struct Attempt {
+    core: Arc<Core>,
+    /// `None` once the table was told.
+    key: Option<usize>,
+    /// What became of it, as far as it is known.
+    outcome: Outcome,
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        // Cancelled before anything was sent, or ended by the runtime.
+        self.tell();
+    }
+}
+
+impl Attempt {
+    /// Waits until nothing else is in flight for the same subscriber.
+    async fn begin(
+        core: &Arc<Core>,
+        name: impl Fn() -> Name,
+        source_addr: Option<SocketAddr>,
+        budget: Budget,
+    ) -> Result<Self, ClientError> {
+        loop {
+            let begun = core.table().begin(name(), source_addr)?;
+            match begun {
+                Begun::Now(key) => {
+                    return Ok(Self { core: Arc::clone(core), key: Some(key), outcome: Outcome::NotExecuted });
+                }
+                Begun::Later(idle) => {
+                    if timeout_at(budget.until(), idle).await.is_err() {
+                        let message = "another request for the same subscriber has no answer yet";
+                        return Err(ClientError::new(ErrorKind::Timeout, message).with_reached_none(true));
+                    }
+                }
+            }
         }
+    }
+
+    async fn run(
+        mut self,
+        stream_id: String,
+        payload: Vec<u8>,
+        budget: Budget,
+        caller: oneshot::Sender<Result<(Held, StateUpdate), ClientError>>,
+    ) {
+        let request = Request::new(subject::SUBSCRIPTION, payload, Expected::Stream(&stream_id));
+        // Should this end here, nobody knows what became of it.
+        self.outcome = Outcome::Unknown;
+        let answer = self.core.ask_while(&request, budget, || !caller.is_closed()).await;
+        let result = answer.and_then(accepted);
+        self.outcome = match &result {
+            Ok(reply) if reply.handle != 0 => {
+                let epoch = reply.state.as_ref().map_or(0, |state| state.epoch);
+                Outcome::Registered { handle: reply.handle, epoch }
+            }
+            Err(error) if error.reached_none() => Outcome::NotExecuted,
+            // Said of the first attempt, or of one that had been executed before: then it would have been accepted.
+            Err(error) if error.is_refusal() => Outcome::Refused,
+            Ok(_) | Err(_) => Outcome::Unknown,
+        };
+        let held = self.tell();
+        // A caller that is gone drops what it would have held.
+        let _ = caller.send(result.and_then(|reply| {
+            if reply.handle == 0 {
+                return Err(ClientError::undecodable("the handle is missing"));
+            }
+            let held = held.ok_or_else(ClientError::closed)?;
+            Ok((held, reply.state.ok_or_else(|| ClientError::undecodable("the snapshot is missing"))?))
+        }));
+    }
+
+    /// Tells the table what became of it. If it was registered, gives what holds it, unless the client was closed meanwhile.
+    fn tell(&mut self) -> Option<Held> {
+        let key = self.key.take()?;
+        let standing = self.core.table().end(key, self.outcome);
+        self.core.wake.notify_one();
+        Some(Held { core: Arc::clone(&self.core), key, standing: standing? })
     }
 }

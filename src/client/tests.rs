@@ -67,7 +67,14 @@ impl Service {
     async fn register(&mut self, handle: u64) {
         let (command, asked) = self.next_wire().await;
         assert!(matches!(command, Wire::Register(_)), "{command:?}");
-        self.answer(asked, &Reply { handle, state: Some(StateUpdate::default()), ..Reply::default() }).await;
+        self.answer(asked, &Reply { handle, state: Some(StateUpdate::default()), ..about_s() }).await;
+    }
+
+    /// Takes the next request, which must ask by name for who is registered, and says that nobody is.
+    async fn nobody_by_name(&mut self) {
+        let (command, asked) = self.next_wire().await;
+        assert!(matches!(&command, Wire::Heartbeat(who) if who.client_id == "c"), "{command:?}");
+        self.answer(asked, &Reply { code: Code::UnknownSubscriber.into(), ..about_s() }).await;
     }
 
     async fn next_beat(&mut self) -> (Vec<u64>, Asked) {
@@ -95,7 +102,7 @@ impl Service {
             }
         };
         assert_eq!(batch.subscriber.len(), handles.len());
-        self.answer(asked, &Reply { handles: handles.to_vec(), ..Reply::default() }).await;
+        self.answer(asked, &Reply { handles: handles.to_vec(), ..about_s() }).await;
     }
 }
 
@@ -119,8 +126,14 @@ fn subject(stream: &str) -> Subject {
     subject::updates(StreamId::parse(stream).expect("an id"))
 }
 
+/// All handles of a batch are known.
 fn ok() -> Reply {
     Reply::default()
+}
+
+/// An answer about the stream of most of these tests.
+fn about_s() -> Reply {
+    Reply { stream_id: "s".into(), ..Reply::default() }
 }
 
 #[tokio::test(start_paused = true)]
@@ -198,7 +211,7 @@ async fn a_service_that_comes_while_its_absence_is_borne_is_found() {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let mut service = Service::on(&bus).await;
         let (_, asked) = service.next_command().await;
-        service.answer(asked, &ok()).await;
+        service.answer(asked, &about_s()).await;
     });
     result.expect("answered");
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
@@ -273,7 +286,9 @@ async fn a_service_that_comes_within_the_budget_is_found() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let mut service = Service::on(&bus).await;
         let asked = service.next().await;
-        service.answer(asked, &QueryReply { cursor: "more".into(), ..QueryReply::default() }).await;
+        service
+            .answer(asked, &QueryReply { state: vec![update_of(1, 1)], cursor: "more".into(), ..QueryReply::default() })
+            .await;
     });
     assert_eq!(result.expect("answered").cursor.as_deref(), Some("more"));
 }
@@ -304,16 +319,47 @@ async fn what_cannot_be_right_is_refused_before_anything_is_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_that_does_not_decode_is_told_apart_and_not_asked_again() {
+async fn an_answer_with_an_unknown_code_is_told_apart_and_not_asked_again() {
     let (_bus, mut service, client) = world().await;
-    for payload in [vec![0xff], Reply { code: 99, ..Reply::default() }.encode_to_vec()] {
-        let (result, ()) = tokio::join!(client.stop("s"), async {
-            let asked = service.next().await;
-            service.publish(asked.reply, payload).await;
-        });
-        let error = result.expect_err("undecodable");
-        assert_eq!((error.kind(), error.code()), (ErrorKind::Undecodable, Code::Undecodable));
-    }
+    let (result, ()) = tokio::join!(client.stop("s"), async {
+        let asked = service.next().await;
+        service.answer(asked, &Reply { code: 99, ..about_s() }).await;
+    });
+    let error = result.expect_err("undecodable");
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Undecodable, Code::Undecodable));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_stream_that_captures_requests_acknowledges_is_no_answer() {
+    let (_bus, mut service, client) = world().await;
+    let acknowledgements =
+        [r#"{"stream":"ORDERS","seq":1}"#, r#"{"stream":"X","domain":"hub","seq":7,"duplicate":true}"#];
+    let acknowledge = async |service: &mut Service, asked: &Asked| {
+        for text in acknowledgements {
+            service.publish(asked.reply.clone(), text.into()).await;
+        }
+        service.publish(asked.reply.clone(), Vec::new()).await;
+    };
+    let begun = Instant::now();
+    let (result, ()) = tokio::join!(client.pause("s"), async {
+        let (_, asked) = service.next_command().await;
+        acknowledge(&mut service, &asked).await;
+        service.answer(asked, &Reply { revision: 3, ..about_s() }).await;
+    });
+    assert_eq!(result.expect("answered").revision, 3);
+    let (result, ()) = tokio::join!(client.get_state("s"), async {
+        let asked = service.next().await;
+        acknowledge(&mut service, &asked).await;
+        service.answer(asked, &QueryReply { state: vec![update_of(1, 1)], ..QueryReply::default() }).await;
+    });
+    assert_eq!(result.expect("answered").sequence, 1);
+    let (viewer, ()) = tokio::join!(client.register("s", "c", None, 5), async {
+        let (_, asked) = service.next_wire().await;
+        acknowledge(&mut service, &asked).await;
+        service.answer(asked, &Reply { handle: 5, state: Some(update_of(1, 1)), ..about_s() }).await;
+    });
+    assert_eq!(viewer.expect("registered").state().sequence, 1);
+    assert_eq!(begun.elapsed(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
@@ -349,6 +395,7 @@ async fn whoever_the_service_does_not_know_is_registered_again_at_once() {
     let forgotten = Instant::now();
     let reply = Reply { code: Code::UnknownSubscriber.into(), unknown_handle: handles, ..Reply::default() };
     service.answer(asked, &reply).await;
+    service.nobody_by_name().await;
     service.next_registers(&[2]).await;
     until(&registration, Standing::Registered { round: 2 }).await;
     assert!(forgotten.elapsed() < Duration::from_secs(1));
@@ -386,8 +433,9 @@ async fn a_stream_that_is_away_is_asked_for_again_on_later_beats() {
     let (handles, asked) = service.next_beat().await;
     let reply = Reply { code: Code::UnknownSubscriber.into(), unknown_handle: handles, ..Reply::default() };
     service.answer(asked, &reply).await;
+    service.nobody_by_name().await;
     let (_, asked) = service.next_wire().await;
-    service.answer(asked, &Reply { code: Code::StreamNotFound.into(), handles: vec![0], ..Reply::default() }).await;
+    service.answer(asked, &Reply { code: Code::StreamNotFound.into(), handles: vec![0], ..about_s() }).await;
     until(&registration, Standing::Lost(Code::StreamNotFound)).await;
     let refused = Instant::now();
     service.next_registers(&[5]).await;
@@ -430,8 +478,9 @@ async fn a_lost_stream_that_comes_back_is_registered_with_at_its_first_update() 
     let (handles, asked) = service.next_beat().await;
     let reply = Reply { code: Code::UnknownSubscriber.into(), unknown_handle: handles, ..Reply::default() };
     service.answer(asked, &reply).await;
+    service.nobody_by_name().await;
     let (_, asked) = service.next_wire().await;
-    service.answer(asked, &Reply { code: Code::StreamNotFound.into(), handles: vec![0], ..Reply::default() }).await;
+    service.answer(asked, &Reply { code: Code::StreamNotFound.into(), handles: vec![0], ..about_s() }).await;
     until(&viewer, Standing::Lost(Code::StreamNotFound)).await;
     let told = Instant::now();
     service.publish(subject("s"), update_of(7, 1).encode_to_vec()).await;
@@ -453,15 +502,25 @@ async fn a_dropped_registration_is_unregistered_soon() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_register_given_up_before_its_answer_is_unregistered_by_name() {
+async fn a_register_given_up_before_its_answer_is_unregistered_by_its_handle_when_that_comes() {
     let (_bus, mut service, client) = world().await;
     let attempt = tokio::spawn({
         let client = client.clone();
         async move { client.register("s", "c", None, 9).await.map(|_| ()) }
     });
-    let (command, _unanswered) = service.next_wire().await;
+    let (command, asked) = service.next_wire().await;
     assert!(matches!(command, Wire::Register(_)));
     attempt.abort();
+    service.answer(asked, &Reply { handle: 5, state: Some(StateUpdate::default()), ..about_s() }).await;
+    assert_eq!(service.next_leave().await.0, [5]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_register_given_up_that_is_never_answered_is_asked_for_once_and_unregistered_by_name() {
+    let (_bus, mut service, client) = world().await;
+    let attempt = tokio::time::timeout(Duration::from_secs(1), client.register("s", "c", None, 9));
+    let (result, _unanswered) = tokio::join!(attempt, service.next_wire());
+    result.expect_err("given up");
     let (command, _) = service.next_wire().await;
     let Wire::Unregister(leaving) = command else { panic!("{command:?}") };
     assert_eq!((leaving.stream_id.as_str(), leaving.client_id.as_str(), leaving.session), ("s", "c", 9));

@@ -24,6 +24,7 @@ mod replace;
 pub mod subject;
 pub mod subscriptions;
 
+pub use self::reader::is_fields_without_groups;
 pub use crate::engine::{ClientId, StreamId};
 
 /// The messages of `proto/orchestrator.proto`, as prost generates them.

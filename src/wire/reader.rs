@@ -101,6 +101,17 @@ pub(super) fn skip(wire_type: WireType, tag: u32, bytes: &mut &[u8]) -> Result<(
     skip_field(wire_type, tag, bytes, DecodeContext::default())
 }
 
+/// Whether the bytes are fields from end to end, and none of them a group: no message of ours has one, while most texts
+/// that begin with a bracket or a sign do.
+#[must_use]
+pub fn is_fields_without_groups(bytes: &[u8]) -> bool {
+    each_field(bytes, |tag, wire_type, rest| match wire_type {
+        WireType::StartGroup | WireType::EndGroup => Err(other_type()),
+        _ => skip(wire_type, tag, rest),
+    })
+    .is_ok()
+}
+
 /// A field that is a text.
 #[inline]
 pub(super) fn text<'a>(wire_type: WireType, bytes: &mut &'a [u8]) -> Result<&'a str, DecodeError> {
