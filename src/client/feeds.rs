@@ -8,23 +8,22 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::Stream;
 use prost::Message as _;
 
 use super::{
     ClientError,
     core::subscribe,
     shared::{Holder, Shared},
+    updates::denied,
 };
 use crate::{
-    transport::{Subscription, Transport},
+    transport::{Subscription, Transport, TransportError},
     wire::{StreamId, feed, proto::StateUpdate, subject},
 };
 
@@ -48,8 +47,8 @@ struct Feed {
 #[derive(Debug, Default)]
 struct Followers {
     by_stream: BTreeMap<Box<str>, Vec<Arc<Waiting>>>,
-    /// The reader has ended: whoever comes has an end and nothing before it.
-    ended: bool,
+    /// Why the reader has ended, once it has: whoever comes has an end and nothing before it.
+    end: Option<ClientError>,
 }
 
 /// The updates of one stream, out of a feed. Dropping it ends it, and the last of a feed ends the subscription.
@@ -78,7 +77,7 @@ impl Feeds {
                     let subscription = subscribe(&*transport, subject::feed(partition).as_str(), timeout).await?;
                     // Followers do not keep the transport open.
                     drop(transport);
-                    Ok(Reader { feed, subscription }.run())
+                    Ok(Reader { feed, subscription, end: ClientError::closed() }.run())
                 },
             )
             .await?;
@@ -101,8 +100,8 @@ impl Feed {
 
     fn enter(&self, stream_id: &str, waiting: &Arc<Waiting>) {
         let mut followers = self.followers();
-        if followers.ended {
-            waiting.end();
+        if let Some(end) = &followers.end {
+            waiting.end(end);
         } else {
             followers.by_stream.entry(stream_id.into()).or_default().push(Arc::clone(waiting));
         }
@@ -118,10 +117,10 @@ impl Feed {
         }
     }
 
-    fn end(&self) {
+    fn end(&self, error: &ClientError) {
         let mut followers = self.followers();
-        followers.ended = true;
-        followers.by_stream.values().flatten().for_each(|waiting| waiting.end());
+        followers.end = Some(error.clone());
+        followers.by_stream.values().flatten().for_each(|waiting| waiting.end(error));
     }
 
     /// Gives each update of a message to those who follow its stream.
@@ -173,19 +172,33 @@ fn count_skipped(reason: &'static str, updates: u64) {
 struct Reader {
     feed: Arc<Feed>,
     subscription: Subscription,
+    /// What its followers are told at the end.
+    end: ClientError,
 }
 
 impl Reader {
     async fn run(mut self) {
-        while let Some(message) = self.subscription.next().await {
-            self.feed.hand_out(message.payload);
+        let denied = denied(&self.subscription);
+        tokio::pin!(denied);
+        loop {
+            tokio::select! {
+                biased;
+                message = self.subscription.next() => match message {
+                    Some(message) => self.feed.hand_out(message.payload),
+                    None => return,
+                },
+                denial = &mut denied => {
+                    self.end = TransportError::Denied(denial).into();
+                    return;
+                }
+            }
         }
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.feed.end();
+        self.feed.end(&self.end);
     }
 }
 
@@ -199,7 +212,7 @@ struct Waiting {
 struct State {
     /// At most [`MAX_WAITING`].
     updates: VecDeque<Arc<StateUpdate>>,
-    ended: bool,
+    end: Option<ClientError>,
     waker: Option<Waker>,
 }
 
@@ -216,18 +229,18 @@ impl Waiting {
     }
 
     /// Nothing comes any more.
-    fn end(&self) {
+    fn end(&self, error: &ClientError) {
         let mut state = self.state();
-        state.ended = true;
+        state.end = Some(error.clone());
         state.wake();
     }
 
-    fn poll_next(&self, context: &Context<'_>) -> Poll<Option<Arc<StateUpdate>>> {
+    fn poll_next(&self, context: &Context<'_>) -> Poll<Result<Arc<StateUpdate>, ClientError>> {
         let mut state = self.state();
-        match state.updates.pop_front() {
-            Some(update) => Poll::Ready(Some(update)),
-            None if state.ended => Poll::Ready(None),
-            None => {
+        match (state.updates.pop_front(), &state.end) {
+            (Some(update), _) => Poll::Ready(Ok(update)),
+            (None, Some(error)) => Poll::Ready(Err(error.clone())),
+            (None, None) => {
                 state.waker = Some(context.waker().clone());
                 Poll::Pending
             }
@@ -259,10 +272,9 @@ impl State {
     }
 }
 
-impl Stream for Follower {
-    type Item = Arc<StateUpdate>;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+impl Follower {
+    /// The next update, or why none will come any more.
+    pub(super) fn poll_next(&self, context: &Context<'_>) -> Poll<Result<Arc<StateUpdate>, ClientError>> {
         self.waiting.poll_next(context)
     }
 }

@@ -179,6 +179,30 @@ async fn when_the_transport_closes_followers_end_behind_what_came_before() {
 }
 
 #[tokio::test]
+async fn a_feed_that_the_broker_refuses_later_ends_with_the_reason_and_may_be_followed_again_when_it_is_allowed() {
+    use crate::transport::Operation;
+    let (bus, link, client) = world();
+    let mut updates = follow(&client, ONE[0]).await;
+    let mut other = follow(&client, ONE[1]).await;
+    batch(&link, vec![update(ONE[0], 1)]).await;
+    settle().await;
+    bus.deny(Operation::Subscribe, "orchestrator.feed.*");
+    assert_eq!(sequences(&mut updates, 1).await, [1]);
+    for updates in [&mut updates, &mut other] {
+        assert_eq!(tokio::time::timeout(Duration::from_secs(5), updates.next()).await.expect("told"), None);
+        assert_eq!(updates.end().map(ClientError::kind), Some(ErrorKind::Denied));
+    }
+    let error = client.updates(ONE[0]).await.map(|_| ()).expect_err("denied");
+    assert_eq!(error.kind(), ErrorKind::Denied);
+    settle().await;
+    assert_eq!((client.core().feeds.len(), bus.subscriptions()), (0, 0));
+    bus.allow(Operation::Subscribe, "orchestrator.feed.*");
+    let mut again = follow(&client, ONE[0]).await;
+    batch(&link, vec![update(ONE[0], 2)]).await;
+    assert_eq!(sequences(&mut again, 1).await, [2]);
+}
+
+#[tokio::test]
 async fn followers_do_not_keep_the_transport() {
     let (_bus, _link, client) = world();
     let mut updates = follow(&client, ONE[0]).await;

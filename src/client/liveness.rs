@@ -20,10 +20,15 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{ClientError, ErrorKind, answer::Expected, calls::accepted_query, core::Core, request::Request};
+use super::{
+    ClientError, ErrorKind, UpdatesFrom, answer::Expected, calls::accepted_query, core::Core, request::Request,
+};
 use crate::{
     transport::Connection,
-    wire::{proto, subject},
+    wire::{
+        proto::{self, PublishedTo},
+        subject,
+    },
 };
 
 /// How long after an answer the next question is asked: little for a service with many clients.
@@ -44,6 +49,13 @@ pub enum ServiceState {
     Unknown,
     /// It answered, less than 3 s ago.
     Alive,
+    /// It answers, but publishes updates where this client does not read them: nothing will come.
+    Elsewhere {
+        /// Where this client reads.
+        reads: UpdatesFrom,
+        /// Where the service says that it publishes.
+        publishes: PublishedTo,
+    },
     /// There is none: what was last seen of its streams may no longer be true.
     Away {
         /// When this was found out; at most 3 s after it began.
@@ -81,6 +93,14 @@ impl ServiceState {
         match self {
             Self::Unknown => Err("no service has answered yet".to_owned()),
             Self::Alive => Ok(()),
+            Self::Elsewhere { reads, publishes } => Err(format!(
+                "updates are read from {} and published to {}: nothing will come",
+                match reads {
+                    UpdatesFrom::Subjects => "SUBJECTS",
+                    UpdatesFrom::Feed => "FEED",
+                },
+                publishes.as_str_name().trim_start_matches("PUBLISHED_TO_"),
+            )),
             Self::Away { reason, .. } => Err(reason.to_string()),
         }
     }
@@ -100,7 +120,7 @@ impl fmt::Display for Absence {
 /// Asks until it is aborted.
 pub(super) async fn run(core: Arc<Core>) {
     let mut connection = core.transport.connection();
-    let mut observer = Observer { core: &core, unanswered: 0, logged: None, is_logged: false };
+    let mut observer = Observer { core: &core, unanswered: 0, logged: None, is_logged: false, logged_elsewhere: None };
     // An error would mean that the transport is gone, which the core holds.
     while let Ok(()) = ask(&mut observer, &mut connection).await {}
 }
@@ -138,18 +158,27 @@ struct Observer<'a> {
     /// When an absence was last logged, and whether the present one was.
     logged: Option<Instant>,
     is_logged: bool,
+    /// When it was last logged that updates are published elsewhere.
+    logged_elsewhere: Option<Instant>,
 }
 
 impl Observer<'_> {
     /// Takes note of an answer and says how long to wait until the next question.
-    fn heard(&mut self, answer: Result<(), ClientError>) -> Duration {
-        let Err(error) = answer else {
-            self.found_alive();
-            return PROBE_INTERVAL;
+    fn heard(&mut self, answer: Result<PublishedTo, ClientError>) -> Duration {
+        let error = match answer {
+            Ok(publishes) => {
+                self.found_there(state_of(self.core.options.updates, publishes));
+                return PROBE_INTERVAL;
+            }
+            Err(error) => error,
         };
         match error.kind() {
             // It is an answer: there is a service, perhaps with too much to do.
-            ErrorKind::Rejected(_) => self.found_alive(),
+            ErrorKind::Rejected(_) => {
+                let known = self.core.service.borrow().clone();
+                let is_elsewhere = matches!(known, ServiceState::Elsewhere { .. });
+                self.found_there(if is_elsewhere { known } else { ServiceState::Alive });
+            }
             ErrorKind::NoService => self.found(Absence::NoService),
             ErrorKind::Timeout => {
                 self.unanswered = self.unanswered.saturating_add(1);
@@ -166,15 +195,22 @@ impl Observer<'_> {
         PROBE_INTERVAL
     }
 
-    fn found_alive(&mut self) {
+    /// There is one, alive or publishing elsewhere.
+    fn found_there(&mut self, now: ServiceState) {
         self.unanswered = 0;
-        let mut before = ServiceState::Alive;
+        let mut before = now.clone();
         self.core.service.send_if_modified(|state| {
-            before = std::mem::replace(state, ServiceState::Alive);
-            before != ServiceState::Alive
+            before = std::mem::replace(state, now.clone());
+            before != now
         });
         if let ServiceState::Away { since, reason } = before {
             self.log_return(since, &reason);
+        }
+        if let (ServiceState::Elsewhere { .. }, Err(why)) = (&now, now.ready())
+            && self.logged_elsewhere.is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL)
+        {
+            self.logged_elsewhere = Some(Instant::now());
+            tracing::warn!("{why}");
         }
     }
 
@@ -186,7 +222,7 @@ impl Observer<'_> {
                 *known = reason.clone();
                 true
             }
-            ServiceState::Unknown | ServiceState::Alive => {
+            ServiceState::Unknown | ServiceState::Alive | ServiceState::Elsewhere { .. } => {
                 is_new = true;
                 *state = ServiceState::Away { since: Instant::now(), reason: reason.clone() };
                 true
@@ -218,12 +254,25 @@ impl Observer<'_> {
     }
 }
 
+/// What to make of a service that publishes there. One that does not say so is believed to publish where it should.
+fn state_of(reads: UpdatesFrom, publishes: PublishedTo) -> ServiceState {
+    match (reads, publishes) {
+        (_, PublishedTo::Unknown | PublishedTo::Both)
+        | (UpdatesFrom::Subjects, PublishedTo::Subjects)
+        | (UpdatesFrom::Feed, PublishedTo::Feed) => ServiceState::Alive,
+        (UpdatesFrom::Subjects, PublishedTo::Feed) | (UpdatesFrom::Feed, PublishedTo::Subjects) => {
+            ServiceState::Elsewhere { reads, publishes }
+        }
+    }
+}
+
 impl Core {
     /// Asks the service once whether it is there.
-    async fn probe(&self) -> Result<(), ClientError> {
+    async fn probe(&self) -> Result<PublishedTo, ClientError> {
         let query = Some(proto::query::Query::GetStats(proto::GetStats::default()));
         let question = Request::new(subject::QUERY, proto::Query { query }.encode_to_vec(), Expected::Stats);
-        accepted_query(self.ask_once(&question, Instant::now() + PROBE_TIMEOUT).await?).map(drop)
+        let reply = accepted_query(self.ask_once(&question, Instant::now() + PROBE_TIMEOUT).await?)?;
+        Ok(reply.stats.map_or(PublishedTo::Unknown, |stats| stats.published_to()))
     }
 }
 

@@ -22,19 +22,21 @@ const BOUND: Duration = Duration::from_secs(3);
 struct Service {
     link: Arc<MemoryTransport>,
     questions: Subscription,
+    publishes: PublishedTo,
 }
 
 impl Service {
     async fn on(bus: &MemoryBus) -> Self {
         let link = bus.connect();
         let questions = link.subscribe(subject::QUERY, Some(subject::QUEUE_GROUP)).await.expect("subscribed");
-        Self { link, questions }
+        Self { link, questions, publishes: PublishedTo::Unknown }
     }
 
     /// Answers one question with this code.
     async fn answer(&mut self, code: Code) {
         let message = self.questions.next().await.expect("the bus lives");
-        let reply = QueryReply { code: code.into(), stats: Some(Stats::default()), ..QueryReply::default() };
+        let stats = Stats { published_to: self.publishes.into(), ..Stats::default() };
+        let reply = QueryReply { code: code.into(), stats: Some(stats), ..QueryReply::default() };
         let reply = Outgoing { subject: message.reply.expect("asked"), payload: reply.encode_to_vec().into() };
         self.link.publish(&mut [reply].into()).await.expect("published");
     }
@@ -199,4 +201,29 @@ async fn only_a_client_that_is_asked_asks_and_it_stops_with_the_last_clone() {
     tokio::time::timeout(Duration::from_secs(60), service.questions.next()).await.expect_err("nobody asks any more");
     assert!(first.has_changed().is_err() && second.has_changed().is_err(), "whoever watches hears that it has ended");
     assert_eq!(bus.subscriptions(), 1, "and no question is left open");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_publishes_elsewhere_is_found_out_and_said() {
+    let table = [
+        (UpdatesFrom::Subjects, PublishedTo::Feed, false),
+        (UpdatesFrom::Feed, PublishedTo::Subjects, false),
+        (UpdatesFrom::Subjects, PublishedTo::Subjects, true),
+        (UpdatesFrom::Feed, PublishedTo::Feed, true),
+        (UpdatesFrom::Feed, PublishedTo::Both, true),
+        (UpdatesFrom::Subjects, PublishedTo::Unknown, true),
+    ];
+    for (reads, publishes, fits) in table {
+        let bus = MemoryBus::new();
+        let mut service = Service { publishes, ..Service::on(&bus).await };
+        let client = Client::new(bus.connect(), ClientOptions { updates: reads, ..ClientOptions::default() });
+        let state = client.service();
+        service.serve_for(Duration::from_secs(3)).await;
+        let expected = if fits { ServiceState::Alive } else { ServiceState::Elsewhere { reads, publishes } };
+        assert_eq!(*state.borrow(), expected);
+        assert_eq!((state.borrow().is_alive(), state.borrow().ready().is_ok()), (fits, fits));
+        service.publishes = PublishedTo::Both;
+        service.serve_for(Duration::from_secs(3)).await;
+        assert!(state.borrow().is_alive(), "and when it is as it should be");
+    }
 }

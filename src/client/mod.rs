@@ -31,11 +31,14 @@
 //! | `batch` | how much goes into one message |
 //! | `keeper` | the background task that asks |
 //! | `liveness` | whether there is a service |
-//! | `updates` | updates without old ones |
+//! | `updates`, `plausible` | updates without old ones, and without those that cannot be true |
 //! | `shared` | one task for all who share a subscription |
 //! | `feeds` | one subscription to a partition's feed for all who follow its streams |
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::sync::watch;
 
@@ -53,7 +56,7 @@ pub use crate::{
 
 use self::{
     core::{Core, Lease, subscribe},
-    updates::Source,
+    updates::{Source, Subject},
 };
 use crate::{transport::Transport, wire::subject};
 
@@ -65,6 +68,7 @@ mod error;
 mod feeds;
 mod keeper;
 mod liveness;
+mod plausible;
 mod random;
 mod registration;
 mod registration_table;
@@ -96,6 +100,8 @@ pub struct ClientOptions {
     /// What jitter, sessions and request ids are drawn from: the same seed and the same calls at the same times make the
     /// same requests, which a simulation needs. `None`: another for each client.
     pub seed: Option<u64>,
+    /// The clock beside which epochs are judged. A simulation has one of its own.
+    pub wall_clock: fn() -> SystemTime,
 }
 
 impl Default for ClientOptions {
@@ -110,6 +116,7 @@ impl Default for ClientOptions {
             max_registrations: 1_000_000,
             max_unregisters: 100_000,
             seed: None,
+            wall_clock: SystemTime::now,
         }
     }
 }
@@ -140,18 +147,19 @@ impl Client {
     /// second: the service that plays it now does not know them.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` for an id that cannot be, `UNAVAILABLE` when the broker is away.
+    /// `INVALID_ARGUMENT` for an id that cannot be, `UNAVAILABLE` when the broker is away, [`ErrorKind::Denied`] when it
+    /// refuses the subscription.
     pub async fn updates(&self, stream_id: &str) -> Result<UpdateStream, ClientError> {
         let id = StreamId::parse(stream_id).map_err(|error| ClientError::invalid(error.to_string()))?;
         let Core { transport, options, feeds, .. } = self.core();
         let timeout = options.total_timeout;
         let source = match options.updates {
             UpdatesFrom::Subjects => {
-                Source::Subject(subscribe(&**transport, subject::updates(id).as_str(), timeout).await?)
+                Source::Subject(Subject::new(subscribe(&**transport, subject::updates(id).as_str(), timeout).await?))
             }
             UpdatesFrom::Feed => Source::Feed(feeds.follow(id, transport, timeout).await?),
         };
-        Ok(UpdateStream::new(source, stream_id.to_owned(), self.lease.downgrade()))
+        Ok(UpdateStream::new(source, stream_id.to_owned(), self.lease.downgrade(), options.wall_clock))
     }
 
     /// The connection to the broker: a new generation means that updates may have been missed.

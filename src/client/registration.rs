@@ -13,12 +13,13 @@ use super::{
     answer::Expected,
     calls::accepted,
     core::{Core, Lease},
+    plausible,
     registration_table::{Begun, Name, Outcome, source_text},
     request::{Budget, Request},
 };
 use crate::wire::{
     ClientId, StreamId,
-    proto::{self, Code, StateUpdate, subscription_command::Command},
+    proto::{self, Code, Reply, StateUpdate, subscription_command::Command},
     subject,
 };
 
@@ -194,7 +195,7 @@ impl Attempt {
         // Should this end here, nobody knows what became of it.
         self.outcome = Outcome::Unknown;
         let answer = self.core.ask_while(&request, budget, || !caller.is_closed()).await;
-        let result = answer.and_then(accepted);
+        let result = answer.and_then(accepted).and_then(|reply| self.believe(reply));
         self.outcome = match &result {
             Ok(reply) if reply.handle != 0 => {
                 let epoch = reply.state.as_ref().map_or(0, |state| state.epoch);
@@ -214,6 +215,15 @@ impl Attempt {
             let held = held.ok_or_else(ClientError::closed)?;
             Ok((held, reply.state.ok_or_else(|| ClientError::undecodable("the snapshot is missing"))?))
         }));
+    }
+
+    /// Its epoch decides who is registered again, so it has to be one that can be true.
+    fn believe(&self, reply: Reply) -> Result<Reply, ClientError> {
+        let now = (self.core.options.wall_clock)();
+        match reply.state.as_ref().and_then(|state| plausible::doubt(state, now)) {
+            Some(why) => Err(ClientError::undecodable(format_args!("the snapshot cannot be true: {why}"))),
+            None => Ok(reply),
+        }
     }
 
     /// Tells the table what became of it. If it was registered, gives what holds it, unless the client was closed meanwhile.

@@ -104,6 +104,8 @@ struct Entry {
     superseded: bool,
     /// The service may have registered it under a handle that nobody was told.
     maybe_registered: bool,
+    /// On which connection it was last asked to: see [`UnregisterQueue::connection`].
+    asked_on: u64,
     rounds: u64,
     /// The highest epoch of its stream that was known when it was last registered.
     epoch: u64,
@@ -196,6 +198,7 @@ impl RegistrationTable {
             }
             entry.source_addr = source_addr;
             entry.in_flight = InFlight::Attempt;
+            entry.asked_on = self.unregisters.connection();
             return Ok(Begun::Now(key));
         }
         if self.entries.len() >= self.max_registrations {
@@ -215,6 +218,7 @@ impl RegistrationTable {
             needs: Needs::Nothing,
             superseded: false,
             maybe_registered: false,
+            asked_on: self.unregisters.connection(),
             rounds: 0,
             epoch: 0,
             standing: watch::Sender::new(Standing::Registered { round: 1 }),
@@ -448,7 +452,10 @@ impl RegistrationTable {
             dropped.into_iter().for_each(|key| self.rest(key));
             if !keys.is_empty() {
                 let epoch = self.streams.get(&stream_id).map_or(0, |watched| watched.epoch);
-                keys.iter().for_each(|&key| self.entries[key].epoch = epoch);
+                for &key in &keys {
+                    self.entries[key].epoch = epoch;
+                    self.entries[key].asked_on = self.unregisters.connection();
+                }
                 return Some(Job::Register { stream_id, keys, subscribers });
             }
         }
@@ -644,7 +651,7 @@ impl RegistrationTable {
         if entry.handle != 0 {
             self.unregisters.push_handle(entry.handle);
         } else if entry.maybe_registered {
-            self.unregisters.push_name(entry.name);
+            self.unregisters.push_name(entry.name, entry.asked_on);
         }
         if let Some(idle) = entry.idle {
             idle.notify_waiters();
@@ -689,6 +696,12 @@ impl RegistrationTable {
     /// Whether a closed table has nothing left to unregister, jobs under way aside.
     pub(super) fn is_done(&self) -> bool {
         self.closed && self.unregisters.is_empty() && self.entries.is_empty()
+    }
+
+    /// Whether nothing is kept and nothing is to be unregistered.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.entries.is_empty() && self.unregisters.is_empty()
     }
 
     /// How many subscribers are kept, those included that are about to come or to go.

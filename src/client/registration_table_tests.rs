@@ -559,6 +559,10 @@ fn a_leave_by_name_is_given_up_soon_and_with_a_new_connection() {
     unknown(&mut table);
     table.register_all_again();
     check_empty(&mut table);
+    let key = table.attempt("s", "a");
+    table.register_all_again();
+    table.end(key, Outcome::Unknown);
+    check_empty(&mut table);
     unknown(&mut table);
     let job = table.next().expect("a leave is due");
     table.register_all_again();

@@ -491,6 +491,88 @@ async fn a_lost_stream_that_comes_back_is_registered_with_at_its_first_update() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refused_subscription_is_an_error_with_the_reason_at_once_and_when_it_is_refused_later() {
+    use crate::transport::Operation;
+    let (bus, service, client) = world().await;
+    let pattern = "stream.*.updates";
+    bus.deny(Operation::Subscribe, pattern);
+    let error = client.updates("s").await.map(|_| ()).expect_err("denied");
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Denied, Code::Unavailable));
+    assert!(error.message().contains("stream.s.updates"), "{error}");
+    assert_eq!(bus.subscriptions(), 1);
+
+    bus.allow(Operation::Subscribe, pattern);
+    let mut updates = client.updates("s").await.expect("allowed");
+    service.publish(subject("s"), update_of(1, 1).encode_to_vec()).await;
+    bus.deny(Operation::Subscribe, pattern);
+    assert_eq!(updates.next().await.map(|update| update.sequence), Some(1), "it had come before");
+    assert_eq!(updates.next().await, None);
+    assert_eq!(updates.end().map(ClientError::kind), Some(ErrorKind::Denied));
+    assert_eq!(updates.next().await, None, "it stays so");
+    drop(updates);
+    assert_eq!(bus.subscriptions(), 1);
+
+    bus.allow(Operation::Subscribe, pattern);
+    let mut updates = client.updates("s").await.expect("allowed again");
+    service.publish(subject("s"), update_of(1, 2).encode_to_vec()).await;
+    assert_eq!(updates.next().await.map(|update| update.sequence), Some(2));
+
+    bus.set_max_subscriptions(1);
+    assert_eq!(client.updates("t").await.map(|_| ()).expect_err("too many").kind(), ErrorKind::Denied);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_the_broker_refuses_to_pass_on_says_so_and_leaves_nothing_behind() {
+    use crate::transport::Operation;
+    let (bus, mut service, client) = world().await;
+    bus.deny(Operation::Publish, "orchestrator.*");
+    let begun = Instant::now();
+    assert_eq!(client.pause("s").await.expect_err("denied").kind(), ErrorKind::Denied);
+    assert_eq!(client.register("s", "c", None, 0).await.expect_err("denied").kind(), ErrorKind::Denied);
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert_eq!((client.core().table().len(), bus.subscriptions()), (0, 1));
+    bus.allow(Operation::Publish, "orchestrator.*");
+    let _viewer = registered(&client, &mut service, 1).await;
+    let next = tokio::time::timeout(Duration::from_secs(90), service.next_wire()).await.expect("a heartbeat");
+    assert!(matches!(next.0, Wire::HeartbeatBatch(_)), "nobody is unregistered: {:?}", next.0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_cannot_be_true_is_no_registration() {
+    let (_bus, mut service, client) = world().await;
+    let (result, ()) = tokio::join!(client.register("s", "c", None, 5), async {
+        let (_, asked) = service.next_wire().await;
+        service.answer(asked, &Reply { handle: 5, state: Some(update_of(1 << 62, 1)), ..about_s() }).await;
+    });
+    assert_eq!(result.expect_err("implausible").kind(), ErrorKind::Undecodable);
+    let next = service.next_wire().await.0;
+    assert!(matches!(next, Wire::Unregister(_)), "{next:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_refused_cancelled_and_timed_out_leave_nothing_behind() {
+    let (bus, mut service, client) = world().await;
+    let counts = |client: &Client| (client.core().table().len(), bus.subscriptions());
+    let before = counts(&client);
+    let (result, ()) = tokio::join!(client.register("s", "c", None, 5), async {
+        let (_, asked) = service.next_wire().await;
+        service.answer(asked, &Reply { code: Code::StreamNotFound.into(), ..about_s() }).await;
+    });
+    assert_eq!(result.expect_err("refused").code(), Code::StreamNotFound);
+    assert_eq!(counts(&client), before);
+    for _ in 0..50 {
+        tokio::time::timeout(Duration::from_millis(10), client.pause("s").into_future()).await.expect_err("no answer");
+        tokio::time::timeout(Duration::from_millis(10), client.get_state("s")).await.expect_err("no answer");
+        tokio::time::timeout(Duration::from_millis(10), client.register("s", "c", None, 5)).await.expect_err("none");
+    }
+    client.get_state("s").await.expect_err("no answer");
+    // Until those that were given up have been asked about and unregistered, or that was given up too.
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(counts(&client), before);
+    assert!(client.core().table().is_idle(), "nothing is queued");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_dropped_registration_is_unregistered_soon() {
     let (_bus, mut service, client) = world().await;
     let registrations = [registered(&client, &mut service, 1).await, registered(&client, &mut service, 2).await];

@@ -75,9 +75,18 @@ impl UnregisterQueue {
         self.push(Unregister::Handle { handle, tries: 0 });
     }
 
-    /// Queues a name that the service may know.
-    pub(super) fn push_name(&mut self, name: Arc<Name>) {
-        self.push(Unregister::Name { name, tries: 0 });
+    /// Queues a name that the service may know, if it was asked to register it on the present connection.
+    pub(super) fn push_name(&mut self, name: Arc<Name>, asked_on: u64) {
+        if asked_on == self.connection {
+            self.push(Unregister::Name { name, tries: 0 });
+        } else {
+            count_given_up(1);
+        }
+    }
+
+    /// The number of the present connection.
+    pub(super) fn connection(&self) -> u64 {
+        self.connection
     }
 
     /// Somebody holds `handle`: a service of before handles were issued anew gives the same one to who comes back.

@@ -8,13 +8,17 @@ use std::{
     pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll, ready},
+    time::SystemTime,
 };
 
-use futures_util::Stream;
+use futures_util::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture};
 use prost::Message as _;
 
-use super::{core::Core, feeds::Follower};
-use crate::{transport::Subscription, wire::proto::StateUpdate};
+use super::{ClientError, core::Core, feeds::Follower, plausible};
+use crate::{
+    transport::{Denial, Subscription, TransportError},
+    wire::proto::StateUpdate,
+};
 
 /// Where a client reads updates: what the service's `--publish` says it publishes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -56,29 +60,92 @@ impl HighWaterMark {
 }
 
 /// The updates of one stream, from [`Client::updates`](super::Client::updates) on. Dropping it unsubscribes.
+///
+/// It ends when the transport is closed, and when the broker refuses the subscription later than it was made (a permission
+/// that was taken back, a limit after an outage): [`UpdateStream::end`] says why. Whoever wants to go on asks for another
+/// one, which is refused for as long as the broker does.
 #[derive(Debug)]
 pub struct UpdateStream {
     source: Source,
     stream_id: String,
+    end: Option<ClientError>,
     mark: Option<HighWaterMark>,
     skipped: u64,
     /// Told when the epoch rises. Weak: who only reads does not keep the client.
     core: Weak<Core>,
+    now: fn() -> SystemTime,
 }
 
 #[derive(Debug)]
 pub(super) enum Source {
-    Subject(Subscription),
+    Subject(Subject),
     Feed(Follower),
 }
 
+/// A subscription of one's own, and the broker's second thoughts about it.
+pub(super) struct Subject {
+    subscription: Subscription,
+    denied: BoxFuture<'static, Denial>,
+}
+
+impl Subject {
+    pub(super) fn new(subscription: Subscription) -> Self {
+        let denied = denied(&subscription).boxed();
+        Self { subscription, denied }
+    }
+
+    /// What comes next; an error when the broker refuses the subscription.
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<bytes::Bytes, ClientError>>> {
+        // What had come before the refusal is still news.
+        match self.subscription.poll_next_unpin(context) {
+            Poll::Ready(message) => Poll::Ready(message.map(|message| Ok(message.payload))),
+            Poll::Pending => {
+                let denial = ready!(self.denied.poll_unpin(context));
+                // It is not to be asked again; whoever does waits for ever, as for any other message.
+                self.denied = std::future::pending().boxed();
+                Poll::Ready(Some(Err(TransportError::Denied(denial).into())))
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Subject {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.subscription.fmt(formatter)
+    }
+}
+
+/// Resolves when the broker refuses this subscription.
+pub(super) fn denied(subscription: &Subscription) -> impl Future<Output = Denial> + Send + use<> {
+    let mut denied = subscription.denied();
+    async move {
+        let denial = denied.wait_for(Option::is_some).await.ok().and_then(|denial| denial.clone());
+        match denial {
+            Some(denial) => denial,
+            // It never is, or the subscription is gone.
+            None => std::future::pending().await,
+        }
+    }
+}
+
 impl UpdateStream {
-    pub(super) fn new(source: Source, stream_id: String, core: Weak<Core>) -> Self {
-        Self { source, stream_id, mark: None, skipped: 0, core }
+    pub(super) fn new(source: Source, stream_id: String, core: Weak<Core>, now: fn() -> SystemTime) -> Self {
+        Self { source, stream_id, end: None, mark: None, skipped: 0, core, now }
+    }
+
+    /// Why it has ended, once it has.
+    #[must_use]
+    pub fn end(&self) -> Option<&ClientError> {
+        self.end.as_ref()
     }
 
     /// Takes a snapshot as the high-water mark: updates that it already contains are dropped. True if it is news itself.
+    /// One that cannot be true is skipped: its epoch is a day or more ahead of the clock, or its sequence beyond its age.
     pub fn seed(&mut self, snapshot: &StateUpdate) -> bool {
+        if let Some(why) = plausible::doubt(snapshot, (self.now)()) {
+            self.skip("implausible", &why);
+            return false;
+        }
         let before = self.mark.map(|mark| mark.epoch);
         let is_news = match &mut self.mark {
             Some(mark) => mark.admit(snapshot),
@@ -96,7 +163,7 @@ impl UpdateStream {
         is_news
     }
 
-    /// The next update, or `None` when the transport is closed. Cancel safe.
+    /// The next update, or `None` at the [end](Self::end). Cancel safe.
     pub async fn next(&mut self) -> Option<StateUpdate> {
         std::future::poll_fn(|context| Pin::new(&mut *self).poll_next(context)).await
     }
@@ -128,15 +195,15 @@ impl UpdateStream {
         tracing::debug!(stream_id = self.stream_id, reason, %details, "skipped an update");
     }
 
-    /// The next that comes; an empty place for what is old or cannot be read.
-    fn poll_any(&mut self, context: &mut Context<'_>) -> Poll<Option<Option<StateUpdate>>> {
+    /// The next that comes; an empty place for what is old or cannot be read; an error at the end.
+    fn poll_any(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<StateUpdate>, ClientError>> {
         match &mut self.source {
-            Source::Subject(subscription) => {
-                let message = ready!(Pin::new(subscription).poll_next(context));
-                Poll::Ready(message.map(|message| self.read(message.payload)))
+            Source::Subject(subject) => {
+                let payload = ready!(subject.poll_next(context)).unwrap_or_else(|| Err(ClientError::closed()));
+                Poll::Ready(payload.map(|payload| self.read(payload)))
             }
             Source::Feed(follower) => {
-                let update = ready!(Pin::new(follower).poll_next(context));
+                let update = ready!(follower.poll_next(context));
                 Poll::Ready(update.map(|update| self.seed(&update).then(|| Arc::unwrap_or_clone(update))))
             }
         }
@@ -147,13 +214,14 @@ impl Stream for UpdateStream {
     type Item = StateUpdate;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<StateUpdate>> {
-        loop {
+        while self.end.is_none() {
             match ready!(self.poll_any(context)) {
-                None => return Poll::Ready(None),
-                Some(None) => {}
-                Some(update) => return Poll::Ready(update),
+                Ok(None) => {}
+                Ok(update) => return Poll::Ready(update),
+                Err(error) => self.end = Some(error),
             }
         }
+        Poll::Ready(None)
     }
 }
 
@@ -170,7 +238,7 @@ mod tests {
             Box::pin(std::future::ready(Ok(())))
         }
     }
-    use crate::transport::{Incoming, Message, Subject, TransportError};
+    use crate::transport::{self, Incoming, Message, TransportError};
     use futures_util::future::BoxFuture;
 
     fn update(epoch: u64, sequence: u64) -> StateUpdate {
@@ -179,11 +247,12 @@ mod tests {
 
     fn reading(payloads: Vec<Vec<u8>>) -> UpdateStream {
         let messages = payloads.into_iter().map(|payload| Message {
-            subject: Subject::from("stream.s.updates"),
+            subject: transport::Subject::from("stream.s.updates"),
             payload: Bytes::from(payload),
             reply: None,
         });
-        UpdateStream::new(Source::Subject(Subscription::new(stream::iter(messages))), "s".into(), Weak::new())
+        let subject = Subject::new(Subscription::new(stream::iter(messages)));
+        UpdateStream::new(Source::Subject(subject), "s".into(), Weak::new(), SystemTime::now)
     }
 
     async fn read_all(updates: &mut UpdateStream) -> Vec<(u64, u64)> {
@@ -220,5 +289,19 @@ mod tests {
         let mut updates = reading(vec![vec![0xff], foreign.encode_to_vec(), update(1, 1).encode_to_vec()]);
         assert_eq!(read_all(&mut updates).await, [(1, 1)]);
         assert_eq!(updates.skipped(), 2);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_true_silences_no_stream_known_or_unknown() {
+        let forged =
+            [(1 << 62, 1), (u64::MAX, u64::MAX), (1, u64::MAX)].map(|(epoch, sequence)| update(epoch, sequence));
+        let mut payloads = Vec::from(forged.clone().map(|update| update.encode_to_vec()));
+        payloads.push(update(1, 1).encode_to_vec());
+        payloads.extend(forged.clone().map(|update| update.encode_to_vec()));
+        payloads.push(update(1, 2).encode_to_vec());
+        let mut updates = reading(payloads);
+        assert!(!updates.seed(&forged[0]), "nor a snapshot");
+        assert_eq!(read_all(&mut updates).await, [(1, 1), (1, 2)]);
+        assert_eq!(updates.skipped(), 7);
     }
 }

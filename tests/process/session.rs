@@ -256,6 +256,17 @@ async fn a_gateway_finds_out_that_its_service_was_killed_or_frozen() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_reads_where_nothing_is_published_says_so_and_is_not_ready() {
+    let server = NatsServer::start();
+    let _service = Program::serve(&server.url(), &["--publish", "feed"]);
+    let gateway = Program::gateway(&server.url());
+    gateway.unready_because("updates are read from SUBJECTS and published to FEED").await;
+    gateway.logged("published to FEED").await;
+    let reading = Program::gateway_with(&server.url(), &["--updates", "feed"]);
+    reading.readiness(200).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_count_and_name_no_stream_and_no_client() {
     let program = Program::standalone();
     program.readiness(200).await;
