@@ -1,12 +1,9 @@
 //! The client with a real service on the memory transport: that both mean the same by the wire.
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
-#[path = "support/nats_server.rs"]
-mod nats_server;
+mod support;
 
-use std::{future::Future, sync::Arc, time::Duration};
-
-use nats_server::{NatsServer, ServerOptions};
+use std::{sync::Arc, time::Duration};
 
 use orchestrator_service::{
     client::{
@@ -21,8 +18,10 @@ use orchestrator_service::{
         nats::{NatsOptions, NatsTransport},
     },
 };
-
-const PATIENCE: Duration = Duration::from_secs(20);
+use support::{
+    nats_server::{NatsServer, ServerOptions},
+    waiting::{LIMIT, eventually},
+};
 
 /// Where updates are read, and what a service publishes that is read there and nowhere else.
 const WHERE: [(UpdatesFrom, PublishTo); 2] =
@@ -70,15 +69,6 @@ async fn register(client: &Client, stream: &str, session: u64) -> Registration {
     client.register(stream, "viewer", None, session).await.expect("registered")
 }
 
-async fn eventually<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) {
-    let waiting = async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, waiting).await.expect("what is waited for happens");
-}
-
 async fn viewers(client: &Client, stream: &str) -> u64 {
     client.stats(Some(stream)).await.expect("stats").total
 }
@@ -86,7 +76,7 @@ async fn viewers(client: &Client, stream: &str) -> u64 {
 async fn round(registration: &Registration, at_least: u64) {
     let mut standing = registration.watch();
     let waiting = standing.wait_for(|now| matches!(now, Standing::Registered { round } if *round >= at_least));
-    tokio::time::timeout(PATIENCE, waiting).await.expect("registered again").expect("watched");
+    tokio::time::timeout(LIMIT, waiting).await.expect("registered again").expect("watched");
 }
 
 #[tokio::test]
@@ -118,7 +108,7 @@ async fn every_command_is_executed_and_answered_with_the_state_after_it() {
 }
 
 #[tokio::test]
-async fn a_repeated_request_id_is_executed_once_and_an_old_revision_refused_with_the_new_one() {
+async fn repeats_are_executed_once_and_old_revisions_refused() {
     let (_bus, _service, client) = world().await;
     client.start("s", config()).await.expect("started");
     let first = client.skip_scene("s").request_id("once").await.expect("accepted");
@@ -186,7 +176,7 @@ async fn streams_of_one_partition_are_read_out_of_one_feed() {
         }
     }
     drop(followed);
-    eventually(|| async { bus.subscriptions() == before }).await;
+    eventually("the subscriptions are as many", async || bus.subscriptions() == before).await;
 }
 
 #[tokio::test]
@@ -196,9 +186,9 @@ async fn a_dropped_registration_is_unregistered() {
     let (first, second) = (register(&client, "s", 1).await, register(&client, "s", 2).await);
     assert_eq!(viewers(&client, "s").await, 2);
     drop(first);
-    eventually(|| async { viewers(&client, "s").await == 1 }).await;
+    eventually("the viewers are as many", async || viewers(&client, "s").await == 1).await;
     drop(second);
-    eventually(|| async { viewers(&client, "s").await == 0 }).await;
+    eventually("the viewers are as many", async || viewers(&client, "s").await == 0).await;
 }
 
 #[tokio::test]
@@ -209,9 +199,9 @@ async fn the_same_subscriber_registered_twice_stays_until_both_are_dropped() {
     drop(first);
     // What is dropped later is told later, so this says that the first was not told.
     drop(register(&client, "s", 2).await);
-    eventually(|| async { viewers(&client, "s").await == 1 }).await;
+    eventually("the viewers are as many", async || viewers(&client, "s").await == 1).await;
     drop(second);
-    eventually(|| async { viewers(&client, "s").await == 0 }).await;
+    eventually("the viewers are as many", async || viewers(&client, "s").await == 0).await;
 }
 
 #[tokio::test]
@@ -229,7 +219,7 @@ async fn a_service_that_forgot_its_subscribers_gets_them_back() {
 }
 
 #[tokio::test]
-async fn a_stream_created_anew_is_registered_with_at_its_first_update_and_not_with_the_next_heartbeat() {
+async fn a_stream_created_anew_is_joined_at_its_first_update() {
     for (from, publish_to) in WHERE {
         let bus = MemoryBus::new();
         let service = service_that(&bus, publish_to).await;
@@ -300,7 +290,7 @@ async fn go_through_an_outage(from: UpdatesFrom, publish_to: PublishTo) {
 }
 
 #[tokio::test]
-async fn a_thousand_viewers_of_many_streams_are_kept_and_all_unregistered_at_the_end() {
+async fn a_thousand_viewers_are_kept_and_all_unregistered_at_the_end() {
     let (_bus, _service, client) = world().await;
     let mut kept = Vec::new();
     for stream in 0..20 {
@@ -324,7 +314,7 @@ async fn the_last_client_gone_unregisters_its_viewers() {
     drop(client);
     drop(viewer);
     let other = client_on(&bus);
-    eventually(|| async { viewers(&other, "s").await == 0 }).await;
+    eventually("the viewers are as many", async || viewers(&other, "s").await == 0).await;
 }
 
 /// Two gateways that hold the same subscriber: the first has registered before the second.
@@ -355,13 +345,13 @@ async fn a_late_leave_at_one_gateway_evicts_no_newer_registration_at_another() {
         let before = position().await;
         drop(older);
         drop(register(&first, "s", 8).await);
-        eventually(|| async { viewers(&first, "s").await == 1 }).await;
+        eventually("the viewers are as many", async || viewers(&first, "s").await == 1).await;
         beats().await;
         assert_eq!(viewers(&second, "s").await, 1, "{late}");
         assert!(position().await > before, "it plays on");
         assert_eq!(newer.standing(), Standing::Registered { round: 1 }, "and heard nothing of it");
         drop(newer);
-        eventually(|| async { viewers(&first, "s").await == 0 }).await;
+        eventually("the viewers are as many", async || viewers(&first, "s").await == 0).await;
     }
 }
 
@@ -382,7 +372,7 @@ async fn two_gateways_that_hold_the_same_subscriber_do_not_take_it_from_each_oth
     round(&older, 2).await;
     assert_eq!(viewers(&first, "s").await, 1);
     drop(older);
-    eventually(|| async { viewers(&first, "s").await == 0 }).await;
+    eventually("the viewers are as many", async || viewers(&first, "s").await == 0).await;
 }
 
 async fn nats(server: &NatsServer, name: &str) -> Arc<NatsTransport> {
@@ -417,7 +407,7 @@ async fn a_crowd_is_registered_again_with_a_broker_that_takes_little() {
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert!(kept.iter().all(|viewer| matches!(viewer.standing(), Standing::Registered { .. })), "they beat");
         drop(kept);
-        eventually(|| async { viewers(&client, "s").await == 0 }).await;
+        eventually("the viewers are as many", async || viewers(&client, "s").await == 0).await;
     }
 }
 

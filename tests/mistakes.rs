@@ -1,6 +1,6 @@
 //! Scenarios that programs of this design have got wrong, each named after what must hold. Time and lifecycle are
-//! tested on the engine in virtual time, messages on the parts that carry them. The number is the mistake's; 26, which is
-//! about processes (RUST_LOG, SIGTERM, shutdown), is tested in `tests/process/`: `logs.rs` and `signals.rs`.
+//! tested on the engine in virtual time, messages on the parts that carry them. What is about processes (RUST_LOG, SIGTERM,
+//! shutdown) is tested in `tests/process/`: `logs.rs` and `signals.rs`.
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
@@ -33,7 +33,7 @@ mod world;
 // --- time ----------------------------------------------------------------------------------------------------------
 
 #[test]
-fn m01_pause_freezes_the_clock_and_resume_goes_on_from_there_to_the_millisecond() {
+fn pause_freezes_the_clock_and_resume_goes_on_to_the_millisecond() {
     let mut world = World::with_show(&show());
     world.join("a", 0);
     world.until(4_321);
@@ -46,7 +46,7 @@ fn m01_pause_freezes_the_clock_and_resume_goes_on_from_there_to_the_millisecond(
 }
 
 #[test]
-fn m02_a_forced_or_skipped_scene_stays_through_the_next_ticks() {
+fn a_forced_or_skipped_scene_stays_through_the_next_ticks() {
     let mut world = World::with_show(&show());
     world.join("a", 0);
     world.until(500);
@@ -67,7 +67,7 @@ fn m02_a_forced_or_skipped_scene_stays_through_the_next_ticks() {
 }
 
 #[test]
-fn m03_ticks_slept_through_are_not_caught_up_with_after_a_pause_or_a_long_idle() {
+fn ticks_missed_in_a_pause_or_while_idle_are_not_caught_up_with() {
     let mut world = World::with_show(&show());
     world.join("a", 0);
     world.until(100);
@@ -85,7 +85,7 @@ fn m03_ticks_slept_through_are_not_caught_up_with_after_a_pause_or_a_long_idle()
 }
 
 #[test]
-fn m04_the_overshoot_of_a_loop_is_carried_over_and_every_update_has_a_scene() {
+fn a_loops_overshoot_is_carried_over_and_each_update_has_a_scene() {
     let draft = Draft { loop_scenes: true, tick_interval_ms: Some(700), ..show() };
     let mut world = World::with_show(&draft);
     world.join("a", 0);
@@ -108,7 +108,7 @@ fn m04_the_overshoot_of_a_loop_is_carried_over_and_every_update_has_a_scene() {
 }
 
 #[test]
-fn m05_a_scene_changes_at_its_boundary_whatever_the_tick_interval() {
+fn a_scene_changes_at_its_boundary_whatever_the_tick_interval() {
     let mut world = World::with_show(&Draft { tick_interval_ms: Some(60_000), ..show() });
     world.join("a", 0);
     assert_eq!(
@@ -123,7 +123,7 @@ fn m05_a_scene_changes_at_its_boundary_whatever_the_tick_interval() {
 }
 
 #[test]
-fn m06_reconfigure_takes_effect_at_once_without_a_restart_and_keeps_the_stream_status() {
+fn reconfigure_takes_effect_at_once_and_keeps_the_stream_status() {
     let mut world = World::with_show(&show());
     world.join("a", 0);
     let status = Command::UpdateStreamStatus { is_streaming: true, stream_time_ms: 7, timecode: "00:00:07:00" };
@@ -148,7 +148,7 @@ fn m06_reconfigure_takes_effect_at_once_without_a_restart_and_keeps_the_stream_s
 }
 
 #[test]
-fn m07_numbers_at_the_ends_are_refused_or_played_but_never_panic() {
+fn numbers_at_the_ends_are_refused_or_played_but_never_panic() {
     let limits = Limits::default();
     for tick in [0, 9, 60_001, u64::MAX] {
         assert!(Config::new(&Draft { tick_interval_ms: Some(tick), ..show() }, &limits).is_err(), "{tick}");
@@ -179,7 +179,7 @@ fn m07_numbers_at_the_ends_are_refused_or_played_but_never_panic() {
 // --- lifecycle -----------------------------------------------------------------------------------------------------
 
 #[test]
-fn m08_a_reloaded_page_finds_the_show_going_on() {
+fn a_reloaded_page_finds_the_show_going_on() {
     let mut world = World::with_show(&show());
     world.join("a", 0);
     world.until(5_000);
@@ -196,7 +196,7 @@ fn m08_a_reloaded_page_finds_the_show_going_on() {
 }
 
 #[test]
-fn m08_freeze_goes_on_where_it_was_left_and_run_on_as_if_nobody_had_left() {
+fn freeze_goes_on_where_it_was_left_and_run_on_as_if_watched() {
     for (when_empty, idle, then) in [
         (WhenEmpty::Freeze, (Mode::Idle, 5_000), (Mode::Running, 5_000)),
         (WhenEmpty::RunOn, (Mode::Running, 12_000), (Mode::Running, 12_000)),
@@ -214,7 +214,7 @@ fn m08_freeze_goes_on_where_it_was_left_and_run_on_as_if_nobody_had_left() {
 }
 
 #[test]
-fn m09_a_register_does_not_restart_what_was_stopped_or_has_finished() {
+fn a_register_does_not_restart_what_was_stopped_or_has_finished() {
     let mut world = World::with_show(&show());
     world.join("a", 0);
     world.until(5_000);
@@ -230,7 +230,7 @@ fn m09_a_register_does_not_restart_what_was_stopped_or_has_finished() {
 }
 
 #[test]
-fn m10_a_stream_emptied_by_silence_stops_and_is_removed() {
+fn a_stream_emptied_by_silence_stops_and_is_removed() {
     let draft = Draft { loop_scenes: true, tick_interval_ms: Some(60_000), ..show() };
     let mut world = World::with_show(&draft);
     world.join("a", 0);
@@ -246,7 +246,7 @@ fn m10_a_stream_emptied_by_silence_stops_and_is_removed() {
 }
 
 #[test]
-fn m11_a_stream_that_nobody_ever_watched_is_removed() {
+fn a_stream_that_nobody_ever_watched_is_removed() {
     let mut world = World::with_show(&show());
     assert_eq!(world.until(59_999), []);
     assert_eq!(world.until(60_000), [said(60_000, Cause::Lifecycle, Mode::Unknown, 0, None)]);
@@ -255,7 +255,7 @@ fn m11_a_stream_that_nobody_ever_watched_is_removed() {
 }
 
 #[test]
-fn m12_leaving_again_starts_the_idle_time_again() {
+fn leaving_again_starts_the_idle_time_again() {
     let mut world = World::with_show(&show());
     world.join("a", 0);
     world.until(1_000);
@@ -271,7 +271,7 @@ fn m12_leaving_again_starts_the_idle_time_again() {
 }
 
 #[test]
-fn m13_a_register_that_races_the_removal_is_answered_and_a_new_stream_of_the_name_lives() {
+fn a_register_that_races_the_removal_is_answered() {
     let mut world = World::with_show(&show());
     // At the very moment of the removal, before the engine was called for it.
     world.sleep_until(60_000);
@@ -294,7 +294,7 @@ fn m13_a_register_that_races_the_removal_is_answered_and_a_new_stream_of_the_nam
 }
 
 #[test]
-fn m14_a_second_start_with_another_config_is_refused_and_with_the_same_changes_nothing() {
+fn a_second_start_with_another_config_is_refused() {
     let mut world = World::with_show(&show());
     world.join("a", 0);
     world.until(4_000);
@@ -309,7 +309,7 @@ fn m14_a_second_start_with_another_config_is_refused_and_with_the_same_changes_n
 }
 
 #[test]
-fn m15_stale_subscribers_leave_the_table_and_every_count() {
+fn stale_subscribers_leave_the_table_and_every_count() {
     let mut world = World::with_show(&show());
     for client in ["a", "b", "b6d4e1c2-0f57-4c6c-9d4e-0f3a4c1b2d3e"] {
         world.join(client, 0);
@@ -329,7 +329,7 @@ fn m15_stale_subscribers_leave_the_table_and_every_count() {
 }
 
 #[test]
-fn m16_an_old_connections_unregister_does_not_touch_the_new_connection() {
+fn an_old_connections_unregister_leaves_the_new_connection() {
     let mut world = World::with_show(&show());
     world.join("a", 1);
     let (new, _) = world.join("a", 2);
@@ -344,7 +344,7 @@ fn m16_an_old_connections_unregister_does_not_touch_the_new_connection() {
 }
 
 #[test]
-fn m17_a_heartbeat_of_an_unknown_client_or_session_says_so() {
+fn a_heartbeat_of_an_unknown_client_or_session_says_so() {
     let mut world = World::with_show(&show());
     let (handle, _) = world.join("a", 1);
     world.until(1);
@@ -363,7 +363,7 @@ fn m17_a_heartbeat_of_an_unknown_client_or_session_says_so() {
 // --- messages ------------------------------------------------------------------------------------------------------
 
 #[test]
-fn m18_a_newcomer_sees_the_state_at_once_in_every_mode() {
+fn a_newcomer_sees_the_state_at_once_in_every_mode() {
     let modes: [(&[Command<'_>], Mode); 4] = [
         (&[], Mode::Running),
         (&[Command::Pause], Mode::Paused),
@@ -394,7 +394,7 @@ fn m18_a_newcomer_sees_the_state_at_once_in_every_mode() {
 }
 
 #[test]
-fn m18_a_viewer_that_comes_back_from_silence_sees_what_it_missed() {
+fn a_viewer_that_comes_back_from_silence_sees_what_it_missed() {
     let scenes = vec![Scene { name: "Intro", duration_ms: 90_200 }, Scene { name: "Main", duration_ms: 60_000 }];
     let draft = Draft { scenes, when_empty: WhenEmpty::RunOn, tick_interval_ms: Some(60_000), ..show() };
     let mut world = World::with_show(&draft);
@@ -406,7 +406,7 @@ fn m18_a_viewer_that_comes_back_from_silence_sees_what_it_missed() {
 }
 
 #[tokio::test]
-async fn m19_commands_subscriptions_and_state_have_subjects_of_their_own() {
+async fn commands_subscriptions_and_state_have_their_own_subjects() {
     let desk = Desk::new().await;
     let start = command(Wire::Start(proto::Start { stream_id: "show".into(), config: Some(wire_show()) }));
     let misplaced = desk.ask(subject::SUBSCRIPTION, &start).await;
@@ -419,7 +419,7 @@ async fn m19_commands_subscriptions_and_state_have_subjects_of_their_own() {
 }
 
 #[tokio::test]
-async fn m20_a_message_that_does_not_decode_ends_nothing() {
+async fn a_message_that_does_not_decode_ends_nothing() {
     let desk = Desk::new().await;
     for _ in 0..100 {
         for to in [subject::COMMAND, subject::SUBSCRIPTION, subject::QUERY] {
@@ -431,7 +431,7 @@ async fn m20_a_message_that_does_not_decode_ends_nothing() {
 }
 
 #[tokio::test]
-async fn m21_a_refusal_reaches_whoever_sent_the_command() {
+async fn a_refusal_reaches_whoever_sent_the_command() {
     let desk = Desk::new().await;
     let reply = desk.ask(subject::COMMAND, &command(Wire::Stop(proto::Stop { stream_id: "none".into() }))).await;
     assert_eq!((reply.code(), reply.stream_id.as_str()), (Code::StreamNotFound, "none"));
@@ -439,7 +439,7 @@ async fn m21_a_refusal_reaches_whoever_sent_the_command() {
 }
 
 #[tokio::test]
-async fn m22_the_last_update_of_a_stream_survives_an_outage() {
+async fn the_last_update_of_a_stream_survives_an_outage() {
     let desk = Desk::new().await;
     // A gateway's own connection that sees no outage would be another bus; here all are away, and come back.
     let mut updates = desk.transport.subscribe("stream.show.updates", None).await.unwrap();
@@ -460,7 +460,7 @@ async fn m22_the_last_update_of_a_stream_survives_an_outage() {
 }
 
 #[test]
-fn m23_a_tick_does_not_carry_the_configuration() {
+fn a_tick_does_not_carry_the_configuration() {
     let names: Vec<String> = (0..1_000).map(|n| format!("scene {n:04}")).collect();
     let sizes = [1, 1_000].map(|count| {
         let scenes = names[..count].iter().map(|name| Scene { name, duration_ms: 10_000 }).collect();
@@ -479,7 +479,7 @@ fn m23_a_tick_does_not_carry_the_configuration() {
 }
 
 #[tokio::test]
-async fn m24_two_instances_act_once_on_each_message() {
+async fn two_instances_act_once_on_each_message() {
     let desk = Desk::new().await;
     let second = Desk::on(&desk.bus).await;
     for n in 0..50 {
@@ -491,7 +491,7 @@ async fn m24_two_instances_act_once_on_each_message() {
 }
 
 #[test]
-fn m25_a_burst_is_taken_or_refused_but_never_lost_in_silence() {
+fn a_burst_is_taken_or_refused_but_never_lost_in_silence() {
     let router = Arc::new(Router::new(vec![Mailbox::new(1_000, 1 << 20)]));
     let limits = Arc::new(WireLimits::default());
     let ingress = Ingress::new(Arc::clone(&router), Arc::clone(&limits));
@@ -520,7 +520,7 @@ fn m25_a_burst_is_taken_or_refused_but_never_lost_in_silence() {
 // --- process -------------------------------------------------------------------------------------------------------
 
 #[test]
-fn m27_no_queue_between_parts_is_unbounded() {
+fn no_queue_between_parts_is_unbounded() {
     let mut read = 0;
     each_source(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), &mut |path, text| {
         read += 1;
@@ -533,7 +533,7 @@ fn m27_no_queue_between_parts_is_unbounded() {
 
 #[test]
 #[should_panic(expected = "no time goes by")]
-fn m28_a_test_in_which_no_time_goes_by_fails() {
+fn a_test_in_which_no_time_goes_by_fails() {
     World::with_show(&show()).until(0);
 }
 

@@ -241,7 +241,7 @@ fn replay(setup: Setup, steps: &[Step]) -> Model {
 }
 
 #[test]
-fn a_stream_woken_after_both_its_end_and_its_idle_timeout_says_only_that_it_is_gone() {
+fn a_stream_woken_after_end_and_idle_timeout_is_just_gone() {
     let plan = Plan {
         scenes: vec![("Intro", 1_000)],
         tick: 100,
@@ -268,7 +268,7 @@ fn a_stream_woken_after_both_its_end_and_its_idle_timeout_says_only_that_it_is_g
 }
 
 #[test]
-fn a_client_that_leaves_with_a_stale_session_behind_ends_a_grace_of_nothing_at_once() {
+fn leaving_with_a_stale_session_behind_ends_an_empty_grace() {
     let plan = Plan {
         scenes: vec![("Intro", 60_000)],
         tick: 60_000,

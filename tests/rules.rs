@@ -21,7 +21,7 @@ fn register<'a>(id: &'a str, client: &'a str) -> Input<'a> {
 }
 
 #[test]
-fn a_call_keeps_to_its_budget_and_keeps_some_of_it_for_the_silent_and_the_dead() {
+fn a_call_keeps_some_of_its_budget_for_the_silent_and_the_dead() {
     const MANY: usize = 40;
     const BUDGET: usize = 16;
     let mut engine = Engine::new(Settings { stale_after_ms: 1_000, ..Settings::default() });
@@ -274,7 +274,7 @@ fn a_source_address_is_read_or_refused() {
 }
 
 #[test]
-fn a_command_that_does_not_fit_the_mode_is_refused_with_its_name_and_the_mode() {
+fn a_command_that_does_not_fit_the_mode_is_refused() {
     let mut world = World::with_show(&show());
     world.command("show", Command::Stop).unwrap();
     let commands = [

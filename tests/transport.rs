@@ -22,10 +22,10 @@ use orchestrator_service::transport::{
     memory::MemoryBus,
     nats::{NatsOptions, NatsTransport},
 };
-use support::nats_server::{NatsServer, ServerOptions};
-
-/// How long anything may take that is expected to happen; generous, for a busy machine.
-const LIMIT: Duration = Duration::from_secs(10);
+use support::{
+    nats_server::{NatsServer, ServerOptions},
+    waiting::{LIMIT, eventually},
+};
 
 /// A timeout that a test would notice if it came.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -138,7 +138,7 @@ on_both_transports! {
     messages_arrive_in_the_order_in_which_they_were_published,
     a_wildcard_subscription_sees_one_order_across_subjects,
     a_star_is_one_token_and_a_last_greater_than_is_one_or_more,
-    each_message_goes_to_one_member_of_a_queue_group_and_to_every_plain_subscriber,
+    one_member_of_a_queue_group_gets_each_message,
     members_of_one_group_by_different_patterns_share_a_message,
     a_dropped_subscription_gets_nothing_more_and_its_group_goes_on,
     a_stopped_subscription_gives_what_has_come_and_then_the_end,
@@ -147,7 +147,7 @@ on_both_transports! {
     a_request_that_is_never_answered_times_out_and_leaves_nothing_behind,
     an_answer_that_is_not_accepted_is_waited_past,
     a_payload_over_the_limit_is_refused_and_the_connection_lives with small_payloads,
-    a_subject_that_would_break_the_protocol_is_refused_and_the_connection_lives,
+    a_subject_that_would_break_the_protocol_is_refused,
     while_the_broker_is_away_calls_fail_at_once_and_keep_their_messages,
     the_watch_shows_an_outage_and_the_return_with_a_greater_generation,
     subscriptions_survive_an_outage,
@@ -156,7 +156,7 @@ on_both_transports! {
     barriers_of_many_callers_confirm_what_was_published_before,
     a_barrier_that_waits_fails_when_the_connection_goes,
     a_barrier_of_a_silent_broker_times_out,
-    a_subscription_that_nobody_reads_drops_what_is_over_its_capacity_and_counts_it,
+    an_unread_subscription_drops_and_counts_what_is_over_capacity,
     closing_sends_what_was_taken_and_ends_subscriptions_and_calls,
     closing_in_an_outage_ends_subscriptions_and_calls,
     dropping_a_transport_ends_its_subscriptions_only,
@@ -218,7 +218,7 @@ async fn a_star_is_one_token_and_a_last_greater_than_is_one_or_more(world: World
     assert_eq!(seen, expected.into_iter().map(|(pattern, seen)| (pattern, owned(&seen))).collect());
 }
 
-async fn each_message_goes_to_one_member_of_a_queue_group_and_to_every_plain_subscriber(world: World) {
+async fn one_member_of_a_queue_group_gets_each_message(world: World) {
     let (publisher, one, other) = (world.connect().await, world.connect().await, world.connect().await);
     let mut workers = [
         one.subscribe("jobs", Some("workers")).await.unwrap(),
@@ -408,7 +408,7 @@ async fn a_payload_over_the_limit_is_refused_and_the_connection_lives(world: Wor
     assert_eq!(*connection.borrow(), before);
 }
 
-async fn a_subject_that_would_break_the_protocol_is_refused_and_the_connection_lives(world: World) {
+async fn a_subject_that_would_break_the_protocol_is_refused(world: World) {
     let transport = world.connect().await;
     let mut subscription = transport.subscribe("good", None).await.unwrap();
     let connection = transport.connection();
@@ -575,7 +575,7 @@ async fn a_barrier_of_a_silent_broker_times_out(world: World) {
     assert!(started.elapsed() > Duration::from_secs(1));
 }
 
-async fn a_subscription_that_nobody_reads_drops_what_is_over_its_capacity_and_counts_it(world: World) {
+async fn an_unread_subscription_drops_and_counts_what_is_over_capacity(world: World) {
     const EXCESS: usize = 1_000;
     let (publisher, reader) = (world.connect().await, world.connect().await);
     let mut unread = reader.subscribe("numbers", None).await.unwrap();
@@ -590,7 +590,7 @@ async fn a_subscription_that_nobody_reads_drops_what_is_over_its_capacity_and_co
         World::Memory(_) => assert_eq!(reader.dropped(), EXCESS as u64),
         // The client's reports come through a queue that drops, too.
         World::Nats(_) => {
-            eventually(|| reader.dropped() > 0).await;
+            eventually("messages are dropped", async || reader.dropped() > 0).await;
             assert!(reader.dropped() <= EXCESS as u64);
         }
     }
@@ -673,7 +673,7 @@ mod over_nats_alone {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_publish_that_is_stuck_ends_with_the_outage_and_keeps_what_was_not_taken() {
+    async fn a_stuck_publish_ends_with_the_outage_and_keeps_the_rest() {
         within_limit(async {
             let mut server = NatsServer::start();
             let transport = nats(server.url()).await;
@@ -950,15 +950,6 @@ async fn wait_until_away(transport: &dyn Transport) {
 async fn settle(transports: &[&Arc<dyn Transport>]) {
     for transport in transports {
         transport.barrier().await.expect("a barrier");
-    }
-}
-
-/// For what has no event to wait for.
-async fn eventually(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !condition() {
-        assert!(Instant::now() < deadline, "it never came true");
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -82,7 +82,7 @@ async fn a_service_that_answers_is_alive_and_stays_so() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_watches_is_told_within_3_s_that_nobody_listens_and_when_somebody_does() {
+async fn that_nobody_listens_is_told_within_3_s() {
     let bus = MemoryBus::new();
     let mut service = Service::on(&bus).await;
     let (_client, mut state) = client_on(&bus);
@@ -103,7 +103,7 @@ async fn whoever_watches_is_told_within_3_s_that_nobody_listens_and_when_somebod
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_watches_is_told_within_3_s_that_answers_have_stopped_and_when_they_go_on() {
+async fn that_answers_have_stopped_is_told_within_3_s() {
     for stopped_after in (0..20).map(|n| Duration::from_millis(10_000 + 53 * n)) {
         let bus = MemoryBus::new();
         let mut service = Service::on(&bus).await;
@@ -118,7 +118,7 @@ async fn whoever_watches_is_told_within_3_s_that_answers_have_stopped_and_when_t
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_loss_of_the_broker_is_told_at_once_and_its_return_once_a_service_answers() {
+async fn the_loss_of_the_broker_is_told_at_once() {
     let bus = MemoryBus::new();
     let mut service = Service::on(&bus).await;
     let (_client, mut state) = client_on(&bus);

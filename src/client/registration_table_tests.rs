@@ -389,7 +389,7 @@ fn a_dropped_guard_is_unregistered_once() {
 }
 
 #[test]
-fn a_guard_dropped_while_its_registration_is_under_way_is_unregistered_afterwards() {
+fn a_guard_dropped_while_registering_is_unregistered_afterwards() {
     let mut table = table();
     let (key, _) = table.insert("a", 1);
     table.register_all_again();

@@ -183,7 +183,7 @@ async fn a_call_ends_within_its_budget_when_nobody_answers() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_is_not_to_wait_for_a_service_says_at_once_that_there_is_none_and_waits_for_a_broker() {
+async fn a_call_without_patience_says_at_once_that_there_is_no_service() {
     let bus = MemoryBus::new();
     let client =
         Client::new(bus.connect(), ClientOptions { absent_timeout: Duration::ZERO, ..ClientOptions::default() });
@@ -218,7 +218,7 @@ async fn a_service_that_comes_while_its_absence_is_borne_is_found() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_time_that_a_call_waits_for_a_broker_is_not_taken_from_its_patience_with_an_absent_service() {
+async fn waiting_for_a_broker_takes_nothing_from_the_absent_timeout() {
     let bus = MemoryBus::new();
     let client = patient_for_a_second(&bus);
     bus.set_online(false);
@@ -244,7 +244,7 @@ async fn a_registration_that_found_no_service_is_not_unregistered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_registration_that_found_no_service_after_it_had_found_one_is_unregistered() {
+async fn a_registration_that_lost_its_service_is_unregistered() {
     let (bus, mut service, client) = world().await;
     let (result, ()) = tokio::join!(client.register("s", "c", None, 7), async {
         let (_, _unanswered) = service.next_wire().await;

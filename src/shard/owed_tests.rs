@@ -71,7 +71,7 @@ fn of_ticks_and_snapshots_the_newest_is_kept_and_of_changes_each() {
 }
 
 #[test]
-fn a_change_that_was_not_confirmed_is_owed_again_after_a_loss_and_before_newer_ones() {
+fn an_unconfirmed_change_is_owed_again_before_newer_ones() {
     let mut owed = Owed::new(PublishTo::Subjects);
     for sequence in 1..=3 {
         owed.update(&update(0, sequence, Cause::Scene), NOW);
@@ -123,7 +123,7 @@ fn it_is_full_before_it_would_drop_a_change() {
 }
 
 #[test]
-fn a_feed_carries_a_partitions_updates_in_one_message_and_both_publishes_them_twice() {
+fn a_feed_carries_a_partitions_updates_in_one_message() {
     for (publish_to, messages) in [(PublishTo::Feed, 2), (PublishTo::Both, 5)] {
         let mut owed = Owed::new(publish_to);
         owed.update(&update(7, 1, Cause::Scene), NOW);

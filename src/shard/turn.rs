@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handle_from_before_a_panic_stands_for_nobody_rather_than_for_somebody_else() {
+    fn a_handle_from_before_a_panic_stands_for_nobody() {
         let settings = ShardSettings { engine: Settings::default(), wire: Arc::default(), tape: None };
         let old = Desk::new(settings.clone()).welcome("a");
         let mut successor = Desk::new(settings.for_successor());
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_that_is_removed_with_its_stream_is_no_late_turn_and_pardons_nobody() {
+    fn a_crowd_removed_with_its_stream_is_no_late_turn() {
         let mut desk = Desk::new(ShardSettings { engine: Settings::default(), wire: Arc::default(), tape: None });
         desk.welcome("viewer");
         let scene = proto::SceneConfig { name: "Main".into(), duration_ms: 1_000 };

@@ -249,9 +249,12 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(20);
 
+    /// More writes than any test looks at.
+    const MANY: usize = 10_000;
+
     /// Gives each write to the test, and does as the test says.
     struct Sink {
-        writes: mpsc::Sender<Vec<u8>>,
+        writes: mpsc::SyncSender<Vec<u8>>,
         answers: mpsc::Receiver<io::Result<usize>>,
     }
 
@@ -270,12 +273,12 @@ mod tests {
     struct Held {
         log: Log,
         writes: mpsc::Receiver<Vec<u8>>,
-        answers: mpsc::Sender<io::Result<usize>>,
+        answers: mpsc::SyncSender<io::Result<usize>>,
     }
 
     impl Held {
         fn new() -> Self {
-            let ((write, writes), (answers, answer)) = (mpsc::channel(), mpsc::channel());
+            let ((write, writes), (answers, answer)) = (mpsc::sync_channel(MANY), mpsc::sync_channel(MANY));
             Self { log: Log::to(Sink { writes: write, answers: answer }), writes, answers }
         }
 

@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn the_overshoot_of_an_adjusted_pass_is_carried_into_passes_of_the_old_length() {
+    fn an_adjusted_passs_overshoot_goes_into_the_next_pass() {
         assert_eq!(advance(at(3, 0), 20 + 15 * 7 + 4, 20, 15, true), Progress::LaterPass(at(11, 4)));
         assert_eq!(advance(at(0, 0), 4, 0, 15, true), Progress::LaterPass(at(1, 4)));
     }

@@ -561,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_without_a_stream_is_refused_for_that_whatever_else_is_wrong_and_one_of_handles_needs_none() {
+    fn a_batch_of_names_needs_a_stream_and_one_of_handles_none() {
         let refused = |stream_id: &str, ids: &[&str]| {
             let client_id = ids.iter().map(|id| (*id).to_owned()).collect();
             let batch = proto::HeartbeatBatch { stream_id: stream_id.to_owned(), client_id, handle: vec![1] };

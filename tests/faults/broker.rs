@@ -3,14 +3,15 @@
 use orchestrator_service::wire::proto::{Cause, Mode, OrchestratorConfig, SceneConfig};
 
 use crate::{
-    caller::Caller,
     gateways::Viewer,
-    machine::{clock_at, eventually, long_run, measured, shared},
-    messages::{LONG_MS, config, register_from, start},
+    machine::{clock_at, long_run, measured, shared},
     observer::{Observer, Seen},
-    program::Program,
-    proxy::Proxy,
+    support::caller::Caller,
+    support::messages::{LONG_MS, config, register_from, start},
     support::nats_server::NatsServer,
+    support::program::Program,
+    support::proxy::Proxy,
+    support::waiting::eventually,
 };
 
 /// Streams whose changes come one after the other, so that a broker's death finds one in each state: not yet made,
@@ -25,7 +26,7 @@ const TICK_MS: u64 = 50;
 const CLOCK_TOLERANCE_MS: u64 = 5;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_dies_during_scene_changes_loses_none_of_them_and_the_clock_goes_on() {
+async fn a_broker_that_dies_during_scene_changes_loses_none() {
     shared(async {
         for round in 0..rounds() {
             a_broker_dies_among_changes(Cause::Scene, LONG_MS, round % 2 == 1).await;
@@ -62,7 +63,7 @@ async fn a_broker_dies_among_changes(expected: Cause, second_scene_ms: u64, hang
     let mut nats = NatsServer::start();
     // The service finds the new broker only once the observer has: what is published to nobody proves nothing.
     let proxy = Proxy::to(nats.url().replace("nats://", "")).await;
-    let service = Program::serve(&proxy.url(), &[]).await;
+    let service = Program::serve(&proxy.url(), &[]).ready().await;
     let observer = Observer::of_all(&nats.url()).await;
     let caller = Caller::connect(&nats.url()).await;
     let mut starts = Vec::new();
@@ -85,7 +86,7 @@ async fn a_broker_dies_among_changes(expected: Cause, second_scene_ms: u64, hang
     nats.restart();
     observer.caller.until_connected().await;
     proxy.set_open(true);
-    service.until_ready().await;
+    service.readiness(200).await;
 
     let is_last = |seen: &Seen| match expected {
         Cause::Scene => seen.update.cause() == Cause::Tick && seen.update.current_scene.as_deref() == Some("Two"),
@@ -147,8 +148,8 @@ async fn viewers_behind_a_gateway_see_the_end_whoever_finds_the_new_broker_first
     shared(async {
         for _ in 0..rounds() {
             let mut nats = NatsServer::start();
-            let service = Program::serve(&nats.url(), &[]).await;
-            let gateway = Program::gateway(&nats.url(), &[]).await;
+            let service = Program::serve(&nats.url(), &[]).ready().await;
+            let gateway = Program::gateway(&nats.url(), &[]).ready().await;
             let caller = Caller::connect(&nats.url()).await;
             let mut viewers = Vec::new();
             let mut first_start = None;
@@ -173,7 +174,7 @@ async fn viewers_behind_a_gateway_see_the_end_whoever_finds_the_new_broker_first
                 assert_eq!(viewer.latest().current_time, change_ms(number));
                 viewer.assert_in_order();
             }
-            service.until_ready().await;
+            service.readiness(200).await;
         }
     })
     .await;
@@ -183,17 +184,17 @@ async fn viewers_behind_a_gateway_see_the_end_whoever_finds_the_new_broker_first
 async fn service_and_gateway_that_start_without_a_broker_work_when_it_comes() {
     shared(async {
         let mut nats = NatsServer::absent();
-        let service = Program::serve_unready(&nats.url(), &[]).await;
-        let gateway = Program::gateway_unready(&nats.url(), &[]).await;
+        let service = Program::serve(&nats.url(), &[]);
+        let gateway = Program::gateway(&nats.url(), &[]);
         for program in [&service, &gateway] {
-            let (status, reason) = program.get("/readyz").await.expect("an answer");
+            let (status, reason) = program.page("/readyz").await;
             assert_eq!(status, 503, "{reason}");
-            assert_eq!(program.get("/livez").await.map(|(status, _)| status), Some(200));
+            assert_eq!(program.page("/livez").await.0, 200);
         }
 
         nats.restart();
-        service.until_ready().await;
-        gateway.until_ready().await;
+        service.readiness(200).await;
+        gateway.readiness(200).await;
 
         let caller = Caller::connect(&nats.url()).await;
         let config = OrchestratorConfig { tick_interval_ms: Some(TICK_MS), ..config(&[("Main", LONG_MS)]) };

@@ -18,12 +18,13 @@ use orchestrator_service::{
 use prost::Message as _;
 
 use crate::{
-    caller::{Caller, say, say_subscription},
-    machine::{LIMIT, alone, eventually, measured},
-    messages::{LONG_MS, config, heartbeat, long_config, seek, status},
+    machine::{alone, measured},
     observer::{Gaps, Observer},
-    program::Program,
+    support::caller::{Caller, say, say_subscription},
+    support::messages::{LONG_MS, config, heartbeat, long_config, seek, status},
     support::nats_server::NatsServer,
+    support::program::Program,
+    support::waiting::{LIMIT, eventually},
 };
 
 const BURST: usize = 300_000;
@@ -53,7 +54,7 @@ fn stream(number: usize) -> String {
 }
 
 async fn with_streams(nats: &NatsServer) -> (Program, Caller) {
-    let service = Program::serve(&nats.url(), &[]).await;
+    let service = Program::serve(&nats.url(), &[]).ready().await;
     let caller = Caller::connect(&nats.url()).await;
     for number in (0..60).step_by(10) {
         caller.play(&stream(number), long_config()).await;
@@ -84,7 +85,7 @@ async fn settled(service: &Program) -> (usize, usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_burst_of_300_000_each_message_that_was_not_counted_as_dropped_is_answered() {
+async fn of_a_burst_all_that_is_not_counted_as_dropped_is_answered() {
     alone(async {
         let nats = NatsServer::start();
         let (service, caller) = with_streams(&nats).await;
@@ -156,7 +157,7 @@ async fn send_and_count(url: String, sender: usize) -> Vec<(Code, usize)> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_burst_of_300_000_that_finds_the_service_stopped_none_is_lost_in_silence() {
+async fn a_burst_at_a_frozen_service_is_not_lost_in_silence() {
     alone(async {
         let nats = NatsServer::start();
         let (service, caller) = with_streams(&nats).await;
@@ -195,13 +196,13 @@ async fn of_a_burst_of_300_000_that_finds_the_service_stopped_none_is_lost_in_si
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_subscriber_that_reads_nothing_disturbs_neither_the_service_nor_other_subscribers() {
+async fn a_subscriber_that_reads_nothing_disturbs_nobody() {
     /// Fills the sockets' buffers and then the broker's own for that reader, up to below its limit of 64 MiB.
     const FILLER_BYTES: usize = 500_000;
     const FILLERS: usize = 120;
     alone(async {
         let nats = NatsServer::start();
-        let service = Program::serve(&nats.url(), &[]).await;
+        let service = Program::serve(&nats.url(), &[]).ready().await;
         let caller = Caller::connect(&nats.url()).await;
         let ids: Vec<String> = (0..20).map(|number| format!("beat-{number}")).collect();
         for id in &ids {
@@ -252,7 +253,7 @@ fn subscribe_and_never_read(nats: &NatsServer) -> TcpStream {
 async fn a_flood_of_commands_on_one_stream_leaves_the_beat_of_others_alone() {
     alone(async {
         let nats = NatsServer::start();
-        let service = Program::serve(&nats.url(), &[]).await;
+        let service = Program::serve(&nats.url(), &[]).ready().await;
         let caller = Caller::connect(&nats.url()).await;
         // Enough of them that both shards have some, the flooded one too.
         let ids: Vec<String> = (0..8).map(|number| format!("beat-{number}")).collect();

@@ -9,12 +9,13 @@ use orchestrator_service::wire::proto::{
 
 use crate::{
     bursts::{assert_beats, beat},
-    caller::Caller,
-    machine::{alone, eventually, long_run, measured},
-    messages::{long_config, start},
+    machine::{alone, long_run, measured},
     observer::Observer,
-    program::Program,
+    support::caller::Caller,
+    support::messages::{long_config, start},
     support::nats_server::NatsServer,
+    support::program::Program,
+    support::waiting::eventually,
 };
 
 const CROWD: usize = 100_000;
@@ -58,7 +59,7 @@ async fn while_100_000_subscribers_go_stale_at_once_the_beat_of_a_stream_holds()
     const GONE_WITHIN: Duration = Duration::from_secs(3);
     alone(async {
         let nats = NatsServer::start();
-        let service = Program::serve(&nats.url(), &["--stale-timeout", "4s"]).await;
+        let service = Program::serve(&nats.url(), &["--stale-timeout", "4s"]).ready().await;
         let caller = Caller::connect(&nats.url()).await;
         // Streams on both shards, that of the crowd too.
         let ids: Vec<String> = (0..8).map(|number| format!("beat-{number}")).collect();
@@ -112,7 +113,7 @@ async fn memory_stays_flat_while_100_000_join_and_leave_again_and_again() {
     let rounds = if long_run() { 20 } else { 8 };
     alone(async {
         let nats = NatsServer::start();
-        let service = Program::serve(&nats.url(), &[]).await;
+        let service = Program::serve(&nats.url(), &[]).ready().await;
         let caller = Caller::connect(&nats.url()).await;
         caller.done(start("crowded", long_config())).await;
         let mut resident_mib: Vec<f64> = Vec::new();

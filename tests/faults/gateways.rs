@@ -11,11 +11,12 @@ use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::{
-    caller::Caller,
-    machine::{eventually, measured, shared},
-    messages::{LONG_MS, config, long_config, start},
-    program::Program,
+    machine::{measured, shared},
+    support::caller::Caller,
+    support::messages::{LONG_MS, config, long_config, start},
     support::nats_server::NatsServer,
+    support::program::Program,
+    support::waiting::eventually,
 };
 
 /// Somebody with a WebSocket, who reads all the time.
@@ -28,7 +29,7 @@ pub(crate) struct Viewer {
 impl Viewer {
     /// Sees the state when this returns.
     pub(crate) async fn open(gateway: &Program, stream_id: &str) -> Self {
-        let url = format!("ws://{}/streams/{stream_id}/ws", gateway.http());
+        let url = format!("ws://{}/streams/{stream_id}/ws", gateway.web().await);
         let (mut socket, _) = tokio_tungstenite::connect_async(url).await.expect("a socket");
         let seen = Arc::new(Mutex::new(Vec::new()));
         let into = Arc::clone(&seen);
@@ -79,9 +80,9 @@ async fn a_killed_gateways_viewers_are_gone_when_they_are_stale_and_others_stay(
     const VIEWERS: u64 = 50;
     shared(async {
         let nats = NatsServer::start();
-        let service = Program::serve(&nats.url(), &["--stale-timeout", "3s"]).await;
-        let mut killed = Program::gateway(&nats.url(), &["--heartbeat-interval", "1s"]).await;
-        let other = Program::gateway(&nats.url(), &["--heartbeat-interval", "1s"]).await;
+        let service = Program::serve(&nats.url(), &["--stale-timeout", "3s"]).ready().await;
+        let mut killed = Program::gateway(&nats.url(), &["--heartbeat-interval", "1s"]).ready().await;
+        let other = Program::gateway(&nats.url(), &["--heartbeat-interval", "1s"]).ready().await;
         let caller = Caller::connect(&nats.url()).await;
         // One stream that only the killed gateway's viewers watch, and one that others watch too.
         caller.done(start("theirs", long_config())).await;

@@ -6,13 +6,12 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::RwLock;
 
-/// How long anything may take that is expected to happen; generous, for a busy machine.
-pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+use crate::support::waiting::wall_ms;
 
 /// The longest test, all rounds of a long run included.
 const TEST_LIMIT: Duration = Duration::from_secs(300);
@@ -77,24 +76,9 @@ pub(crate) fn measured(what: &str, value: impl std::fmt::Display) {
     println!("measured: {what}: {value}");
 }
 
-/// The wall clock, ms since 1970.
-pub(crate) fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as u64
-}
-
 /// Returns when the wall clock shows `time_ms`.
 pub(crate) async fn clock_at(time_ms: u64) {
     while let Some(left_ms) = time_ms.checked_sub(wall_ms()).filter(|left_ms| *left_ms > 0) {
         tokio::time::sleep(Duration::from_millis(left_ms)).await;
     }
-}
-
-/// Asks again and again until the answer is yes.
-pub(crate) async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let asking = async {
-        while !condition().await {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    assert!(tokio::time::timeout(LIMIT, asking).await.is_ok(), "it never came true that {what}");
 }

@@ -8,11 +8,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a panic is the report")]
 
-#[path = "../service/messages.rs"]
-#[allow(dead_code, reason = "another test program's words, of which this one uses some")]
-mod messages;
-#[path = "../service/proxy.rs"]
-mod proxy;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -23,5 +18,4 @@ mod crowds;
 mod gateways;
 mod machine;
 mod observer;
-mod program;
 mod signals;

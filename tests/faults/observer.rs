@@ -12,8 +12,9 @@ use prost::Message as _;
 use tokio::task::JoinHandle;
 
 use crate::{
-    caller::Caller,
-    machine::{Metronome, eventually, wall_ms},
+    machine::Metronome,
+    support::caller::Caller,
+    support::waiting::{eventually, wall_ms},
 };
 
 /// An update, and when it came.

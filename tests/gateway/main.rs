@@ -1,6 +1,9 @@
 //! The gateway over HTTP, with a real service behind it on the memory transport.
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "../support/mod.rs"]
+mod support;
+
 mod http;
 mod rest;
 mod sockets;

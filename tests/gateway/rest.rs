@@ -3,7 +3,10 @@
 use reqwest::{Method, StatusCode, header};
 use serde_json::{Value, json};
 
-use crate::world::{World, eventually, scenes};
+use crate::{
+    support::waiting::eventually,
+    world::{World, scenes},
+};
 
 fn refusal((status, answer): (StatusCode, Value)) -> (u16, String, String) {
     let keys: Vec<&String> = answer.as_object().expect("an object").keys().collect();
@@ -90,7 +93,7 @@ async fn every_command_has_its_path() {
     let (status, answer) = world.send(world.request(Method::DELETE, "/streams/s")).await;
     assert_eq!((status.as_u16(), &answer["message"]), (200, &json!("Stream removed")));
     assert_refused(world.get("/streams/s").await, 404, "STREAM_NOT_FOUND", &["s"]);
-    eventually(|| async { world.get("/stats").await.1["streams"] == 0 }).await;
+    eventually("the streams are as many", async || world.get("/stats").await.1["streams"] == 0).await;
 }
 
 #[tokio::test]
@@ -141,7 +144,7 @@ async fn streams_are_listed_page_by_page() {
 }
 
 #[tokio::test]
-async fn a_repeated_request_id_gets_the_first_answer_and_a_stale_revision_a_conflict() {
+async fn repeats_get_the_first_answer_and_old_revisions_a_conflict() {
     let world = World::new().await;
     world.create("s").await;
     let first = world.post("/streams/s/seek/5000?request_id=once").await;

@@ -15,7 +15,10 @@ use tokio_tungstenite::{
     tungstenite::{Error, Message, protocol::CloseFrame},
 };
 
-use crate::world::{Options, World, eventually};
+use crate::{
+    support::waiting::eventually,
+    world::{Options, World},
+};
 
 type Viewer<S> = WebSocketStream<S>;
 
@@ -160,17 +163,17 @@ async fn sockets_of_one_stream_share_one_subscription_that_ends_with_the_last() 
         viewers.push(viewer);
     }
     world.until_viewers("s", 3).await;
-    eventually(|| async { world.bus.subscriptions() == before + 1 }).await;
+    eventually("the subscriptions are as many", async || world.bus.subscriptions() == before + 1).await;
     viewers.truncate(1);
     world.until_viewers("s", 1).await;
-    eventually(|| async { world.bus.subscriptions() == before + 1 }).await;
+    eventually("the subscriptions are as many", async || world.bus.subscriptions() == before + 1).await;
     viewers.clear();
     world.until_viewers("s", 0).await;
-    eventually(|| async { world.bus.subscriptions() == before }).await;
+    eventually("the subscriptions are as many", async || world.bus.subscriptions() == before).await;
 }
 
 #[tokio::test]
-async fn over_the_feed_sockets_of_a_partition_share_one_subscription_that_ends_with_the_last() {
+async fn sockets_of_a_partition_share_one_feed_until_the_last_leaves() {
     let world = World::with(Options::over_the_feed()).await;
     let partition = |name: &str| StreamId::parse(name).expect("an id").partition();
     let names: Vec<String> = (0..).map(|n| format!("s{n}")).filter(|name| partition(name) == 7).take(3).collect();
@@ -188,14 +191,14 @@ async fn over_the_feed_sockets_of_a_partition_share_one_subscription_that_ends_w
         let update = next(viewer).await;
         assert_eq!((&update["stream_id"], &update["mode"]), (&json!(name), &json!("RUNNING")));
     }
-    eventually(|| async { world.bus.subscriptions() == before + 1 }).await;
+    eventually("the subscriptions are as many", async || world.bus.subscriptions() == before + 1).await;
     viewers.truncate(1);
     for name in &names[1..] {
         world.until_viewers(name, 0).await;
     }
     assert_eq!(world.bus.subscriptions(), before + 1);
     viewers.clear();
-    eventually(|| async { world.bus.subscriptions() == before }).await;
+    eventually("the subscriptions are as many", async || world.bus.subscriptions() == before).await;
 }
 
 #[tokio::test]
@@ -284,7 +287,7 @@ async fn a_viewer_that_does_not_answer_pings_is_unregistered() {
     // Its pongs go out as it is read; the other one is there and never reads.
     let reading = tokio::spawn(async move { while read(&mut present).await.is_ok() {} });
     let _vanished = world.watch("s").await;
-    eventually(|| async { world.stats("s").await.total == 2 }).await;
+    eventually("the viewers are as many", async || world.stats("s").await.total == 2).await;
     world.until_viewers("s", 1).await;
     assert!(!reading.is_finished());
     reading.abort();
@@ -385,7 +388,7 @@ async fn go_through_an_outage(world: World) {
 }
 
 #[tokio::test]
-async fn when_another_service_takes_over_viewers_are_registered_again_and_see_its_stream() {
+async fn viewers_see_the_stream_of_a_service_that_takes_over() {
     for (heartbeat_interval, options) in [
         (Duration::from_millis(200), Options::default()),
         // Its first update tells, long before a heartbeat could.

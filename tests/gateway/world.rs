@@ -1,6 +1,6 @@
 //! A service, a client and a gateway in one process, and somebody to talk to the gateway.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use orchestrator_service::{
     client::{Client, ClientOptions, UpdatesFrom, proto::Stats},
@@ -11,10 +11,9 @@ use orchestrator_service::{
 };
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::sleep};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 
-/// How long anything that is waited for may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::support::waiting::eventually;
 
 pub(crate) struct Options {
     pub(crate) gateway: GatewayOptions,
@@ -147,7 +146,7 @@ impl World {
 
     /// Waits until a stream has so many subscribers.
     pub(crate) async fn until_viewers(&self, name: &str, viewers: u64) {
-        eventually(|| async { self.stats(name).await.total == viewers }).await;
+        eventually("the viewers are as many", async || self.stats(name).await.total == viewers).await;
     }
 }
 
@@ -157,14 +156,4 @@ pub(crate) fn scenes() -> Value {
         {"name": "Main", "duration_ms": 10000},
         {"name": "Outro", "duration_ms": 2000},
     ])
-}
-
-/// Waits until `holds`, and fails when it never does.
-pub(crate) async fn eventually<F: Future<Output = bool>>(mut holds: impl FnMut() -> F) {
-    let waiting = async {
-        while !holds().await {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, waiting).await.expect("what is waited for happens");
 }

@@ -13,10 +13,7 @@ use tokio::{
 };
 use tokio_tungstenite::client_async;
 
-use crate::{
-    program::{LIMIT, Program},
-    support::nats_server::NatsServer,
-};
+use crate::{support::nats_server::NatsServer, support::program::Program, support::waiting::LIMIT};
 
 /// Under a hard limit of open files.
 fn with_open_files(files: u32, arguments: &[&str]) -> Program {

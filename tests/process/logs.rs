@@ -1,9 +1,9 @@
 //! What is logged, and how much.
 
 use crate::{
-    program::{Program, command},
     session::create,
     support::nats_server::NatsServer,
+    support::program::{Program, command},
     viewer::Viewer,
 };
 
@@ -100,7 +100,7 @@ async fn no_broker() -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_the_nats_client_logs_of_each_attempt_is_there_for_whoever_asks_for_it() {
+async fn the_nats_clients_log_of_attempts_is_there_for_who_asks() {
     for (rust_log, expected) in [("", false), ("warn", true), ("orchestrator_service=info,async_nats=error", true)] {
         let url = no_broker().await;
         let mut command = command(&["gateway", "--nats-url", &url, "--admin-addr", "127.0.0.1:0"]);
@@ -140,7 +140,7 @@ fn free_address() -> String {
 
 /// Waits until the program listens; false if it ended instead.
 async fn answers(program: &mut Program, address: &str) -> bool {
-    let deadline = std::time::Instant::now() + crate::program::LIMIT;
+    let deadline = std::time::Instant::now() + crate::support::waiting::LIMIT;
     while tokio::net::TcpStream::connect(address).await.is_err() {
         if program.has_ended() {
             return false;

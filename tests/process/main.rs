@@ -8,7 +8,6 @@ mod support;
 mod connections;
 mod logs;
 mod options;
-mod program;
 mod readme;
 mod recordings;
 mod session;

@@ -2,7 +2,7 @@
 
 use std::{net::TcpListener, process::Output};
 
-use crate::program::{Program, command};
+use crate::support::program::{Program, command};
 
 /// The option's text in the help: from one option to the next.
 fn documented(subcommand: &[&str]) -> Vec<(String, String)> {
@@ -107,7 +107,7 @@ fn options_that_contradict_each_other_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn heartbeats_too_seldom_for_the_stale_timeout_are_refused_before_a_recording_is_begun() {
+async fn too_seldom_heartbeats_are_refused_before_a_recording_begins() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("recording");
     for options in [
@@ -128,7 +128,7 @@ async fn heartbeats_too_seldom_for_the_stale_timeout_are_refused_before_a_record
 }
 
 #[test]
-fn a_nats_url_that_is_none_and_credentials_that_are_not_there_are_refused_with_the_option() {
+fn a_bad_nats_url_or_creds_file_is_refused_with_the_option() {
     for program in ["serve", "gateway"] {
         let refuse = |option: &str, value: &str, words: &[&str]| {
             let arguments = [program, "--admin-addr", "127.0.0.1:0", option, value];

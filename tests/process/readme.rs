@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{program::Program, support::nats_server::NatsServer, viewer::Viewer};
+use crate::{support::nats_server::NatsServer, support::program::Program, viewer::Viewer};
 
 /// A command of the session, and the answer that the README shows behind it.
 struct Step {

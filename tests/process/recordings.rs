@@ -3,8 +3,8 @@
 use std::{fs, path::Path, process::Output};
 
 use crate::{
-    program::{Program, command},
     session::create,
+    support::program::{Program, command},
     viewer::Viewer,
 };
 

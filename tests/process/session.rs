@@ -7,7 +7,7 @@ use orchestrator_service::client::{
 use prost::Message as _;
 use serde_json::{Value, json};
 
-use crate::{program::Program, support::nats_server::NatsServer, viewer::Viewer};
+use crate::{support::nats_server::NatsServer, support::program::Program, viewer::Viewer};
 
 const CREATE: &str = r#"{"scenes":
       [{"name": "Intro", "duration_ms": 3000}, {"name": "Main", "duration_ms": 10000}, {"name": "Outro", "duration_ms": 2000}], "tick_interval_ms": 100}"#;
@@ -68,7 +68,7 @@ async fn go_through(gateway: &Program) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn service_and_gateway_over_nats_do_what_the_readme_says() {
     let server = NatsServer::start();
-    let (service, gateway) = (Program::serve(&server.url(), &[]), Program::gateway(&server.url()));
+    let (service, gateway) = (Program::serve(&server.url(), &[]), Program::gateway(&server.url(), &[]));
     service.readiness(200).await;
     gateway.readiness(200).await;
 
@@ -79,7 +79,7 @@ async fn service_and_gateway_over_nats_do_what_the_readme_says() {
 async fn over_the_feed_alone_viewers_of_a_gateway_see_the_same() {
     let server = NatsServer::start();
     let service = Program::serve(&server.url(), &["--publish", "feed"]);
-    let gateway = Program::gateway_with(&server.url(), &["--updates", "feed"]);
+    let gateway = Program::gateway(&server.url(), &["--updates", "feed"]);
     service.readiness(200).await;
     gateway.readiness(200).await;
 
@@ -90,7 +90,7 @@ async fn over_the_feed_alone_viewers_of_a_gateway_see_the_same() {
 async fn a_gateway_counts_what_it_has_no_use_for_in_a_feed_and_reads_on() {
     let server = NatsServer::start();
     let service = Program::serve(&server.url(), &["--publish", "feed"]);
-    let gateway = Program::gateway_with(&server.url(), &["--updates", "feed"]);
+    let gateway = Program::gateway(&server.url(), &["--updates", "feed"]);
     service.readiness(200).await;
     gateway.readiness(200).await;
     let body = r#"{"stream_id": "show", "scenes": [{"name": "Main", "duration_ms": 600000}]}"#;
@@ -123,17 +123,17 @@ async fn a_gateway_counts_what_it_has_no_use_for_in_a_feed_and_reads_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn standalone_reads_what_it_publishes() {
     let arguments = ["standalone", "--http-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0", "--publish", "feed"];
-    let program = Program::start(crate::program::command(&arguments));
+    let program = Program::start(crate::support::program::command(&arguments));
     program.readiness(200).await;
 
     go_through(&program).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn viewers_find_a_stream_that_is_created_anew_after_a_restart_of_the_service() {
+async fn viewers_find_a_stream_created_anew_after_a_restart() {
     let server = NatsServer::start();
     let mut service = Program::serve(&server.url(), &[]);
-    let gateway = Program::gateway_with(&server.url(), &["--heartbeat-interval", "10m"]);
+    let gateway = Program::gateway(&server.url(), &["--heartbeat-interval", "10m"]);
     service.readiness(200).await;
     gateway.readiness(200).await;
     let body = r#"{"stream_id": "show", "scenes": [{"name": "Main", "duration_ms": 600000}]}"#;
@@ -169,9 +169,9 @@ async fn standalone_does_what_the_readme_says_and_has_a_page() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_subcommand_the_service_runs_and_takes_its_options_from_the_environment() {
+async fn without_a_subcommand_the_service_runs_as_the_environment_says() {
     let server = NatsServer::start();
-    let mut service = crate::program::command(&[]);
+    let mut service = crate::support::program::command(&[]);
     service.envs([("NATS_URL", &*server.url()), ("ORCH_ADMIN_ADDR", "127.0.0.1:0"), ("ORCH_SHARDS", "2")]);
     service.envs([("ORCH_STALE_TIMEOUT", "45s"), ("ORCH_PUBLISH", "both")]);
     let service = Program::start(service);
@@ -185,7 +185,7 @@ async fn without_a_subcommand_the_service_runs_and_takes_its_options_from_the_en
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_admin_pages_tell_life_and_readiness_through_an_outage() {
     let mut server = NatsServer::absent();
-    let (service, gateway) = (Program::serve(&server.url(), &[]), Program::gateway(&server.url()));
+    let (service, gateway) = (Program::serve(&server.url(), &[]), Program::gateway(&server.url(), &[]));
     for program in [&service, &gateway] {
         assert_eq!(program.page("/livez").await.0, 200);
         program.readiness(503).await;
@@ -219,7 +219,7 @@ async fn the_admin_pages_tell_life_and_readiness_through_an_outage() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_without_a_service_says_so_soon_and_is_not_ready() {
     let server = NatsServer::start();
-    let gateway = Program::gateway(&server.url());
+    let gateway = Program::gateway(&server.url(), &[]);
     gateway.unready_because("service").await;
     assert_eq!(gateway.page("/livez").await.0, 200);
     let begun = std::time::Instant::now();
@@ -239,7 +239,7 @@ async fn a_gateway_without_a_service_says_so_soon_and_is_not_ready() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_finds_out_that_its_service_was_killed_or_frozen() {
     let server = NatsServer::start();
-    let gateway = Program::gateway(&server.url());
+    let gateway = Program::gateway(&server.url(), &[]);
     let mut service = Program::serve(&server.url(), &[]);
     gateway.readiness(200).await;
     service.signal("STOP");
@@ -259,10 +259,10 @@ async fn a_gateway_finds_out_that_its_service_was_killed_or_frozen() {
 async fn a_gateway_that_reads_where_nothing_is_published_says_so_and_is_not_ready() {
     let server = NatsServer::start();
     let _service = Program::serve(&server.url(), &["--publish", "feed"]);
-    let gateway = Program::gateway(&server.url());
+    let gateway = Program::gateway(&server.url(), &[]);
     gateway.unready_because("updates are read from SUBJECTS and published to FEED").await;
     gateway.logged("published to FEED").await;
-    let reading = Program::gateway_with(&server.url(), &["--updates", "feed"]);
+    let reading = Program::gateway(&server.url(), &["--updates", "feed"]);
     reading.readiness(200).await;
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::{FutureExt as _, StreamExt as _};
 
-use crate::{program::Program, session::create, support::nats_server::NatsServer, viewer::Viewer};
+use crate::{session::create, support::nats_server::NatsServer, support::program::Program, viewer::Viewer};
 
 const SIGNALS: [&str; 2] = ["TERM", "INT"];
 
@@ -13,7 +13,7 @@ async fn each_program_ends_on_sigterm_and_ctrl_c() {
     let server = NatsServer::start();
     for signal in SIGNALS {
         // The gateway before the service that it needs to be ready.
-        let (service, gateway) = (Program::serve(&server.url(), &[]), Program::gateway(&server.url()));
+        let (service, gateway) = (Program::serve(&server.url(), &[]), Program::gateway(&server.url(), &[]));
         for mut program in [gateway, service, Program::standalone()] {
             program.readiness(200).await;
             program.stops_on(signal).await;
@@ -26,7 +26,7 @@ async fn a_service_ends_while_streams_play_and_nothing_comes_from_it_afterwards(
     let server = NatsServer::start();
     let listener = async_nats::connect(server.url()).await.unwrap();
     for signal in SIGNALS {
-        let (mut service, gateway) = (Program::serve(&server.url(), &[]), Program::gateway(&server.url()));
+        let (mut service, gateway) = (Program::serve(&server.url(), &[]), Program::gateway(&server.url(), &[]));
         service.readiness(200).await;
         gateway.readiness(200).await;
         let stream_id = create(&gateway).await;
@@ -50,7 +50,7 @@ async fn a_gateway_ends_while_viewers_watch_and_tells_them_and_the_service() {
     let service = Program::serve(&server.url(), &[]);
     service.readiness(200).await;
     for signal in SIGNALS {
-        let mut gateway = Program::gateway(&server.url());
+        let mut gateway = Program::gateway(&server.url(), &[]);
         gateway.readiness(200).await;
         let stream_id = create(&gateway).await;
         let mut viewer = Viewer::of(&gateway, &stream_id, "").await;
@@ -83,7 +83,7 @@ async fn standalone_ends_while_viewers_watch() {
 async fn whoever_is_stopping_is_not_ready_any_more() {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let server = NatsServer::start();
-    let (_service, gateway) = (Program::serve(&server.url(), &[]), Program::gateway(&server.url()));
+    let (_service, gateway) = (Program::serve(&server.url(), &[]), Program::gateway(&server.url(), &[]));
     for mut program in [gateway, Program::standalone()] {
         program.readiness(200).await;
         // A request whose body never comes is waited for.
@@ -106,7 +106,7 @@ async fn whoever_is_stopping_is_not_ready_any_more() {
 async fn service_and_gateway_end_while_nats_was_never_there() {
     let server = NatsServer::absent();
     for signal in SIGNALS {
-        for mut program in [Program::serve(&server.url(), &[]), Program::gateway(&server.url())] {
+        for mut program in [Program::serve(&server.url(), &[]), Program::gateway(&server.url(), &[])] {
             program.readiness(503).await;
             program.stops_on(signal).await;
         }
@@ -117,7 +117,7 @@ async fn service_and_gateway_end_while_nats_was_never_there() {
 async fn service_and_gateway_end_while_nats_is_away_and_changes_are_owed() {
     for signal in SIGNALS {
         let mut server = NatsServer::start();
-        let (mut service, mut gateway) = (Program::serve(&server.url(), &[]), Program::gateway(&server.url()));
+        let (mut service, mut gateway) = (Program::serve(&server.url(), &[]), Program::gateway(&server.url(), &[]));
         service.readiness(200).await;
         gateway.readiness(200).await;
         let body = r#"{"stream_id": "show", "scenes": [{"name": "One", "duration_ms": 1000}]}"#;

@@ -10,8 +10,9 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    program::{LIMIT, STOP_LIMIT, command},
     support::nats_server::NatsServer,
+    support::program::{STOP_LIMIT, command},
+    support::waiting::LIMIT,
 };
 
 /// A program whose log goes where the test says. Killed by its own id when it is dropped.
@@ -260,7 +261,7 @@ async fn an_error_that_cannot_be_said_keeps_its_exit_code() {
 }
 
 #[test]
-fn what_is_printed_to_a_closed_pipe_is_no_error_and_to_a_full_disk_is_one() {
+fn printing_to_a_closed_pipe_is_no_error_but_to_a_full_disk() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("recording");
     record(&file);

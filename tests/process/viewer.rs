@@ -5,7 +5,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async, tungstenite::Message};
 
-use crate::program::{LIMIT, Program};
+use crate::support::{program::Program, waiting::LIMIT};
 
 pub(crate) struct Viewer(WebSocketStream<MaybeTlsStream<TcpStream>>);
 

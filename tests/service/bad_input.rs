@@ -14,7 +14,7 @@ use orchestrator_service::{
 use prost::Message as _;
 
 use crate::{
-    messages::*,
+    support::messages::*,
     world::{Caller, World, accepted, command_message},
 };
 

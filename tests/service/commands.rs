@@ -3,7 +3,7 @@
 use orchestrator_service::wire::proto::{Code, Mode, OrchestratorCommand, Reply, StateUpdate};
 
 use crate::{
-    messages::*,
+    support::messages::*,
     world::{World, accepted, command_message, eventually, refused, say, say_subscription, wall_ms},
 };
 
@@ -13,7 +13,7 @@ on_both_transports! {
     a_register_sent_right_behind_its_start_finds_the_stream,
     a_refusal_has_its_code_and_changes_nothing,
     a_repeated_request_gets_the_first_answer_and_is_not_carried_out_again,
-    a_repeated_request_that_was_refused_is_refused_again_though_it_would_fit_now,
+    a_repeat_of_a_refused_request_is_refused_again,
     a_command_that_expects_another_revision_is_a_conflict,
 }
 
@@ -133,7 +133,7 @@ async fn a_repeated_request_gets_the_first_answer_and_is_not_carried_out_again(w
     // So that the answer would differ if it were made anew.
     caller.done(status("show", 1, "later")).await;
     let first_ms = first.state.as_ref().expect("a state").server_time_ms;
-    eventually("time has gone by", || wall_ms() > first_ms + 20).await;
+    eventually("time has gone by", async || wall_ms() > first_ms + 20).await;
     let mut second = caller.send(&skip_once).await;
 
     // The moment is told by two clocks in whole milliseconds.
@@ -149,7 +149,7 @@ async fn a_repeated_request_gets_the_first_answer_and_is_not_carried_out_again(w
     assert_eq!(accepted(caller.send(&other).await).stream_id, "other");
 }
 
-async fn a_repeated_request_that_was_refused_is_refused_again_though_it_would_fit_now(world: World) {
+async fn a_repeat_of_a_refused_request_is_refused_again(world: World) {
     let (_service, caller) = world.with_service().await;
     let pause_once = OrchestratorCommand { request_id: "once".into(), ..command_message(pause("show")) };
     caller.done(start("show", long_config())).await;

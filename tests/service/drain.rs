@@ -13,7 +13,7 @@ use orchestrator_service::{
 use prost::Message as _;
 
 use crate::{
-    messages::*,
+    support::messages::*,
     world::{Caller, LIMIT, World, command_message, eventually, wall_ms},
 };
 
@@ -144,10 +144,10 @@ async fn a_drain_waits_for_the_broker_to_take_what_is_owed(world: World) {
     let started = updates.until(|update| update.mode() == Mode::Running).await.remove(1);
 
     world.cut();
-    eventually("the service is not ready", || service.ready().is_err()).await;
-    eventually("the stream is at its end", || wall_ms() > started.server_time_ms + 500).await;
+    eventually("the service is not ready", async || service.ready().is_err()).await;
+    eventually("the stream is at its end", async || wall_ms() > started.server_time_ms + 500).await;
     let drain = tokio::spawn(service.drain());
-    eventually("the shards had time to end", || wall_ms() > started.server_time_ms + 700).await;
+    eventually("the shards had time to end", async || wall_ms() > started.server_time_ms + 700).await;
     world.mend();
 
     drain.await.unwrap();
@@ -161,7 +161,7 @@ async fn a_drain_without_a_broker_ends_in_time(world: World) {
     let state = caller.subscription(register("show", "viewer")).await.state.expect("a state");
 
     world.cut();
-    eventually("changes are owed", || wall_ms() > state.server_time_ms + 500).await;
+    eventually("changes are owed", async || wall_ms() > state.server_time_ms + 500).await;
     let before = Instant::now();
     service.drain().await;
 

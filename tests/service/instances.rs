@@ -7,7 +7,7 @@ use orchestrator_service::{service::ServiceSettings, wire::proto::StateUpdate};
 use prost::Message as _;
 
 use crate::{
-    messages::*,
+    support::messages::*,
     world::{LIMIT, World, accepted, settings},
 };
 

@@ -7,7 +7,7 @@ use orchestrator_service::{
 };
 
 use crate::{
-    messages::*,
+    support::messages::*,
     world::{World, refused, settings},
 };
 

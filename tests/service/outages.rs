@@ -5,7 +5,7 @@ use std::time::Duration;
 use orchestrator_service::wire::proto::{Cause, Code, Mode, OrchestratorConfig, StateUpdate};
 
 use crate::{
-    messages::*,
+    support::messages::*,
     world::{Caller, Updates, World, eventually, outline, settings, wait_until_connected, wall_ms},
 };
 
@@ -39,14 +39,14 @@ async fn changes_in_an_outage_are_published_after_it_each_once_and_in_order(worl
     let started_ms = updates.until(|update| update.cause() == Cause::Tick).await.remove(0).server_time_ms;
 
     world.cut();
-    eventually("the service is not ready", || service.ready().is_err()).await;
+    eventually("the service is not ready", async || service.ready().is_err()).await;
     assert!(service.ready().unwrap_err().contains("broker"), "{:?}", service.ready());
     let in_time = wall_ms() < started_ms + 900;
     the_clock_to_reach(started_ms + 1_900).await;
     world.mend();
 
     let seen = updates.until(|update| update.mode() == Mode::Finished).await;
-    eventually("the service is ready", || service.ready().is_ok()).await;
+    eventually("the service is ready", async || service.ready().is_ok()).await;
     let changes: Vec<StateUpdate> = seen.into_iter().filter(|update| update.cause() != Cause::Tick).collect();
     assert_eq!(
         outline(&changes),
@@ -72,7 +72,7 @@ async fn ticks_of_an_outage_are_not_made_up_for_and_the_clock_has_gone_on(world:
     let before = updates.until(|update| update.cause() == Cause::Tick).await.remove(0);
 
     world.cut();
-    eventually("the service is not ready", || service.ready().is_err()).await;
+    eventually("the service is not ready", async || service.ready().is_err()).await;
     // What the client had taken by then is its own affair.
     let away_ms = wall_ms() + 100;
     the_clock_to_reach(away_ms + 1_000).await;
@@ -97,7 +97,7 @@ async fn a_service_that_starts_without_its_broker_waits_for_it(world: World) {
 
     world.mend();
 
-    eventually("the service is ready", || service.ready().is_ok()).await;
+    eventually("the service is ready", async || service.ready().is_ok()).await;
     ingress.barrier().await.unwrap();
     let caller = world.caller().await;
     watched(&caller, "show", 10, &[("Main", LONG_MS)]).await.until(|update| update.cause() == Cause::Tick).await;
@@ -116,9 +116,9 @@ mod over_nats_alone {
 
             let World::Nats(server, _) = &mut world else { panic!() };
             server.kill();
-            eventually("the service is not ready", || service.ready().is_err()).await;
+            eventually("the service is not ready", async || service.ready().is_err()).await;
             server.restart();
-            eventually("the service is ready", || service.ready().is_ok()).await;
+            eventually("the service is ready", async || service.ready().is_ok()).await;
             wait_until_connected(&*caller.transport).await;
 
             // Both ends found the new server, each in its own time; what was said meanwhile is in the full state.

@@ -15,7 +15,7 @@ use orchestrator_service::{
 use prost::Message as _;
 
 use crate::{
-    messages::*,
+    support::messages::*,
     world::{Caller, LIMIT, World, eventually, say, say_subscription, settings, within_limit},
 };
 
@@ -131,11 +131,11 @@ async fn after_a_reconnect_to_a_broker_that_takes_less_nothing_is_lost() {
         let mut feed = caller.listen("orchestrator.feed.7").await;
         let ids = ids_of_one_partition(STREAMS);
         watch_all(&caller, &ids, config(&[("One", 1_500), ("Two", 400)])).await;
-        eventually("all are watched", || service.counts().running == STREAMS as u64).await;
+        eventually("all are watched", async || service.counts().running == STREAMS as u64).await;
 
         world.cut();
         // The change of the scene and the end happen in the outage.
-        eventually("all have finished", || service.counts().running == 0).await;
+        eventually("all have finished", async || service.counts().running == 0).await;
         let World::Nats(server, _) = &mut world else { unreachable!() };
         server.set_max_payload(MAX_PAYLOAD);
         let mut connection = caller.transport.connection();
@@ -153,7 +153,7 @@ async fn after_a_reconnect_to_a_broker_that_takes_less_nothing_is_lost() {
             let told: Vec<(Cause, Mode)> = changes[id].values().copied().collect();
             assert!(told.ends_with(&[(Cause::Scene, Mode::Running), (Cause::Lifecycle, Mode::Finished)]), "{told:?}");
         }
-        eventually("it is ready", || service.ready().is_ok()).await;
+        eventually("it is ready", async || service.ready().is_ok()).await;
         let asked = Instant::now();
         let reply: QueryReply = caller.query(list(1_000, "")).await;
         assert!(asked.elapsed() < Duration::from_secs(5), "answered, whatever it says");

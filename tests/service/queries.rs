@@ -11,7 +11,7 @@ use orchestrator_service::{
 };
 
 use crate::{
-    messages::*,
+    support::messages::*,
     world::{Caller, LIMIT, World, eventually, say, say_subscription},
 };
 
@@ -102,7 +102,7 @@ async fn stats_of_the_whole_are_the_sum_of_the_shards(world: World) {
     assert_eq!((stats.total, stats.active, stats.stale, stats.unique_clients), (150, 150, 0, 100));
     assert_eq!((stats.streams, stats.running_streams), (250, 50));
     // A shard counts at the end of its turn, or before an answer of its own.
-    eventually("the service counts the same", || {
+    eventually("the service counts the same", async || {
         let counts = service.counts();
         (counts.total, counts.unique, counts.streams, counts.running) == (150, 100, 250, 50)
     })

@@ -8,7 +8,7 @@ use orchestrator_service::{
 };
 
 use crate::{
-    messages::*,
+    support::messages::*,
     world::{LIMIT, World, settings, wall_ms},
 };
 
@@ -24,14 +24,14 @@ const EMPTY: Stats = Stats {
 };
 
 on_both_transports! {
-    who_falls_silent_is_stale_then_removed_and_the_stream_ends_when_nobody_is_left,
+    who_falls_silent_is_stale_and_then_removed,
     a_stream_that_nobody_ever_watched_is_removed,
 }
 
 /// How far two clocks in whole milliseconds may be apart between two readings, ms.
 const CLOCKS_MS: u64 = 5;
 
-async fn who_falls_silent_is_stale_then_removed_and_the_stream_ends_when_nobody_is_left(world: World) {
+async fn who_falls_silent_is_stale_and_then_removed(world: World) {
     let _service = world.service(ServiceSettings { stale_after_ms: 1_000, ..settings() }).await;
     let caller = world.caller().await;
     let mut updates = caller.updates("show").await;

@@ -3,7 +3,7 @@
 use orchestrator_service::wire::proto::{Code, Mode};
 
 use crate::{
-    messages::*,
+    support::messages::*,
     world::{Caller, World, accepted, refused, say_subscription},
 };
 
@@ -13,8 +13,8 @@ on_both_transports! {
     a_batch_of_registrations_refuses_the_malformed_alone,
     a_batch_of_heartbeats_over_several_shards_tells_whom_it_could_not_place,
     a_batch_of_leaves_over_several_shards_tells_whom_it_could_not_place,
-    a_batch_over_several_shards_without_a_reply_subject_is_carried_out_the_same,
-    a_batch_of_clients_of_an_unknown_stream_says_so_and_still_hears_its_handles,
+    a_batch_over_shards_without_a_reply_subject_is_carried_out,
+    a_batch_of_an_unknown_stream_still_hears_its_handles,
     a_batch_of_thousands_is_answered_as_a_whole_and_in_order,
     a_register_right_behind_a_batch_of_leaves_stands,
 }
@@ -146,7 +146,7 @@ async fn a_batch_of_leaves_over_several_shards_tells_whom_it_could_not_place(wor
     assert_eq!(reply.unknown_handle.len(), 6, "all are gone by now");
 }
 
-async fn a_batch_over_several_shards_without_a_reply_subject_is_carried_out_the_same(world: World) {
+async fn a_batch_over_shards_without_a_reply_subject_is_carried_out(world: World) {
     let (_service, caller) = world.with_service().await;
     let handles = watched_streams(&caller).await;
 
@@ -158,7 +158,7 @@ async fn a_batch_over_several_shards_without_a_reply_subject_is_carried_out_the_
     assert_eq!(caller.stats("").await.total, 0);
 }
 
-async fn a_batch_of_clients_of_an_unknown_stream_says_so_and_still_hears_its_handles(world: World) {
+async fn a_batch_of_an_unknown_stream_still_hears_its_handles(world: World) {
     let (_service, caller) = world.with_service().await;
     let handles = watched_streams(&caller).await;
 

@@ -10,14 +10,14 @@ use orchestrator_service::{
 use prost::Message as _;
 
 use crate::{
-    messages::*,
+    support::messages::*,
     world::{Caller, LIMIT, Updates, World, assert_gapless, outline, say_subscription, settings},
 };
 
 on_both_transports! {
     the_first_subscriber_sets_a_stream_going_and_an_update_says_so_at_once,
     a_scene_changes_at_its_boundary_and_not_at_the_next_tick,
-    ticks_come_at_their_interval_with_gapless_sequences_and_the_same_revision,
+    ticks_come_at_their_interval_with_gapless_sequences,
     an_update_does_not_carry_the_configuration,
     a_viewer_who_joins_sees_the_state_at_once_whatever_the_mode,
     a_crowd_that_joins_gets_one_snapshot_in_50_ms_and_nobody_is_left_out,
@@ -85,7 +85,7 @@ fn assert_on_time(started: &StateUpdate, update: &StateUpdate) {
     assert!(elapsed_ms.abs_diff(update.current_time) <= CLOCKS_MS, "{elapsed_ms} ms after the start: {update:?}");
 }
 
-async fn ticks_come_at_their_interval_with_gapless_sequences_and_the_same_revision(world: World) {
+async fn ticks_come_at_their_interval_with_gapless_sequences(world: World) {
     let (_service, caller) = world.with_service().await;
     let mut updates = caller.updates("show").await;
     let tick_interval_ms = Some(100);

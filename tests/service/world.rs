@@ -1,45 +1,33 @@
 //! A broker, services on it, and somebody who talks to them in bytes.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    future::Future,
-    sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeMap, future::Future, sync::Arc};
 
-use bytes::Bytes;
 use futures_util::FutureExt as _;
 use orchestrator_service::{
     service::{Service, ServiceSettings},
     transport::{
-        Message, Outgoing, Subscription, Transport, TransportError,
+        Message, Subscription, Transport,
         memory::MemoryBus,
         nats::{NatsOptions, NatsTransport},
     },
-    wire::{
-        proto::{
-            Cause, Code, Mode, OrchestratorCommand, Query, QueryReply, Reply, StateUpdate, Stats, SubscriptionCommand,
-            orchestrator_command, query, subscription_command,
-        },
-        subject,
-    },
+    wire::proto::{Cause, Code, Mode, Reply, StateUpdate},
 };
 use prost::Message as _;
 
-use crate::{
-    messages::{get_state, get_stats},
-    proxy::Proxy,
-    support::nats_server::{NatsServer, ServerOptions},
+pub(crate) use crate::support::{
+    caller::{Caller, accepted, command_message, say, say_subscription},
+    waiting::{LIMIT, eventually, wall_ms},
 };
-
-/// How long anything may take that is expected to happen; generous, for a busy machine.
-pub(crate) const LIMIT: Duration = Duration::from_secs(10);
+use crate::support::{
+    nats_server::{NatsServer, ServerOptions},
+    proxy::Proxy,
+};
 
 /// Larger than what the service takes, so that the service and not the broker refuses.
 const MAX_PAYLOAD: usize = 4 << 20;
 
 pub(crate) async fn within_limit(test: impl Future<Output = ()>) {
-    tokio::time::timeout(6 * LIMIT, test).await.expect("the test ends in time");
+    tokio::time::timeout(3 * LIMIT, test).await.expect("the test ends in time");
 }
 
 /// A broker of one kind.
@@ -73,7 +61,7 @@ impl World {
     /// A service that has its connections.
     pub(crate) async fn service(&self, settings: ServiceSettings) -> Service {
         let (service, ingress) = self.service_in_outage(settings).await;
-        eventually("the service is ready", || service.ready().is_ok()).await;
+        eventually("the service is ready", async || service.ready().is_ok()).await;
         ingress.barrier().await.expect("the subscription is known to the broker");
         service
     }
@@ -134,81 +122,7 @@ pub(crate) async fn wait_until_connected(transport: &dyn Transport) {
     tokio::time::timeout(LIMIT, up).await.expect("the connection comes up").expect("the transport lives");
 }
 
-/// For what has no event to wait for.
-pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LIMIT;
-    while !condition() {
-        assert!(Instant::now() < deadline, "it never came true that {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// The wall clock, ms since 1970.
-pub(crate) fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as u64
-}
-
-/// Somebody who talks to the service.
-#[derive(Clone)]
-pub(crate) struct Caller {
-    pub(crate) transport: Arc<dyn Transport>,
-}
-
 impl Caller {
-    /// Sends bytes and waits for the answer.
-    pub(crate) async fn ask_raw(&self, subject: &str, payload: impl Into<Bytes>) -> Message {
-        self.transport.request(subject, payload.into(), LIMIT).await.expect("an answer")
-    }
-
-    async fn ask<M: prost::Message + Default>(&self, subject: &str, message: &impl prost::Message) -> M {
-        let answer = self.ask_raw(subject, message.encode_to_vec()).await;
-        M::decode(answer.payload).expect("an answer of its kind")
-    }
-
-    pub(crate) async fn send(&self, message: &OrchestratorCommand) -> Reply {
-        self.ask(subject::COMMAND, message).await
-    }
-
-    pub(crate) async fn command(&self, command: orchestrator_command::Command) -> Reply {
-        self.send(&command_message(command)).await
-    }
-
-    /// As [`Self::command`], and it is carried out.
-    pub(crate) async fn done(&self, command: orchestrator_command::Command) -> StateUpdate {
-        accepted(self.command(command).await)
-    }
-
-    pub(crate) async fn subscription(&self, command: subscription_command::Command) -> Reply {
-        self.ask(subject::SUBSCRIPTION, &SubscriptionCommand { command: Some(command) }).await
-    }
-
-    pub(crate) async fn query(&self, query: query::Query) -> QueryReply {
-        self.ask(subject::QUERY, &Query { query: Some(query) }).await
-    }
-
-    pub(crate) async fn state(&self, id: &str) -> StateUpdate {
-        let QueryReply { code, message, mut state, .. } = self.query(get_state(id)).await;
-        assert_eq!((code, state.len()), (Code::Ok as i32, 1), "{message}");
-        state.remove(0)
-    }
-
-    /// Of the whole service if `id` is empty.
-    pub(crate) async fn stats(&self, id: &str) -> Stats {
-        let QueryReply { code, message, stats, .. } = self.query(get_stats(id)).await;
-        assert_eq!(code, Code::Ok as i32, "{message}");
-        stats.expect("stats")
-    }
-
-    /// Sends without a reply subject and without waiting, in this order.
-    pub(crate) async fn tell(&self, messages: impl IntoIterator<Item = Outgoing>) {
-        self.try_tell(messages).await.expect("published");
-    }
-
-    pub(crate) async fn try_tell(&self, messages: impl IntoIterator<Item = Outgoing>) -> Result<(), TransportError> {
-        let mut messages: VecDeque<Outgoing> = messages.into_iter().collect();
-        self.transport.publish(&mut messages).await
-    }
-
     /// Follows a stream's updates, from now on.
     pub(crate) async fn updates(&self, id: &str) -> Updates {
         Updates { messages: self.listen(&format!("stream.{id}.updates")).await, seen: BTreeMap::new(), repeats: 0 }
@@ -219,29 +133,6 @@ impl Caller {
         self.transport.barrier().await.expect("the broker knows of it");
         subscription
     }
-}
-
-/// A command as it is published.
-pub(crate) fn say(command: orchestrator_command::Command) -> Outgoing {
-    Outgoing { subject: subject::COMMAND.into(), payload: command_message(command).encode_to_vec().into() }
-}
-
-/// A subscription command as it is published.
-pub(crate) fn say_subscription(command: subscription_command::Command) -> Outgoing {
-    let payload = SubscriptionCommand { command: Some(command) }.encode_to_vec().into();
-    Outgoing { subject: subject::SUBSCRIPTION.into(), payload }
-}
-
-pub(crate) fn command_message(command: orchestrator_command::Command) -> OrchestratorCommand {
-    OrchestratorCommand { command: Some(command), ..Default::default() }
-}
-
-/// The state in the answer to something that was carried out.
-pub(crate) fn accepted(reply: Reply) -> StateUpdate {
-    assert_eq!((reply.code(), &*reply.message), (Code::Ok, ""));
-    let state = reply.state.expect("a state");
-    assert_eq!((reply.stream_id, reply.revision), (state.stream_id.clone(), state.revision));
-    state
 }
 
 /// Asserts that something was refused with this code, and that the message says all of `words`.

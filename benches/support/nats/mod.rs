@@ -3,6 +3,8 @@
 
 pub mod caller;
 pub mod messages;
+#[path = "../../../tests/support/nats_binary.rs"]
+mod nats_binary;
 pub mod program;
 pub mod raw;
 pub mod server;

@@ -288,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_between_attempts_double_up_to_the_longest_and_are_drawn_from_their_upper_half() {
+    fn pauses_between_attempts_double_up_to_the_longest() {
         for (attempt, whole_ms) in [(1, 40), (2, 80), (3, 160), (6, 1280), (7, 2000), (8, 2000), (usize::MAX, 2000)] {
             let whole = Duration::from_millis(whole_ms);
             for _ in 0..100 {

@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finding_that_was_too_early_is_put_right_by_the_next_and_an_older_one_changes_nothing() {
+    fn a_finding_that_was_too_early_is_put_right_by_the_next() {
         let (tally, mut requests, mut answers) = (Tally::default(), true, false);
         tally.state().busy = 1;
         tally.found_empty(&mut requests, 1);

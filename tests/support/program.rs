@@ -1,6 +1,8 @@
-//! A running process of the program under test.
+//! The program as a process of its own: started with options, signalled, read through its log and its administrator's
+//! address.
 
 use std::{
+    fs,
     io::{BufRead as _, BufReader},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
@@ -10,8 +12,7 @@ use std::{
 
 use serde_json::Value;
 
-/// How long anything may take that is expected to happen; generous, for a busy machine.
-pub(crate) const LIMIT: Duration = Duration::from_secs(20);
+use super::waiting::LIMIT;
 
 /// How long a process may take to end.
 pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -24,6 +25,7 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
 }
 
 /// A process. Killed by its own id when it is dropped.
+#[derive(Debug)]
 pub(crate) struct Program {
     child: Child,
     log: Arc<Mutex<String>>,
@@ -32,19 +34,14 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// `serve` against this server, on an admin port of its own.
+    /// `serve` against this server with two shards, on an admin port of its own.
     pub(crate) fn serve(nats_url: &str, more: &[&str]) -> Self {
-        let arguments = ["serve", "--nats-url", nats_url, "--admin-addr", "127.0.0.1:0", "--shards", "3"];
+        let arguments = ["serve", "--nats-url", nats_url, "--admin-addr", "127.0.0.1:0", "--shards", "2"];
         Self::start(command(&[&arguments, more].concat()))
     }
 
     /// `gateway` against this server, on ports of its own.
-    pub(crate) fn gateway(nats_url: &str) -> Self {
-        Self::gateway_with(nats_url, &[])
-    }
-
-    /// The same with more arguments.
-    pub(crate) fn gateway_with(nats_url: &str, more: &[&str]) -> Self {
+    pub(crate) fn gateway(nats_url: &str, more: &[&str]) -> Self {
         let (http, admin) = (["--http-addr", "127.0.0.1:0"], ["--admin-addr", "127.0.0.1:0"]);
         Self::start(command(&[&["gateway", "--nats-url", nats_url], &http[..], &admin[..], more].concat()))
     }
@@ -63,7 +60,14 @@ impl Program {
                 *written.lock().unwrap() += &(line + "\n");
             }
         });
-        Self { child, log, reader: Some(reader), http: reqwest::Client::new() }
+        let http = reqwest::Client::builder().timeout(LIMIT).build().expect("a client");
+        Self { child, log, reader: Some(reader), http }
+    }
+
+    /// The same once it can do its work.
+    pub(crate) async fn ready(self) -> Self {
+        self.readiness(200).await;
+        self
     }
 
     pub(crate) fn log(&self) -> String {
@@ -72,13 +76,13 @@ impl Program {
 
     /// Waits until the log says this, and gives the line.
     pub(crate) async fn logged(&self, words: &str) -> String {
+        let find = || self.log().lines().find(|line| line.contains(words)).map(str::to_owned);
         let deadline = Instant::now() + LIMIT;
         loop {
-            let log = self.log();
-            if let Some(line) = log.lines().find(|line| line.contains(words)) {
-                return line.to_owned();
+            if let Some(line) = find() {
+                return line;
             }
-            assert!(Instant::now() < deadline, "{words:?} is not in the log:\n{log}");
+            assert!(Instant::now() < deadline, "{words:?} is not in the log:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -124,6 +128,29 @@ impl Program {
         }
     }
 
+    /// Whether `/readyz` says so now.
+    pub(crate) async fn is_ready(&self) -> bool {
+        self.page("/readyz").await.0 == 200
+    }
+
+    /// Sum of a metric over all its labels that contain `label`; 0 for one that was never counted.
+    pub(crate) async fn metric(&self, name: &str, label: &str) -> u64 {
+        let (_, page) = self.page("/metrics").await;
+        let of_name = page.lines().filter(|line| {
+            let behind = line.strip_prefix(name);
+            behind.is_some_and(|behind| behind.starts_with([' ', '{'])) && line.contains(label)
+        });
+        of_name.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64
+    }
+
+    /// What of its memory is in use, bytes.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.expect("the state of a running process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1_024
+    }
+
     /// Calls REST.
     pub(crate) async fn call(&self, method: &str, path: &str, body: Option<&str>) -> (u16, Value) {
         let url = format!("http://{}{path}", self.web().await);
@@ -159,6 +186,13 @@ impl Program {
         }
     }
 
+    /// Ends it without a word.
+    pub(crate) fn kill(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.child.kill();
+        self.child.wait().expect("the program ends when it is killed");
+    }
+
     /// Sends a signal; it ends well, and in time.
     pub(crate) async fn stops_on(&mut self, name: &str) {
         let before = Instant::now();
@@ -174,5 +208,10 @@ impl Drop for Program {
         // Errors mean that it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if thread::panicking() {
+            let log = self.log();
+            let from = log.len().saturating_sub(8_000);
+            eprintln!("the program's log:\n{}", log.get(from..).unwrap_or(&log));
+        }
     }
 }
