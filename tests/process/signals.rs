@@ -88,7 +88,7 @@ async fn whoever_is_stopping_is_not_ready_any_more() {
         program.readiness(200).await;
         // A request whose body never comes is waited for.
         let mut line = tokio::net::TcpStream::connect(program.web().await).await.unwrap();
-        let head = "POST /streams HTTP/1.1\r\nHost: gateway\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\
+        let head = "POST /streams HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\
                     Expect: 100-continue\r\n\r\n";
         line.write_all(head.as_bytes()).await.unwrap();
         let mut asked_for = [0; 12];
