@@ -411,6 +411,35 @@ async fn a_crowd_is_registered_again_with_a_broker_that_takes_little() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_keeps_the_requests_acknowledges_them_and_no_call_takes_that_for_its_answer() {
+    let server = NatsServer::start_with(ServerOptions { jetstream: true, ..ServerOptions::default() });
+    let _service = service_at(&server).await;
+    let link = nats(&server, "gateway").await;
+    let options = ClientOptions { heartbeat_interval: Duration::from_millis(500), ..ClientOptions::default() };
+    let client = Client::new(Arc::clone(&link) as Arc<dyn Transport>, options);
+    client.list_streams(0, None).await.expect("connected");
+    let keep_all = r#"{"name": "REQUESTS", "subjects": ["orchestrator.*"], "storage": "memory", "num_replicas": 1}"#;
+    let created = link.request("$JS.API.STREAM.CREATE.REQUESTS", keep_all.into(), PATIENCE).await.expect("answered");
+    let created = String::from_utf8_lossy(&created.payload).into_owned();
+    assert!(!created.contains("\"error\""), "{created}");
+    // As any program sees it: the acknowledgement comes first.
+    let first = link.request("orchestrator.query", Vec::new().into(), PATIENCE).await.expect("answered");
+    assert!(first.payload.starts_with(b"{"), "{:?}", first.payload);
+
+    let mut kept = Vec::new();
+    for number in 0..30 {
+        let stream = format!("s{number}");
+        assert_eq!(client.start(&stream, config()).await.expect("started").stream_id, stream);
+        kept.push(register(&client, &stream, number).await);
+        assert_eq!(client.get_state(&stream).await.expect("a state").mode(), Mode::Running);
+    }
+    assert_eq!(client.list_streams(100, None).await.expect("a list").streams.len(), 30);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(client.stats(None).await.expect("counts").active, 30);
+    assert!(kept.iter().all(|viewer| viewer.standing() == Standing::Registered { round: 1 }));
+}
+
 #[tokio::test]
 async fn a_call_that_is_too_large_is_refused_at_once_with_the_limit() {
     let bus = MemoryBus::with_max_payload(1_000);

@@ -51,6 +51,12 @@ impl Core {
         }
     }
 
+    /// A stream was seen to have nobody who watches it: whoever is registered finds out whether that is so.
+    pub(super) fn see_unwatched(&self, stream_id: &str) {
+        self.table().see_unwatched(stream_id);
+        self.wake.notify_one();
+    }
+
     /// Unregisters all and lets the background task end.
     pub(super) fn close(&self) {
         self.table().close();

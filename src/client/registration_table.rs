@@ -334,6 +334,17 @@ impl RegistrationTable {
         }
     }
 
+    /// A stream was seen to have nobody who watches it: those of its entries for which nothing is in flight are asked about
+    /// now, since they have another holder's leave behind them, or the service has forgotten them.
+    pub(super) fn see_unwatched(&mut self, stream_id: &str) {
+        let Some(watched) = self.streams.get(stream_id) else { return };
+        for key in Vec::from_iter(watched.keys.iter().copied()) {
+            if self.entries[key].in_flight == InFlight::Nothing {
+                self.beat_one(key);
+            }
+        }
+    }
+
     /// The time of one of `slots` has come: something is asked for those of its entries for which nothing is in flight.
     ///
     /// Keys are handed out densely, so key modulo slots spreads the entries evenly without another list to keep.

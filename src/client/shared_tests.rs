@@ -190,7 +190,7 @@ fn a_runtime_that_shuts_down_refuses_whoever_waits_and_leaves_nothing() {
 /// Joins and leaves, some without waiting.
 async fn come_and_go(shared: Arc<Numbers>, meter: Arc<Meter>, number: u64) {
     for round in 0..20 {
-        if (round + number) % 7 == 0 {
+        if (round + number).is_multiple_of(7) {
             _ = tokio::time::timeout(Duration::from_nanos(1), join(&shared, &meter)).await;
             continue;
         }

@@ -257,7 +257,7 @@ async fn a_registration_that_lost_its_service_is_unregistered() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_late_farewell_does_not_meet_who_has_come_back() {
+async fn a_late_leave_does_not_meet_who_has_come_back() {
     let bus = MemoryBus::new();
     let client = patient_for_a_second(&bus);
     let mut service = Service::on(&bus).await;
@@ -488,6 +488,34 @@ async fn a_lost_stream_that_comes_back_is_registered_with_at_its_first_update() 
     service.next_registers(&[5]).await;
     assert!(told.elapsed() <= Duration::from_secs(1), "{:?}", told.elapsed());
     until(&viewer, Standing::Registered { round: 2 }).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_update_that_says_that_nobody_watches_makes_a_viewer_ask_at_once_and_at_most_once_a_second() {
+    let (_bus, mut service, client) = world().await;
+    let mut updates = client.updates("s").await.expect("subscribed");
+    let _viewer = registered(&client, &mut service, 1).await;
+    let told = Instant::now();
+    let (mode, cause) = (proto::Mode::Idle.into(), proto::Cause::Lifecycle.into());
+    // In the epoch of the registration.
+    let idle = |sequence| StateUpdate { mode, cause, ..update_of(0, sequence) }.encode_to_vec();
+    for sequence in 1..=100 {
+        service.publish(subject("s"), idle(sequence)).await;
+        updates.next().await.expect("an update");
+    }
+    let (handles, asked) = service.next_beat().await;
+    let unknown = Reply { code: Code::UnknownSubscriber.into(), unknown_handle: handles, ..Reply::default() };
+    service.answer(asked, &unknown).await;
+    service.nobody_by_name().await;
+    service.next_registers(&[2]).await;
+    assert_eq!(told.elapsed(), Duration::ZERO);
+    service.publish(subject("s"), idle(101)).await;
+    updates.next().await.expect("an update");
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+    let next = futures_util::FutureExt::now_or_never(service.next_wire());
+    assert!(next.is_none(), "not again within a second");
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,17 +8,21 @@ use std::{
     pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll, ready},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture};
 use prost::Message as _;
+use tokio::time::Instant;
 
 use super::{ClientError, core::Core, feeds::Follower, plausible};
 use crate::{
     transport::{Denial, Subscription, TransportError},
-    wire::proto::StateUpdate,
+    wire::proto::{Cause, Mode, StateUpdate},
 };
+
+/// How often at most an update that says that nobody watches makes a client ask after its viewers.
+const UNWATCHED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where a client reads updates: what the service's `--publish` says it publishes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -71,6 +75,8 @@ pub struct UpdateStream {
     end: Option<ClientError>,
     mark: Option<HighWaterMark>,
     skipped: u64,
+    /// When it was last asked after the viewers of a stream that is said to have none.
+    asked: Option<Instant>,
     /// Told when the epoch rises. Weak: who only reads does not keep the client.
     core: Weak<Core>,
     now: fn() -> SystemTime,
@@ -130,7 +136,7 @@ pub(super) fn denied(subscription: &Subscription) -> impl Future<Output = Denial
 
 impl UpdateStream {
     pub(super) fn new(source: Source, stream_id: String, core: Weak<Core>, now: fn() -> SystemTime) -> Self {
-        Self { source, stream_id, end: None, mark: None, skipped: 0, core, now }
+        Self { source, stream_id, end: None, mark: None, skipped: 0, asked: None, core, now }
     }
 
     /// Why it has ended, once it has.
@@ -154,11 +160,17 @@ impl UpdateStream {
                 true
             }
         };
+        let has_risen = before.is_none_or(|before| snapshot.epoch > before);
+        // What the service says when nobody watches any more. With viewers of our own, it does not know them.
+        let is_unwatched = snapshot.mode() == Mode::Idle && snapshot.cause() == Cause::Lifecycle;
         if is_news
-            && before.is_none_or(|before| snapshot.epoch > before)
+            && (has_risen || is_unwatched)
             && let Some(core) = self.core.upgrade()
         {
             core.see(&self.stream_id, snapshot.epoch);
+            if is_unwatched && self.may_ask_again() {
+                core.see_unwatched(&self.stream_id);
+            }
         }
         is_news
     }
@@ -173,6 +185,15 @@ impl UpdateStream {
     #[must_use]
     pub fn skipped(&self) -> u64 {
         self.skipped
+    }
+
+    /// Anybody can publish that nobody watches, so it is believed once in a while only.
+    fn may_ask_again(&mut self) -> bool {
+        let may = self.asked.is_none_or(|asked| asked.elapsed() >= UNWATCHED_INTERVAL);
+        if may {
+            self.asked = Some(Instant::now());
+        }
+        may
     }
 
     fn read(&mut self, payload: bytes::Bytes) -> Option<StateUpdate> {

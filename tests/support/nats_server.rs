@@ -24,6 +24,8 @@ pub(crate) struct ServerOptions {
     pub(crate) max_payload: Option<usize>,
     /// User and password that a client must give.
     pub(crate) login: Option<(String, String)>,
+    /// Whether it keeps streams.
+    pub(crate) jetstream: bool,
 }
 
 /// A running server, or one that was killed and may be started again on the same port.
@@ -175,6 +177,9 @@ impl NatsServer {
         }
         if let Some((user, password)) = &self.options.login {
             config += &format!("authorization {{ user: {user:?}, password: {password:?} }}\n");
+        }
+        if self.options.jetstream {
+            config += &format!("jetstream {{ store_dir: {:?} }}\n", self.directory.path().join("jetstream"));
         }
         // Longer than any test: whoever leaves a server in lame duck mode does it by itself.
         config += "lame_duck_grace_period: \"10m\"\nlame_duck_duration: \"20m\"\n";
