@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::{
     support::nats_server::NatsServer,
@@ -163,10 +165,24 @@ async fn use_it(http: &str) {
     }
 }
 
+/// Streams that tick a hundred times a second, which fills a log that logs every update. The viewers leave with the set.
+async fn play(http: &str) -> JoinSet<()> {
+    let mut viewers = JoinSet::new();
+    for number in 0..40 {
+        let scenes = json!([{"name": "Main", "duration_ms": 600_000}]);
+        let body = json!({"stream_id": format!("playing-{number}"), "scenes": scenes, "tick_interval_ms": 10});
+        assert_eq!(post(http, "/streams", body).await.0, 201);
+        let url = format!("ws://{http}/streams/playing-{number}/ws");
+        let (mut viewer, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+        viewers.spawn(async move { while let Some(Ok(_)) = viewer.next().await {} });
+    }
+    viewers
+}
+
 /// Uses it until it has lost lines of its log, and then once more.
 async fn goes_on_without_its_log(process: &mut Process, at: &Addresses) {
     ready(&at.admin).await;
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + 3 * LIMIT;
     while lost_lines(&at.admin).await == 0 {
         assert!(Instant::now() < deadline, "no line was lost");
         use_it(&at.http).await;
@@ -196,6 +212,7 @@ async fn a_log_whose_reader_has_gone_stops_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_nobody_reads_stops_nothing() {
     let (mut process, at, log) = started();
+    let _viewers = play(&at.http).await;
 
     goes_on_without_its_log(&mut process, &at).await;
     drop(log);
@@ -204,7 +221,8 @@ async fn a_log_that_nobody_reads_stops_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_is_read_late_says_what_was_lost_in_between() {
     let (mut process, at, mut log) = started();
-    let deadline = Instant::now() + LIMIT;
+    let _viewers = play(&at.http).await;
+    let deadline = Instant::now() + 3 * LIMIT;
     while lost_lines(&at.admin).await == 0 {
         assert!(Instant::now() < deadline, "no line was lost");
         use_it(&at.http).await;
