@@ -1,6 +1,6 @@
 //! Options and environment: what an operator can set, and what it means for the parts.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
 
@@ -105,7 +105,7 @@ pub struct StandaloneOptions {
 }
 
 /// Where NATS is.
-#[derive(Debug, Clone, Args)]
+#[derive(Clone, Args)]
 pub struct NatsArgs {
     /// One server or several with commas between; `tls://` and `user:password@` are understood. All are sent the same
     /// login, so URLs with different ones are refused.
@@ -114,6 +114,13 @@ pub struct NatsArgs {
     /// A `.creds` file.
     #[arg(long, env = "NATS_CREDS", value_name = "FILE")]
     pub nats_creds: Option<PathBuf>,
+}
+
+impl fmt::Debug for NatsArgs {
+    /// Without the URL, which may hold a password.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("NatsArgs").field("nats_creds", &self.nats_creds).finish_non_exhaustive()
+    }
 }
 
 impl StandaloneOptions {

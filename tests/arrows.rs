@@ -26,7 +26,7 @@ const MAY_USE: [(&str, Option<&[&str]>); 13] = [
 
 /// Crate, and the parts that may name it. What is to be replaced one day, such as the broker's client, or must not spread,
 /// such as how options are read, has one home.
-const HOMES: [(&str, &[&str]); 32] = [
+const HOMES: [(&str, &[&str]); 33] = [
     ("async_nats", &["transport"]),
     ("axum", &["gateway", "http", "telemetry"]),
     ("bytemuck", &["engine"]),
@@ -41,6 +41,7 @@ const HOMES: [(&str, &[&str]); 32] = [
     ("humantime", &["config"]),
     ("hyper", &["http"]),
     ("hyper_util", &["http"]),
+    ("nkeys", &["transport"]),
     ("metrics", &["client", "gateway", "http", "service", "shard", "telemetry", "transport"]),
     ("metrics_exporter_prometheus", &["telemetry"]),
     ("percent_encoding", &["transport"]),
@@ -57,7 +58,7 @@ const HOMES: [(&str, &[&str]); 32] = [
     ("tokio", &["client", "gateway", "http", "service", "shard", "telemetry", "transport"]),
     ("tracing", &["client", "gateway", "http", "service", "shard", "telemetry", "transport"]),
     ("tracing_subscriber", &["telemetry"]),
-    ("uuid", &["client", "engine", "gateway", "service"]),
+    ("uuid", &["client", "engine", "gateway", "service", "transport"]),
     ("wide", &["engine"]),
 ];
 

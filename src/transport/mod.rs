@@ -106,6 +106,8 @@ pub struct Denied {
     /// The patterns of subscriptions that are held and refused, with the broker's words. Each is tried again until it is
     /// allowed, and goes from here then, or when the subscription is dropped.
     pub subscribe: BTreeMap<String, String>,
+    /// Why the transport's own inbox is refused. As long as it is, nothing can be confirmed, asked or subscribed to.
+    pub inbox: Option<Denial>,
     /// The subjects, reply subjects among them, to which a message was refused. They go from here when the broker takes
     /// a message again, with a new connection, and when nobody has tried for [`DENIAL_FORGOTTEN_AFTER`]. At most
     /// [`MAX_DENIED_SUBJECTS`]; beyond that others give way.
@@ -118,9 +120,12 @@ pub struct Denied {
 }
 
 impl Denied {
-    /// One of the refused patterns, for an operator.
+    /// One of the refused patterns, for an operator; the inbox before all others.
     #[must_use]
     pub fn subscription(&self) -> Option<Denial> {
+        if let Some(inbox) = &self.inbox {
+            return Some(inbox.clone());
+        }
         let (subject, reason) = self.subscribe.first_key_value()?;
         Some(Denial { operation: Operation::Subscribe, subject: subject.clone(), reason: reason.clone() })
     }

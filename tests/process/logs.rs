@@ -2,7 +2,7 @@
 
 use crate::{
     session::create,
-    support::nats_server::NatsServer,
+    support::nats_server::{NatsServer, ServerOptions},
     support::program::{Program, command},
     viewer::Viewer,
 };
@@ -159,5 +159,36 @@ fn a_filter_that_is_none_is_an_error() {
         assert_eq!(output.status.code(), Some(1), "{filter}: {text}");
         assert!(text.contains("RUST_LOG") && text.contains(filter), "{text}");
         assert_eq!(text.lines().count(), 1, "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_level_logs_the_login_of_a_url() {
+    let login = Some(("operator-name".to_owned(), "s3cret@word".to_owned()));
+    let server = NatsServer::start_with(ServerOptions { login, ..Default::default() });
+    for (login, wrong) in
+        [("operator-name:s3cret%40word", false), ("operator-name:s3cret-wrong", true), ("s3cret-token", true)]
+    {
+        let url = server.url().replace("nats://", &format!("nats://{login}@"));
+        for program in ["serve", "gateway"] {
+            let mut command = command(&[program, "--admin-addr", "127.0.0.1:0"]);
+            command.env("NATS_URL", &url).env("RUST_LOG", "trace");
+            if program == "gateway" {
+                command.args(["--http-addr", "127.0.0.1:0"]);
+            }
+            let mut program = Program::start(command);
+            program.logged(if wrong { "NATS is away" } else { "connected to NATS" }).await;
+            program.stops_on("TERM").await;
+
+            let log = program.log();
+            assert!(log.contains("TRACE async_nats"), "the client's own lines are there");
+            for secret in ["s3cret", "%40word"] {
+                assert!(
+                    !log.contains(secret),
+                    "{}",
+                    log.lines().find(|line| line.contains(secret)).unwrap_or_default()
+                );
+            }
+        }
     }
 }

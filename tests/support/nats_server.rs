@@ -26,6 +26,8 @@ pub(crate) struct ServerOptions {
     pub(crate) login: Option<(String, String)>,
     /// Whether it keeps streams.
     pub(crate) jetstream: bool,
+    /// More lines of its configuration.
+    pub(crate) more: String,
 }
 
 /// A running server, or one that was killed and may be started again on the same port.
@@ -33,6 +35,8 @@ pub(crate) struct ServerOptions {
 pub(crate) struct NatsServer {
     child: Option<Child>,
     port: u16,
+    /// In its configuration, because a server that was given one as an argument cannot be reloaded.
+    name: String,
     options: ServerOptions,
     directory: tempfile::TempDir,
 }
@@ -62,7 +66,7 @@ impl NatsServer {
 
     fn absent_with(options: ServerOptions) -> Self {
         let directory = tempfile::tempdir().expect("a directory for nats-server");
-        Self { child: None, port: free_port(), options, directory }
+        Self { child: None, port: free_port(), name: unique_name(), options, directory }
     }
 
     /// Where clients connect.
@@ -96,6 +100,25 @@ impl NatsServer {
     /// What it takes from its next start on, bytes.
     pub(crate) fn set_max_payload(&mut self, bytes: usize) {
         self.options.max_payload = Some(bytes);
+    }
+
+    /// Gives the running server other lines of configuration, and waits until they hold.
+    pub(crate) fn reload(&mut self, more: &str) {
+        more.clone_into(&mut self.options.more);
+        self.write_config();
+        let reloads = |log: &str| log.matches("Reloaded server configuration").count();
+        let before = reloads(&self.log());
+        self.signal("reload");
+        let deadline = Instant::now() + START_TIMEOUT;
+        while reloads(&self.log()) == before {
+            assert!(Instant::now() < deadline, "nats-server does not reload:\n{}", self.log());
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// What it will be started with the next time.
+    pub(crate) fn options(&mut self) -> &mut ServerOptions {
+        &mut self.options
     }
 
     /// Sends one of nats-server's own signals, such as `ldm` for lame duck mode.
@@ -143,10 +166,10 @@ impl NatsServer {
 
     /// True when the new process accepts connections; false when it ended, as it does when the port is taken.
     fn try_start(&mut self) -> bool {
-        let name = unique_name();
+        self.name = unique_name();
         let log = fs::File::create(self.directory.path().join("log")).expect("a log for nats-server");
         let child = Command::new(binary())
-            .args(["-a", "127.0.0.1", "-p", &self.port.to_string(), "--name", &name])
+            .args(["-a", "127.0.0.1", "-p", &self.port.to_string()])
             .arg("-c")
             .arg(self.write_config())
             .stdin(Stdio::null())
@@ -161,7 +184,7 @@ impl NatsServer {
             if self.child.as_mut().is_some_and(|child| child.try_wait().expect("nats-server's state").is_some()) {
                 break;
             }
-            if answers_as(self.port, &name) {
+            if answers_as(self.port, &self.name) {
                 return true;
             }
             thread::sleep(Duration::from_millis(10));
@@ -171,7 +194,7 @@ impl NatsServer {
     }
 
     fn write_config(&self) -> PathBuf {
-        let mut config = String::new();
+        let mut config = format!("server_name: {:?}\n", self.name);
         if let Some(bytes) = self.options.max_payload {
             config += &format!("max_payload: {bytes}\n");
         }
@@ -181,6 +204,7 @@ impl NatsServer {
         if self.options.jetstream {
             config += &format!("jetstream {{ store_dir: {:?} }}\n", self.directory.path().join("jetstream"));
         }
+        config += &self.options.more;
         // Longer than any test: whoever leaves a server in lame duck mode does it by itself.
         config += "lame_duck_grace_period: \"10m\"\nlame_duck_duration: \"20m\"\n";
         let path = self.directory.path().join("nats.conf");
@@ -188,7 +212,8 @@ impl NatsServer {
         path
     }
 
-    fn log(&self) -> String {
+    /// What it has logged since it was started.
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 }

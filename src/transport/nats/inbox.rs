@@ -5,13 +5,14 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    future::poll_fn,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_nats::StatusCode;
-use futures_util::{Stream, StreamExt as _};
 use tokio::sync::Notify;
 
+use super::subscriptions::{NatsSubscription, message};
 use crate::transport::{MAX_ANSWERS, Message, Subject, TransportError, count_skipped_answer};
 
 /// What kind of answer came.
@@ -27,14 +28,16 @@ type Answer = (Status, Message);
 
 /// Where the answers to one request wait for whoever asked.
 struct Slot {
+    /// The subject of the request.
+    asked: Subject,
     /// An error is the end: nothing comes behind it.
     answers: Mutex<Result<VecDeque<Answer>, TransportError>>,
     filled: Notify,
 }
 
 impl Slot {
-    fn new() -> Self {
-        Self { answers: Mutex::new(Ok(VecDeque::new())), filled: Notify::new() }
+    fn new(asked: Subject) -> Self {
+        Self { asked, answers: Mutex::new(Ok(VecDeque::new())), filled: Notify::new() }
     }
 
     fn put(&self, answer: Answer) {
@@ -87,6 +90,11 @@ impl Inbox {
         Self { prefix: inbox + ".", waiting: Mutex::new(Waiting { next_token: 1, slots: HashMap::new() }) }
     }
 
+    /// Whether `subject` is one of this inbox.
+    pub(super) fn owns(&self, subject: &str) -> bool {
+        subject.starts_with(&self.prefix)
+    }
+
     /// What to subscribe to.
     pub(super) fn pattern(&self) -> String {
         format!("{}*", self.prefix)
@@ -97,9 +105,9 @@ impl Inbox {
         self.lock().slots.len()
     }
 
-    /// A new subject in this inbox, and the place where its answers will come.
-    pub(super) fn expect(&self) -> Expected<'_> {
-        let slot = Arc::new(Slot::new());
+    /// A new subject in this inbox, and the place where the answers to a request about `asked` will come.
+    pub(super) fn expect(&self, asked: Subject) -> Expected<'_> {
+        let slot = Arc::new(Slot::new(asked));
         let mut waiting = self.lock();
         let token = waiting.next_token;
         waiting.next_token += 1;
@@ -110,22 +118,39 @@ impl Inbox {
 
     /// Hands each answer to whoever waits for it, until the subscription ends. One that nobody waits for is late: its
     /// request has ended.
-    pub(super) async fn hand_out(self: Arc<Self>, mut answers: impl Stream<Item = async_nats::Message> + Unpin) {
-        while let Some(answer) = answers.next().await {
+    pub(super) async fn hand_out(&self, mut answers: NatsSubscription) {
+        while let Some(answer) = poll_fn(|context| answers.poll_raw(context)).await {
             let Some(slot) = self.find(&answer.subject) else { continue };
             let status = match answer.status {
                 Some(StatusCode::NO_RESPONDERS) => Status::NoResponders,
                 _ => Status::Answered,
             };
-            slot.put((status, answer.into()));
+            slot.put((status, message(answer)));
         }
         self.clear();
     }
 
     /// Tells all who wait that no answer will come, because the transport is closed.
     pub(super) fn clear(&self) {
-        for (_, slot) in self.lock().slots.drain() {
-            slot.fail(TransportError::Closed);
+        self.fail_all(&TransportError::Closed);
+    }
+
+    /// Tells all who wait that no answer will come.
+    pub(super) fn fail_all(&self, error: &TransportError) {
+        self.lock().slots.values().for_each(|slot| slot.fail(error.clone()));
+    }
+
+    /// Tells those who asked about `asked` that no answer will come.
+    pub(super) fn fail_those_about(&self, asked: &str, error: &TransportError) {
+        let waiting = self.lock();
+        let about = waiting.slots.values().filter(|slot| *slot.asked == *asked);
+        about.for_each(|slot| slot.fail(error.clone()));
+    }
+
+    /// Tells whoever waits for an answer to `subject` that none will come.
+    pub(super) fn fail(&self, subject: &str, error: &TransportError) {
+        if let Some(slot) = self.find(subject) {
+            slot.fail(error.clone());
         }
     }
 
@@ -177,7 +202,7 @@ mod tests {
     #[test]
     fn an_expected_answer_that_is_dropped_leaves_nothing_behind() {
         let inbox = Inbox::new("_INBOX.x".to_owned());
-        let (first, second) = (inbox.expect(), inbox.expect());
+        let (first, second) = (inbox.expect("a".into()), inbox.expect("b".into()));
         assert_eq!((first.subject().as_str(), second.subject().as_str()), ("_INBOX.x.1", "_INBOX.x.2"));
         assert_eq!(inbox.len(), 2);
         drop(first);

@@ -7,32 +7,26 @@
 //! It does not know what the connection is used for. It holds no client, because the client holds it.
 
 use std::{
-    collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use async_nats::{Client, Event, connection::State};
+use async_nats::{Client, connection::State};
 use tokio::{
     sync::{Notify, watch},
     time::{sleep, timeout},
 };
 
-use crate::transport::{Connection, Denied, TransportError};
+use crate::transport::{Connection, TransportError};
 
 /// How often to look at the client without an event. Only a lost event ever waits for it.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long after an event to look again; the client changes its state microseconds after it raised the event.
 const SETTLE: Duration = Duration::from_millis(1);
-
-/// How often to repeat that the broker is still away.
-const AWAY_LOG_INTERVAL: Duration = Duration::from_secs(30);
-/// How many reasons are told apart: more than a few servers have.
-const MAX_REASONS: usize = 16;
 
 /// The first and the longest pause between two attempts to connect; each is twice the one before.
 ///
@@ -71,11 +65,7 @@ pub(super) struct Link {
     /// Where the broker is, without user and password.
     pub(super) url: String,
     /// Which connection this is, to tell those of a process apart.
-    name: String,
-    /// How many messages the client reported to have dropped.
-    pub(super) dropped: AtomicU64,
-    /// What the broker refuses.
-    pub(super) denied: watch::Sender<Denied>,
+    pub(super) name: String,
     connection: watch::Sender<Connection>,
     end: watch::Sender<End>,
     /// No reading of the client's state is shown any more.
@@ -83,32 +73,6 @@ pub(super) struct Link {
     look: Notify,
     lame_duck: AtomicBool,
     away_since: Mutex<Instant>,
-    outage: Outage,
-}
-
-/// Why attempts to connect failed and when that was last logged, by whichever of the connections that share this.
-///
-/// Each reason has a time of its own, so that one which comes often, such as that of a server of several, does not hide
-/// another one, and two that take turns are not logged at each turn.
-#[derive(Debug, Clone, Default)]
-pub struct Outage {
-    logged: Arc<Mutex<VecDeque<(String, Instant)>>>,
-}
-
-impl Outage {
-    /// Whether it is time to log this reason (again).
-    fn is_to_log(&self, reason: &str, now: Instant) -> bool {
-        let mut logged = unpoisoned(&self.logged);
-        logged.retain(|(_, at)| now.duration_since(*at) < AWAY_LOG_INTERVAL);
-        if logged.iter().any(|(known, _)| known == reason) {
-            return false;
-        }
-        if logged.len() == MAX_REASONS {
-            logged.pop_front();
-        }
-        logged.push_back((reason.to_owned(), now));
-        true
-    }
 }
 
 /// Nothing under these locks is ever half changed.
@@ -117,50 +81,46 @@ fn unpoisoned<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Link {
-    pub(super) fn new(url: String, name: String, outage: Outage) -> Self {
+    pub(super) fn new(url: String, name: String) -> Self {
         Self {
             url,
             name,
-            dropped: AtomicU64::new(0),
-            denied: watch::Sender::default(),
             connection: watch::Sender::new(Connection { connected: false, generation: 0 }),
             end: watch::Sender::new(End::Open),
             closed: AtomicBool::new(false),
             look: Notify::new(),
             lame_duck: AtomicBool::new(false),
             away_since: Mutex::new(Instant::now()),
-            outage,
         }
     }
 
-    /// What the client reports, in the client's own task: nothing here waits.
-    pub(super) fn on_event(&self, event: &Event) {
-        match event {
-            Event::Connected | Event::Draining => {}
-            Event::Disconnected => self.log_lost(),
-            Event::LameDuckMode => self.lame_duck.store(true, Ordering::SeqCst),
-            Event::Closed => self.end_as(End::Ended),
-            Event::SlowConsumer(_) => {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
-            }
-            Event::ServerError(error) => tracing::warn!(url = %self.url, %error, "NATS reported an error"),
-            Event::ClientError(error) => self.log_away(&error.to_string()),
-        }
+    /// There is a reason to look at the client's state.
+    pub(super) fn look(&self) {
         self.look.notify_one();
     }
 
+    /// The server is about to stop.
+    pub(super) fn lame_duck(&self) {
+        self.lame_duck.store(true, Ordering::SeqCst);
+    }
+
+    /// The client has come to its end.
+    pub(super) fn client_ended(&self) {
+        self.end_as(End::Ended);
+    }
+
     /// Keeps the watch up to date and leaves a server that is about to stop. Runs until it is aborted.
-    pub(super) async fn keep_watching(self: Arc<Self>, client: Client) {
+    pub(super) async fn keep_watching(&self, client: &Client) {
         loop {
-            self.refresh(&client);
+            self.refresh(client);
             tokio::select! {
                 () = self.look.notified() => {
-                    self.refresh(&client);
+                    self.refresh(client);
                     sleep(SETTLE).await;
                 }
                 () = sleep(LOOK_INTERVAL) => {}
             }
-            self.leave_lame_duck(&client).await;
+            self.leave_lame_duck(client).await;
         }
     }
 
@@ -267,19 +227,14 @@ impl Link {
         tracing::info!(url = %self.url, name = self.name, generation, "connected to NATS");
     }
 
-    fn log_lost(&self) {
+    pub(super) fn log_lost(&self) {
         *unpoisoned(&self.away_since) = Instant::now();
         tracing::warn!(url = %self.url, name = self.name, "lost the connection to NATS; trying to reach it again");
     }
 
-    /// Says that an attempt failed: once for each reason, and again every [`AWAY_LOG_INTERVAL`], for all that share the
-    /// outage.
-    fn log_away(&self, error: &str) {
-        let now = Instant::now();
-        if self.outage.is_to_log(error, now) {
-            let away_s = now.duration_since(*unpoisoned(&self.away_since)).as_secs();
-            tracing::warn!(url = %self.url, name = self.name, error, away_s, "NATS is away; trying until it is there");
-        }
+    /// For how long the connection has been away, s.
+    pub(super) fn away_s(&self, now: Instant) -> u64 {
+        now.duration_since(*unpoisoned(&self.away_since)).as_secs()
     }
 }
 
@@ -296,24 +251,6 @@ mod tests {
                 assert!(delay >= whole / 2 && delay <= whole, "attempt {attempt}: {delay:?} of {whole:?}");
             }
         }
-    }
-
-    #[test]
-    fn each_reason_is_logged_once_in_an_interval_and_none_hides_another() {
-        let (outage, begun) = (Outage::default(), Instant::now());
-        let shared = outage.clone();
-        assert!(outage.is_to_log("refused", begun));
-        for passed_s in 1..30 {
-            let now = begun + Duration::from_secs(passed_s);
-            assert!(!shared.is_to_log("refused", now), "{passed_s}");
-            assert_eq!(shared.is_to_log("no such user", now), passed_s == 1, "{passed_s}");
-        }
-        assert!(shared.is_to_log("refused", begun + AWAY_LOG_INTERVAL));
-        assert!(!outage.is_to_log("refused", begun + AWAY_LOG_INTERVAL));
-        for reason in 0..1_000 {
-            assert!(outage.is_to_log(&reason.to_string(), begun + AWAY_LOG_INTERVAL));
-        }
-        assert_eq!(unpoisoned(&outage.logged).len(), MAX_REASONS);
     }
 
     #[test]

@@ -9,40 +9,42 @@ use percent_encoding::percent_decode_str;
 
 use super::NatsError;
 
-/// The servers to try, at least one. Displayed without users and passwords.
-pub(super) struct Servers(pub(super) Vec<ServerAddr>);
+/// The servers to try, at least one, and what all of them are told of who connects. Displayed without the login.
+pub(super) struct Servers {
+    /// Without logins: the client writes what it is given into its logs.
+    pub(super) addresses: Vec<ServerAddr>,
+    /// The one login of those that have any.
+    pub(super) login: Option<Login>,
+}
 
 impl Servers {
     pub(super) fn parse(urls: &str) -> Result<Self, NatsError> {
-        let servers: Result<Vec<ServerAddr>, io::Error> = urls.split(',').map(Self::parse_one).collect();
-        servers.map(Self).map_err(NatsError::Url)
+        let (mut addresses, mut login) = (Vec::new(), None);
+        for url in urls.split(',') {
+            let server = Self::parse_one(url).map_err(NatsError::Url)?;
+            match (Login::of(&server)?, &login) {
+                (Some(other), Some(one)) if other != *one => return Err(NatsError::Logins(Shown(&server).to_string())),
+                (Some(one), _) => login = Some(one),
+                (None, _) => {}
+            }
+            addresses.push(Shown(&server).to_string().parse().map_err(NatsError::Url)?);
+        }
+        Ok(Self { addresses, login })
     }
 
     fn parse_one(url: &str) -> Result<ServerAddr, io::Error> {
         let server: ServerAddr = url.trim().parse()?;
-        if server.host().is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it has no host"));
+        let refused = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        if server.is_websocket() {
+            return refused("NATS over WebSocket is not supported");
         }
-        Ok(server)
-    }
-
-    /// The one login of those that have any.
-    pub(super) fn login(&self) -> Result<Option<Login>, NatsError> {
-        let mut login = None;
-        for server in &self.0 {
-            match (Login::of(server)?, &login) {
-                (Some(other), Some(one)) if other != *one => return Err(NatsError::Logins(Shown(server).to_string())),
-                (Some(one), _) => login = Some(one),
-                (None, _) => {}
-            }
-        }
-        Ok(login)
+        if server.host().is_empty() { refused("it has no host") } else { Ok(server) }
     }
 }
 
 impl fmt::Display for Servers {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, server) in self.0.iter().enumerate() {
+        for (index, server) in self.addresses.iter().enumerate() {
             let comma = if index == 0 { "" } else { "," };
             write!(formatter, "{comma}{}", Shown(server))?;
         }
@@ -62,7 +64,7 @@ impl fmt::Display for Shown<'_> {
 }
 
 /// User and password, or a token in the user's place.
-#[derive(PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct Login {
     pub(super) user: String,
     pub(super) password: Option<String>,
@@ -96,7 +98,7 @@ mod tests {
     use super::*;
 
     fn login(urls: &str) -> Result<Option<Login>, NatsError> {
-        Servers::parse(urls)?.login()
+        Servers::parse(urls).map(|servers| servers.login)
     }
 
     /// User and password of the login that there is.

@@ -5,7 +5,12 @@
 
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
+#[path = "../support/mod.rs"]
 mod support;
+
+mod fake_server;
+mod permissions;
+mod protocol;
 
 use std::{
     collections::{BTreeMap, VecDeque},
