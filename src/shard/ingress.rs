@@ -45,6 +45,11 @@ impl Ingress {
 
     /// Takes a message. Returns an answer to publish if it was refused at once and somebody waits for it.
     pub fn accept(&self, to: &str, payload: Bytes, reply: Option<Subject>) -> Option<(Subject, Bytes)> {
+        if let Some(Err(error)) = reply.as_ref().map(subject::check_reply) {
+            // Not carried out either: whoever asks so is up to something, or would never learn what came of it.
+            log::reply_refused(to, &error);
+            return None;
+        }
         let taken = match to {
             subject::COMMAND => self.command(payload, reply.clone()),
             subject::SUBSCRIPTION => self.subscription(payload, reply.clone()),
@@ -240,5 +245,28 @@ mod tests {
             assert_eq!(proto::Reply::decode(answer).unwrap().code(), proto::Code::Unavailable, "{to}");
             assert!([0, 1, 2].iter().all(|shard| ingress.router.mailbox(*shard).is_empty()), "{to}");
         }
+    }
+
+    #[test]
+    fn a_message_whose_answer_would_act_as_another_is_not_taken() {
+        let ingress = ingress([8; 3]);
+        let question = proto::Query { query: Some(proto::query::Query::GetStats(proto::GetStats::default())) };
+        let pause = proto::orchestrator_command::Command::Pause(proto::Pause { stream_id: "show".into() });
+        let pause = proto::OrchestratorCommand { command: Some(pause), ..Default::default() };
+        let messages = [
+            (subject::QUERY, Bytes::from(question.encode_to_vec())),
+            (subject::COMMAND, pause.encode_to_vec().into()),
+            (subject::SUBSCRIPTION, payload(HeartbeatBatch { handle: vec![1], ..Default::default() })),
+            // What would be refused at once is not answered there either.
+            (subject::COMMAND, Bytes::from_static(&[0xff])),
+        ];
+        for reply in ["orchestrator.command", "stream.show.updates", "$JS.API.STREAM.DELETE.orders", "a.*", ""] {
+            for (to, payload) in &messages {
+                assert_eq!(ingress.accept(to, payload.clone(), Some(reply.into())), None, "{to} {reply}");
+                assert!([0, 1, 2].iter().all(|shard| ingress.router.mailbox(*shard).is_empty()), "{to} {reply}");
+            }
+        }
+        assert_eq!(ingress.accept(subject::COMMAND, messages[1].1.clone(), Some("_INBOX.1".into())), None);
+        assert_eq!((0..3).map(|shard| ingress.router.mailbox(shard).len()).sum::<usize>(), 1);
     }
 }

@@ -1,13 +1,14 @@
 //! What an operator reads of a shard's work: trace points and counters.
 
 use metrics::counter;
-use tracing::{debug, info, trace};
+use tracing::{debug, info, trace, warn};
 
-use super::feed::Message;
+use super::{feed::Message, throttle::Throttle};
 use crate::{
     engine::{Accepted, Event, StateUpdate},
     wire::{
         Refusal, proto,
+        subject::ReplyError,
         subscriptions::{Kind, Named},
     },
 };
@@ -17,7 +18,22 @@ pub(super) fn refused(code: proto::Code, reason: &str, about: &str) {
     if code != proto::Code::Ok {
         let code = code.as_str_name();
         counter!("orchestrator_refused_total", "code" => code).increment(1);
-        debug!(code, about, reason, "message refused");
+        /// Enough to find out what is wrong, and too few to fill a disk.
+        static LINES: Throttle = Throttle::new(100, 1_000);
+        if tracing::enabled!(tracing::Level::DEBUG)
+            && let Some(held_back) = LINES.pass()
+        {
+            debug!(code, about, reason, held_back, "message refused");
+        }
+    }
+}
+
+/// A message that is refused for where its answer would go: nobody is told but the operator.
+pub(super) fn reply_refused(about: &str, error: &ReplyError) {
+    static LINES: Throttle = Throttle::new(1, 30_000);
+    counter!("orchestrator_dropped_total", "reason" => "reply_subject").increment(1);
+    if let Some(held_back) = LINES.pass() {
+        warn!(about, %error, held_back, "a message was refused for its reply subject; told at most once in 30 s");
     }
 }
 
@@ -33,24 +49,49 @@ pub(super) fn update(update: &StateUpdate) {
     );
 }
 
-/// Somebody came or went.
+/// Somebody came or went. Runbooks look for these words.
 pub(super) fn membership(message: &Message<'_>, result: &Result<Accepted, Refusal>) {
     let (Message::Subscription { kind, stream_id, named, entries }, Ok(accepted)) = (message, result) else { return };
     let Named { client_id, source_addr, session } = *named;
     match accepted {
-        Accepted::Registered { new, total, .. } => {
-            debug!(stream_id, client_id, session, source_addr, new, subscribers = total, "client registered");
-        }
+        Accepted::Registered { new: true, total, .. } => debug!(
+            stream_id,
+            client_id,
+            session,
+            source_addr,
+            subscribers = total,
+            "Added subscriber {client_id} to stream {stream_id}"
+        ),
+        Accepted::Registered { new: false, total, .. } => debug!(
+            stream_id,
+            client_id,
+            session,
+            source_addr,
+            subscribers = total,
+            "Refreshed subscriber {client_id} of stream {stream_id}"
+        ),
         Accepted::Unregistered { total, source } => {
-            debug!(stream_id, client_id, session, ?source, subscribers = total, "client unregistered");
+            debug!(stream_id, client_id, session, ?source, "Client {client_id} unregistering from stream {stream_id}");
+            debug!(stream_id, subscribers = total, "Remaining subscribers for stream {stream_id}: {total}");
         }
+        // A line for a batch.
         Accepted::RegisteredBatch { handles, .. } => {
             let registered = handles.iter().filter(|handle| handle.is_ok()).count();
-            debug!(stream_id, registered, of = handles.len(), "clients registered");
+            debug!(
+                stream_id,
+                registered,
+                of = handles.len(),
+                "Added or refreshed {registered} subscribers of stream {stream_id}"
+            );
         }
         Accepted::Batch(unplaced) if *kind == Kind::UnregisterBatch => {
             let unknown = unplaced.handles.len() + unplaced.clients.len();
-            debug!(stream_id, unregistered = entries - unknown, unknown, "clients unregistered");
+            let left = entries - unknown;
+            if stream_id.is_empty() {
+                debug!(unregistered = left, unknown, "{left} clients unregistering by handle");
+            } else {
+                debug!(stream_id, unregistered = left, unknown, "{left} clients unregistering from stream {stream_id}");
+            }
         }
         _ => {}
     }
@@ -73,7 +114,7 @@ pub(super) fn event(event: &Event) {
         }
         Event::Removed { stream_id, idle: true } => {
             counter!("orchestrator_streams_removed_total", "reason" => "idle").increment(1);
-            info!(stream_id = &**stream_id, "idle stream removed");
+            info!(stream_id = &**stream_id, "Removing idle orchestrator for stream {stream_id}");
         }
         Event::Removed { stream_id, idle: false } => {
             counter!("orchestrator_streams_removed_total", "reason" => "command").increment(1);
@@ -81,7 +122,7 @@ pub(super) fn event(event: &Event) {
         }
         Event::StaleRemoved { stream_id, removed, left } => {
             counter!("orchestrator_stale_removed_total").increment(*removed);
-            info!(stream_id = &**stream_id, removed, subscribers = left, "stale subscribers removed");
+            info!(stream_id = &**stream_id, removed, subscribers = left, "Cleaned up {removed} stale subscribers");
         }
     }
 }

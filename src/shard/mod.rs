@@ -14,7 +14,7 @@
 //! | `handle` | one message: to the engine and back as an answer |
 //! | `feed` | the one way to the engine: decode, handle |
 //! | `record` | what each engine was fed, in a file, and its replay |
-//! | `log` | what an operator reads of it |
+//! | `log`, `throttle` | what an operator reads of it, and how much of what a stranger causes |
 //! | `owed` | what has yet to be published: newest tick of each stream, every change |
 //! | `answers` | the answers among it, apart and bounded |
 //! | `batches` | updates gathered into messages of a feed that the connection takes |
@@ -38,6 +38,7 @@ pub mod record;
 pub mod router;
 pub mod split;
 pub mod thread;
+mod throttle;
 pub mod totals;
 pub mod turn;
 

@@ -1,9 +1,25 @@
 //! What is logged, and how much.
 
+use orchestrator_service::{
+    transport::{
+        Transport as _,
+        nats::{NatsOptions, NatsTransport},
+    },
+    wire::{
+        proto::{
+            Code, OrchestratorCommand, OrchestratorConfig, Register, Reply, SceneConfig, Start, SubscriptionCommand,
+            Unregister, UnregisterBatch, orchestrator_command::Command, subscription_command::Command as Subscription,
+        },
+        subject,
+    },
+};
+use prost::Message as _;
+
 use crate::{
     session::create,
     support::nats_server::{NatsServer, ServerOptions},
     support::program::{Program, command},
+    support::waiting::LIMIT,
     viewer::Viewer,
 };
 
@@ -31,14 +47,19 @@ async fn debug_logs_tell_who_comes_and_goes_with_the_count() {
 
     let stream_id = watch(&program).await;
 
-    let line = program.logged("client_id=\"second\" session").await;
-    for words in
-        ["client registered", "subscribers=2", &*format!("stream_id=\"{stream_id}\""), "source_addr=\"127.0.0.1:"]
-    {
+    let line = program.logged(&format!("Added subscriber second to stream {stream_id}")).await;
+    for words in [
+        "client_id=\"second\"",
+        "session=",
+        "subscribers=2",
+        &*format!("stream_id=\"{stream_id}\""),
+        "source_addr=\"127.0.0.1:",
+    ] {
         assert!(line.contains(words), "{words}: {line}");
     }
-    let left = program.logged("unregistered").await;
+    let left = program.logged(" unregistering ").await;
     assert!(left.contains("orchestrator_service::"), "{left}");
+    assert!(!program.log().contains("stream  ") && !program.log().contains("client_id=\"\""), "no empty id");
     for event in ["stream created", "orchestrator started"] {
         assert!(program.logged(event).await.contains(&stream_id));
     }
@@ -46,6 +67,73 @@ async fn debug_logs_tell_who_comes_and_goes_with_the_count() {
     for line in program.log().lines() {
         assert!(line.contains(" orchestrator_service"), "all targets are ours: {line}");
     }
+}
+
+/// Says something to the service, again until it is there to answer.
+async fn say(transport: &NatsTransport, subject: &str, message: impl prost::Message) -> Reply {
+    let payload = bytes::Bytes::from(message.encode_to_vec());
+    let deadline = std::time::Instant::now() + LIMIT;
+    loop {
+        match transport.request(subject, payload.clone(), LIMIT).await {
+            Ok(answer) => return Reply::decode(answer.payload).expect("a reply"),
+            Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_words_that_runbooks_know_are_in_the_debug_log() {
+    let server = NatsServer::start();
+    let mut command = command(&["serve", "--nats-url", &server.url(), "--admin-addr", "127.0.0.1:0", "--shards", "3"]);
+    command.args(["--stale-timeout", "1s"]).env("RUST_LOG", "debug");
+    let program = Program::start(command);
+    let transport = NatsTransport::connect(NatsOptions::new(server.url(), "test")).await.expect("a transport");
+    let stream_id = || "show".to_owned();
+    let subscription = |command| SubscriptionCommand { command: Some(command) };
+    let register = |client: &str| {
+        let client_id = client.to_owned();
+        subscription(Subscription::Register(Register { stream_id: stream_id(), client_id, ..Default::default() }))
+    };
+
+    let scenes = vec![SceneConfig { name: "Main".into(), duration_ms: 600_000 }];
+    let config = OrchestratorConfig { scenes, idle_timeout_ms: Some(500), ..Default::default() };
+    let start = Command::Start(Start { stream_id: stream_id(), config: Some(config) });
+    let start = OrchestratorCommand { command: Some(start), ..Default::default() };
+    // Created again until somebody watches: it does not stay for long without.
+    loop {
+        say(&transport, subject::COMMAND, start.clone()).await;
+        if say(&transport, subject::SUBSCRIPTION, register("one")).await.code() == Code::Ok {
+            break;
+        }
+    }
+    let two = say(&transport, subject::SUBSCRIPTION, register("two")).await.handle;
+    let leave = Unregister { stream_id: stream_id(), client_id: "one".into(), session: 0 };
+    say(&transport, subject::SUBSCRIPTION, subscription(Subscription::Unregister(leave))).await;
+    let batch = |handle: Vec<u64>, client_id: &[&str]| {
+        let client_id: Vec<String> = client_id.iter().map(|id| (*id).to_owned()).collect();
+        let stream_id = if client_id.is_empty() { String::new() } else { stream_id() };
+        subscription(Subscription::UnregisterBatch(UnregisterBatch { stream_id, client_id, handle }))
+    };
+    say(&transport, subject::SUBSCRIPTION, batch(vec![two], &[])).await;
+    say(&transport, subject::SUBSCRIPTION, register("three")).await;
+    say(&transport, subject::SUBSCRIPTION, batch(vec![], &["three", "nobody"])).await;
+    say(&transport, subject::SUBSCRIPTION, register("four")).await;
+
+    for (words, field) in [
+        ("Added subscriber one to stream show", "client_id=\"one\""),
+        ("Client one unregistering from stream show", "session=0"),
+        ("Remaining subscribers for stream show: 1", "stream_id=\"show\""),
+        ("1 clients unregistering by handle", "unknown=0"),
+        ("1 clients unregistering from stream show", "unknown=1"),
+        ("Cleaned up 1 stale subscribers", "stream_id=\"show\""),
+        ("Removing idle orchestrator for stream show", "stream_id=\"show\""),
+    ] {
+        let line = program.logged(words).await;
+        assert!(line.contains(field), "{field}: {line}");
+    }
+    let log = program.log();
+    assert!(!log.contains("stream_id=\"\"") && !log.contains("client_id=\"\""), "never an empty id: {log}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,7 +155,7 @@ async fn info_is_the_default_and_tells_no_client() {
     program.stops_on("TERM").await;
 
     let log = program.log();
-    assert!(!log.contains("DEBUG") && !log.contains("client registered"), "{log}");
+    assert!(!log.contains("DEBUG") && !log.contains("Added subscriber"), "{log}");
     assert!(log.contains("stopping") && log.contains("service stopped"), "{log}");
 }
 
