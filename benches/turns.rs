@@ -22,7 +22,7 @@ use orchestrator_service::{
         owed::{AtOnce, DEFAULT_MAX_PAYLOAD, Owed, PublishTo},
         router::Router,
         totals::Totals,
-        turn::{Next, Shard, ShardSettings},
+        turn::{Next, Shard, ShardSettings, TurnLimits},
     },
     wire::{
         WireLimits,
@@ -74,7 +74,7 @@ impl Desk {
     fn new() -> Self {
         let wire = Arc::new(WireLimits { engine: Limits::default(), ..WireLimits::default() });
         let engine = Settings { seed: 7, ..Settings::default() };
-        let settings = ShardSettings { engine, wire: Arc::clone(&wire), tape: None };
+        let settings = ShardSettings { engine, wire: Arc::clone(&wire), tape: None, turn: TurnLimits::default() };
         let router = Arc::new(Router::new(vec![Mailbox::new(MAILBOX_CAPACITY, MAILBOX_BYTES)]));
         let shard = Shard::new(0, settings, Arc::clone(&router), Arc::new(Totals::new(1)));
         let ingress = Ingress::new(Arc::clone(&router), wire);

@@ -16,7 +16,7 @@ use orchestrator_service::{
         owed::{AtOnce, DEFAULT_MAX_PAYLOAD, Owed, Publication, PublishTo},
         router::Router,
         totals::Totals,
-        turn::{Next, Shard, ShardSettings},
+        turn::{Next, Shard, ShardSettings, TurnLimits},
     },
     transport::{Subject, Subscription, Transport, memory::MemoryBus},
     wire::{
@@ -503,7 +503,7 @@ fn a_burst_is_taken_or_refused_but_never_lost_in_silence() {
     assert_eq!(refused.len(), 2_000);
     assert!(refused.iter().all(|bytes| reply(bytes).code() == Code::Unavailable));
     // What was taken is answered, each once.
-    let settings = ShardSettings { engine: Settings::default(), wire: limits, tape: None };
+    let settings = ShardSettings { engine: Settings::default(), wire: limits, tape: None, turn: TurnLimits::default() };
     let mut shard = Shard::new(0, settings, router, Arc::new(Totals::new(1)));
     let mut owed = Owed::new(PublishTo::Subjects);
     let now = Now { tick: Tick(T0), wall_ms: T0 };

@@ -24,7 +24,7 @@ use crate::{
         router::{MAX_SHARDS, Router},
         thread::{Health, Order, Seat, spawn},
         totals::Totals,
-        turn::ShardSettings,
+        turn::{ShardSettings, TurnLimits},
     },
     transport::{Transport, TransportError},
     wire::{WireLimits, subject},
@@ -133,7 +133,12 @@ impl Service {
             let engine = Settings { limits: limits.engine.clone(), stale_after_ms, seed: seed ^ number as u64 };
             let seat = Seat {
                 number,
-                settings: ShardSettings { engine, wire: Arc::clone(&limits), tape: tape.clone() },
+                settings: ShardSettings {
+                    engine,
+                    wire: Arc::clone(&limits),
+                    tape: tape.clone(),
+                    turn: TurnLimits::default(),
+                },
                 router: Arc::clone(&service.router),
                 totals: Arc::clone(&service.totals),
                 health: Arc::clone(&service.health),

@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 
-use super::turn::EXPIRE_BUDGET;
 use crate::{
     engine::{Accepted, Engine, Hint, Input, Outbox, Tick},
     wire::{
@@ -44,8 +43,8 @@ pub enum Fed {
     },
     /// The process stood still, ms.
     Overslept(u64),
-    /// What is due.
-    Expire,
+    /// What is due, looking at so many timers at the most.
+    Expire(usize),
 }
 
 /// What came of it.
@@ -72,6 +71,8 @@ pub enum Message<'a> {
         named: Named<'a>,
         /// How many it is about.
         entries: usize,
+        /// How much work it is, see [`subscriptions::weight`].
+        weight: usize,
     },
     /// Neither, or nothing that decodes.
     None,
@@ -107,8 +108,8 @@ impl Fed {
                 handle(Input::SetRoom { max_streams: *max_streams, max_subscribers: *max_subscribers })
             }
             Self::Overslept(ms) => handle(Input::Overslept { ms: *ms }),
-            Self::Expire => {
-                engine.expire(now, EXPIRE_BUDGET, outbox);
+            Self::Expire(budget) => {
+                engine.expire(now, *budget, outbox);
                 Ok(Accepted::Noted)
             }
         };
@@ -119,14 +120,14 @@ impl Fed {
 impl<'a> Message<'a> {
     fn of(message: &Subscription<'a>) -> Self {
         let Subscription { kind, stream_id, named, .. } = *message;
-        Self::Subscription { kind, stream_id, named, entries: message.entries() }
+        Self::Subscription { kind, stream_id, named, entries: message.entries(), weight: message.weight() }
     }
 
-    /// How many subscribers it is about.
+    /// How much work its subscribers are.
     #[must_use]
-    pub const fn entries(&self) -> usize {
+    pub const fn weight(&self) -> usize {
         match self {
-            Self::Subscription { entries, .. } => *entries,
+            Self::Subscription { weight, .. } => *weight,
             Self::Command(_) | Self::None => 0,
         }
     }

@@ -6,7 +6,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -32,6 +35,37 @@ pub struct Gather {
     /// Where its sender waits for the answer.
     reply: Option<Subject>,
     parts: Mutex<Parts>,
+    /// Given back at its end, however that comes.
+    _place: Option<Place>,
+}
+
+/// A place among the requests of which there may be only so many at a time.
+#[derive(Debug)]
+pub struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    /// Takes a place, if there are fewer than `most`.
+    #[must_use]
+    pub fn take(taken: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+        let one_more = |count| (count < most).then_some(count + 1);
+        taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
+        Some(Self(Arc::clone(taken)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What there is to do in one shard.
+#[derive(Debug, Default)]
+pub struct Work {
+    /// Of a batch: messages for one turn each.
+    pub pieces: VecDeque<Bytes>,
+    /// How much it is, see [`Mail`](super::mailbox::Mail).
+    pub weight: usize,
 }
 
 #[derive(Debug)]
@@ -43,7 +77,7 @@ struct Parts {
 }
 
 /// What a request asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum What {
     /// A batch of subscribers, to be answered with this stream id.
     Batch {
@@ -107,24 +141,25 @@ pub struct Part {
     pieces: VecDeque<Bytes>,
     /// What all of its pieces have, bytes.
     bytes: usize,
+    weight: usize,
     /// What came of the pieces before.
     so_far: Option<Accepted>,
     finished: bool,
 }
 
 impl Part {
-    /// The parts of a request, each with its pieces if it is a batch.
+    /// The parts of a request, in the order of their shards. `place` is given back when it ends.
     #[must_use]
-    pub fn of(what: &What, reply: Option<Subject>, pieces: Vec<VecDeque<Bytes>>) -> Vec<Box<Self>> {
-        let outcomes = pieces.iter().map(|_| None).collect();
-        let parts = Mutex::new(Parts { left: pieces.len(), outcomes });
-        let gather = Arc::new(Gather { what: what.clone(), reply, parts });
-        let part = |(number, pieces): (usize, VecDeque<Bytes>)| {
+    pub fn of(what: What, reply: Option<Subject>, work: Vec<Work>, place: Option<Place>) -> Vec<Box<Self>> {
+        let outcomes = work.iter().map(|_| None).collect();
+        let parts = Mutex::new(Parts { left: work.len(), outcomes });
+        let gather = Arc::new(Gather { what, reply, parts, _place: place });
+        let part = |(number, Work { pieces, weight }): (usize, Work)| {
             let bytes = pieces.iter().map(Bytes::len).sum();
             let gather = Arc::clone(&gather);
-            Box::new(Self { gather, number, pieces, bytes, so_far: None, finished: false })
+            Box::new(Self { gather, number, pieces, bytes, weight, so_far: None, finished: false })
         };
-        pieces.into_iter().enumerate().map(part).collect()
+        work.into_iter().enumerate().map(part).collect()
     }
 
     /// What the whole request asks for.
@@ -143,6 +178,12 @@ impl Part {
     #[must_use]
     pub const fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// How much work all of it is, likewise.
+    #[must_use]
+    pub const fn weight(&self) -> usize {
+        self.weight
     }
 
     /// Takes the next piece of a batch.
@@ -243,12 +284,15 @@ mod tests {
 
     fn parts(pieces: &[usize]) -> Vec<Box<Part>> {
         let what = What::Batch { stream_id: "s".into() };
-        let pieces = pieces.iter().map(|count| vec![Bytes::from_static(b"piece"); *count].into());
-        Part::of(&what, Some(Subject::from_static("answer")), pieces.collect())
+        let work = pieces.iter().map(|count| {
+            let pieces = vec![Bytes::from_static(b"piece"); *count].into();
+            Work { pieces, weight: *count }
+        });
+        Part::of(what, Some(Subject::from_static("answer")), work.collect(), None)
     }
 
     #[test]
-    fn the_last_part_to_finish_has_the_answer_in_the_order_of_the_shards() {
+    fn the_last_part_has_the_answer_in_the_order_of_the_shards() {
         let mut parts = parts(&[1, 1, 1]);
         let outcome = |handle| Ok(Outcome::Batch(unplaced(handle)));
         assert!(parts.pop().unwrap().finish(outcome(3)).is_none());
@@ -291,5 +335,17 @@ mod tests {
         let finished = done_first.remove(0).finish(Err(LOST)).expect("it was the last");
         assert_eq!(finished.result.unwrap_err(), LOST);
         assert!(gather.upgrade().is_none(), "nothing is left of it");
+    }
+
+    #[test]
+    fn a_place_is_given_back_when_the_last_part_is_gone() {
+        let taken = Arc::default();
+        let place = Place::take(&taken, 1);
+        assert!(place.is_some() && Place::take(&taken, 1).is_none());
+        let mut parts = Part::of(What::Stats, None, vec![Work::default(), Work::default()], place);
+        drop(parts.pop());
+        assert!(Place::take(&taken, 1).is_none(), "one part is under way");
+        drop(parts.pop().unwrap().finish(Err(LOST)));
+        assert!(Place::take(&taken, 1).is_some());
     }
 }

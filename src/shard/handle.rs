@@ -9,7 +9,7 @@ use super::{
     gather::{self, Finished, Gathered, LOST, Part, What},
     ingress::FULL,
     log,
-    mailbox::{Body, Mail},
+    mailbox::{Body, Mail, weight_of},
     owed::Owed,
     page::Listed,
     turn::Shard,
@@ -21,11 +21,6 @@ use crate::{
         subject::{self, Subject},
     },
 };
-
-/// As many bytes weigh 1: those of an ordinary command, or of an entry of a batch.
-const BYTES_A_WEIGHT: usize = 64;
-/// Largest answer, bytes: what a broker takes by default.
-const MAX_ANSWER_BYTES: usize = 1 << 20;
 
 /// Who waits for an answer.
 #[derive(Debug)]
@@ -47,21 +42,21 @@ pub(super) enum InHand {
 impl Shard {
     /// Handles one piece of mail. Returns how much it was, and what is left of it for the next turn.
     pub(super) fn handle(&mut self, now: Now, mail: Mail, hint: Hint, owed: &mut Owed) -> (usize, Option<Mail>) {
-        let Mail { body, reply } = mail;
+        let Mail { body, reply, .. } = mail;
         let weight = match body {
             Body::Part(part) => return self.handle_part(now, part, owed),
             Body::Command(bytes) => {
-                let weight = weight_of(&bytes);
+                let weight = weight_of(bytes.len());
                 let fed = Fed::Command(bytes);
                 let (outcome, asker) = self.feed_for(now, &fed, Asker { about: subject::COMMAND, reply });
                 self.answer(now, &outcome.result, outcome.message.stream_id(), asker, owed);
                 weight
             }
             Body::Subscription(message) => {
-                let bytes = weight_of(&message);
+                let bytes = weight_of(message.len());
                 let fed = Fed::Subscription { message, answered: reply.is_some(), hint };
                 let (outcome, asker) = self.feed_for(now, &fed, Asker { about: subject::SUBSCRIPTION, reply });
-                let weight = bytes.max(outcome.message.entries());
+                let weight = bytes.max(outcome.message.weight()) + unknown(&outcome.result);
                 log::membership(&outcome.message, &outcome.result);
                 self.answer(now, &outcome.result, outcome.message.stream_id(), asker, owed);
                 weight
@@ -111,15 +106,15 @@ impl Shard {
 
     /// Handles a piece of a batch.
     fn handle_piece(&mut self, now: Now, part: Box<Part>, piece: Bytes, owed: &mut Owed) -> (usize, Option<Mail>) {
-        let bytes = weight_of(&piece);
+        let bytes = weight_of(piece.len());
         let fed = Fed::Subscription { message: piece, answered: part.is_answered(), hint: Hint::NONE };
         self.in_hand = InHand::Part(part);
         let outcome = self.feed(now.tick, &fed);
-        let weight = bytes.max(outcome.message.entries());
+        let weight = bytes.max(outcome.message.weight()) + unknown(&outcome.result);
         log::membership(&outcome.message, &outcome.result);
         let InHand::Part(mut part) = std::mem::take(&mut self.in_hand) else { return (weight, None) };
         match part.note(outcome.result) {
-            Ok(()) => (weight, Some(Mail { body: Body::Part(part), reply: None })),
+            Ok(()) => (weight, Some(Mail::new(Body::Part(part), None))),
             Err(outcome) => {
                 self.finish(now, part, outcome, owed);
                 (weight, None)
@@ -151,10 +146,10 @@ impl Shard {
         let result = self.feed(now.tick, &fed).result;
         let InHand::Part(part) = std::mem::take(&mut self.in_hand) else { return 1 };
         let listed = result.map(|accepted| match accepted {
-            Accepted::Streams { states, next_slot } => Listed::of(&states, next_slot, now, MAX_ANSWER_BYTES),
+            Accepted::Streams { states, next_slot } => Listed::of(&states, next_slot, now, owed.max_payload()),
             _ => Listed::default(),
         });
-        let weight = listed.as_ref().map_or(1, |listed| 1 + listed.bytes() / BYTES_A_WEIGHT);
+        let weight = listed.as_ref().map_or(1, |listed| listed.len() + weight_of(listed.bytes()));
         self.finish(now, part, listed.map(gather::Outcome::List), owed);
         weight
     }
@@ -175,13 +170,13 @@ impl Shard {
         match result {
             Ok(Gathered::Batch(accepted)) => self.answer(now, &Ok(accepted), &stream_id, asker, owed),
             Ok(Gathered::Stats(counts)) => self.answer_query(now, Ok(Accepted::Stats(counts)), asker, owed),
-            Ok(Gathered::Page(page)) => match page.encode(MAX_ANSWER_BYTES) {
-                Ok(bytes) => self.reply_with(now, bytes.into(), asker.reply, owed),
-                Err(bytes) => {
-                    let too_large = Refusal::TooLarge { bytes, limit: MAX_ANSWER_BYTES };
-                    self.answer(now, &Err(too_large), "", asker, owed);
+            Ok(Gathered::Page(page)) => {
+                let limit = owed.max_payload();
+                match page.encode(limit) {
+                    Ok(bytes) => self.reply_with(now, bytes.into(), asker.reply, owed),
+                    Err(bytes) => self.answer(now, &Err(Refusal::TooLarge { bytes, limit }), "", asker, owed),
                 }
-            },
+            }
             Err(refusal) => self.answer(now, &Err(refusal), &stream_id, asker, owed),
         }
     }
@@ -192,6 +187,7 @@ impl Shard {
     fn answer(&mut self, now: Now, result: &Result<Accepted, Refusal>, stream_id: &str, asker: Asker, owed: &mut Owed) {
         let message = match result {
             Ok(accepted) if asker.reply.is_none() && accepted.is_whole() => return,
+            Ok(Accepted::Batch(unplaced)) => encode::batch_reply(unplaced, stream_id, owed.max_payload()),
             Ok(accepted) => encode::reply(accepted, stream_id, now),
             // Of a question it has the same fields.
             Err(refusal) => encode::refusal(refusal, stream_id),
@@ -244,7 +240,7 @@ impl Shard {
 
     /// As if the engine had panicked at this mail; for a simulator.
     pub fn lose(&mut self, mail: Mail, owed: &mut Owed) {
-        let Mail { body, reply } = mail;
+        let Mail { body, reply, .. } = mail;
         self.in_hand = match body {
             Body::Command(_) => InHand::Asker(Asker { about: subject::COMMAND, reply }),
             Body::Subscription(_) => InHand::Asker(Asker { about: subject::SUBSCRIPTION, reply }),
@@ -255,6 +251,11 @@ impl Shard {
     }
 }
 
-const fn weight_of(message: &Bytes) -> usize {
-    1 + message.len() / BYTES_A_WEIGHT
+/// How many subscribers a batch names that are not there: each is another look-up, and something to answer. Whoever
+/// guesses many has used a turn up sooner.
+fn unknown(result: &Result<Accepted, Refusal>) -> usize {
+    match result {
+        Ok(Accepted::Batch(unplaced)) => unplaced.handles.len() + unplaced.clients.len(),
+        _ => 0,
+    }
 }

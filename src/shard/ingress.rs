@@ -4,14 +4,17 @@
 //! the decoding to the shard. Except: what has more scenes or entries than it may is refused here, and a batch that is large or
 //! concerns several shards is checked and cut into pieces, because each would make a shard's turn long.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    ops::Range,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
 use bytes::Bytes;
 use metrics::counter;
 use prost::{DecodeError, Message as _};
 
 use super::{
-    gather::{Part, What},
+    gather::{Part, Place, What, Work},
     log,
     mailbox::{Body, Mail, Unsent},
     router::Router,
@@ -29,18 +32,42 @@ use crate::{
     },
 };
 
+/// How much is made of a message before a shard has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IngressLimits {
+    /// The most entries of a batch that a shard handles at once.
+    pub max_piece_entries: usize,
+    /// How many lists of streams may be under way: each is some hundred kilobytes in several shards.
+    pub max_lists: usize,
+}
+
+impl Default for IngressLimits {
+    fn default() -> Self {
+        Self { max_piece_entries: MAX_PIECE_ENTRIES, max_lists: 16 }
+    }
+}
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Ingress {
     router: Arc<Router>,
     limits: Arc<WireLimits>,
+    own: IngressLimits,
+    /// How many lists are under way.
+    lists: Arc<AtomicUsize>,
 }
 
 impl Ingress {
     /// Routes with `router` what keeps to `limits`.
     #[must_use]
-    pub const fn new(router: Arc<Router>, limits: Arc<WireLimits>) -> Self {
-        Self { router, limits }
+    pub fn new(router: Arc<Router>, limits: Arc<WireLimits>) -> Self {
+        Self::with_limits(router, limits, IngressLimits::default())
+    }
+
+    /// The same, with other limits of its own.
+    #[must_use]
+    pub fn with_limits(router: Arc<Router>, limits: Arc<WireLimits>, own: IngressLimits) -> Self {
+        Self { router, limits, own, lists: Arc::default() }
     }
 
     /// Takes a message. Returns an answer to publish if it was refused at once and somebody waits for it.
@@ -90,49 +117,71 @@ impl Ingress {
         let named_at = (!route.stream_id.is_empty()).then(|| self.router.shard_of(route.stream_id));
         let owner = |handle: &Handle| self.router.owner(handle.partition());
         let first = named_at.or_else(|| route.handles.first().map(owner)).unwrap_or(0);
-        if route.entries <= MAX_PIECE_ENTRIES && route.handles.iter().all(|handle| owner(handle) == first) {
-            return self.send(first, Body::Subscription(payload), reply);
+        if reply.is_some() {
+            self.check_answer(first, route.registers)?;
+        }
+        if route.entries <= self.own.max_piece_entries && route.handles.iter().all(|handle| owner(handle) == first) {
+            let mail = Mail::new(Body::Subscription(payload.clone()), reply).weighing(route.weight());
+            return self.router.send(first, mail).map_err(refusal);
+        }
+        // Before any work is made of it.
+        let concerned = named_at.into_iter().chain(route.handles.iter().map(owner));
+        if self.router.are_full_of_bulk(concerned) {
+            return Err(refusal(Unsent::FullOfBulk));
         }
         // All of it is checked before the first piece does anything.
         let message = subscriptions::read(&payload, &self.limits)?;
         subscriptions::check_batch(&message)?;
         let what = What::Batch { stream_id: message.stream_id.into() };
-        self.send_parts(&what, split(&self.router, message, named_at), reply)
+        let parts = split(&self.router, message, named_at, self.own.max_piece_entries);
+        self.send_parts(what, parts, reply, None)
     }
 
     fn query(&self, payload: Bytes, reply: Option<Subject>) -> Result<(), Refusal> {
         let message: proto::Query = decode::message(&payload, &self.limits)?;
         let shards = self.router.shards();
-        let of = |shards: std::ops::Range<usize>| shards.map(|shard| (shard, VecDeque::new())).collect();
+        let each = |shards: Range<usize>, weight: usize| {
+            shards.map(|shard| (shard, Work { weight, ..Work::default() })).collect()
+        };
         match queries::question(&message)? {
             Question::State(stream_id) | Question::Stats(Some(stream_id)) => {
                 self.send(self.router.owner(stream_id.partition()), Body::Query(payload), reply)
             }
-            Question::Stats(None) => self.send_parts(&What::Stats, of(0..shards), reply),
+            Question::Stats(None) => self.send_parts(What::Stats, each(0..shards, 1), reply, None),
             Question::List { limit, from } => {
                 // A cursor from a time with more shards points behind the last: the answer is an empty page.
                 let from = usize::try_from(from.shard)
                     .ok()
                     .filter(|shard| *shard < shards)
                     .map_or((shards - 1, u32::MAX), |shard| (shard, from.slot));
-                self.send_parts(&What::List { from, limit }, of(from.0..shards), reply)
+                let place = Place::take(&self.lists, self.own.max_lists);
+                let place = place.ok_or(Refusal::Unavailable("too many lists are being made; try again"))?;
+                self.send_parts(What::List { from, limit }, each(from.0..shards, limit), reply, Some(place))
             }
         }
     }
 
+    /// Refuses a batch whose answer could not be sent, before anybody is registered by it.
+    fn check_answer(&self, shard: usize, registers: usize) -> Result<(), Refusal> {
+        let bytes = if registers > 0 { encode::MAX_REPLY_BYTES + 8 * registers } else { 0 };
+        let limit = self.router.mailbox(shard).max_answer();
+        if bytes > limit { Err(Refusal::TooLarge { bytes, limit }) } else { Ok(()) }
+    }
+
     fn send(&self, shard: usize, body: Body, reply: Option<Subject>) -> Result<(), Refusal> {
-        self.router.send(shard, Mail { body, reply }).map_err(refusal)
+        self.router.send(shard, Mail::new(body, reply)).map_err(refusal)
     }
 
     /// Puts each shard's part into its mailbox: all, or none.
     fn send_parts(
         &self,
-        what: &What,
-        parts: Vec<(usize, VecDeque<Bytes>)>,
+        what: What,
+        parts: Vec<(usize, Work)>,
         reply: Option<Subject>,
+        place: Option<Place>,
     ) -> Result<(), Refusal> {
-        let (shards, pieces): (Vec<usize>, Vec<VecDeque<Bytes>>) = parts.into_iter().unzip();
-        let parts = Part::of(what, reply, pieces).into_iter().map(|part| Mail { body: Body::Part(part), reply: None });
+        let (shards, work): (Vec<usize>, Vec<Work>) = parts.into_iter().unzip();
+        let parts = Part::of(what, reply, work, place).into_iter().map(|part| Mail::new(Body::Part(part), None));
         self.router.send_all(shards.into_iter().zip(parts).collect()).map_err(refusal)
     }
 
@@ -149,6 +198,7 @@ fn undecodable(error: DecodeError) -> Refusal {
 fn refusal(unsent: Unsent) -> Refusal {
     match unsent {
         Unsent::Full => FULL,
+        Unsent::FullOfBulk => Refusal::Unavailable("too many batches and large messages wait; try again"),
         Unsent::Closed => Refusal::Unavailable("the service is stopping"),
     }
 }

@@ -51,7 +51,9 @@ pub(super) fn update(update: &StateUpdate) {
 
 /// Somebody came or went. Runbooks look for these words.
 pub(super) fn membership(message: &Message<'_>, result: &Result<Accepted, Refusal>) {
-    let (Message::Subscription { kind, stream_id, named, entries }, Ok(accepted)) = (message, result) else { return };
+    let (Message::Subscription { kind, stream_id, named, entries, weight: _ }, Ok(accepted)) = (message, result) else {
+        return;
+    };
     let Named { client_id, source_addr, session } = *named;
     match accepted {
         Accepted::Registered { new: true, total, .. } => debug!(

@@ -9,7 +9,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -23,6 +26,35 @@ pub const MAILBOX_CAPACITY: usize = 65_536;
 /// How many bytes may wait for a shard: a full mailbox of ordinary messages has 8 MiB, and 64 of the largest fit.
 pub const MAILBOX_BYTES: usize = 64 << 20;
 
+/// How much may wait for a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MailboxLimits {
+    /// Messages.
+    pub messages: usize,
+    /// Bytes.
+    pub bytes: usize,
+    /// Weight of the messages that weigh more than [`MailboxLimits::bulk_from`]: batches, lists and large
+    /// configurations. Whoever's command comes behind all of them waits for so long; at half a microsecond each, 100 ms.
+    /// One is taken in any case when none waits.
+    pub bulk_weight: usize,
+    /// What weighs more is bulk. Less is a single command or heartbeat, of which the count is the limit.
+    pub bulk_from: usize,
+}
+
+impl Default for MailboxLimits {
+    fn default() -> Self {
+        Self { messages: MAILBOX_CAPACITY, bytes: MAILBOX_BYTES, bulk_weight: 200_000, bulk_from: 64 }
+    }
+}
+
+/// As many bytes weigh 1: those of an ordinary command, or of an entry of a batch.
+const BYTES_A_WEIGHT: usize = 64;
+
+/// What so many bytes weigh at the least: as much as decoding them takes.
+pub(super) const fn weight_of(bytes: usize) -> usize {
+    1 + bytes / BYTES_A_WEIGHT
+}
+
 /// Something for a shard to handle.
 #[derive(Debug)]
 pub struct Mail {
@@ -30,6 +62,26 @@ pub struct Mail {
     pub body: Body,
     /// Where the sender waits for the answer. A part's is that of the whole request.
     pub reply: Option<Subject>,
+    /// How much work it is, in units of half a microsecond: about a register, or a look at a timer.
+    weight: usize,
+}
+
+impl Mail {
+    /// Mail that weighs what its bytes do, or its parts.
+    #[must_use]
+    pub fn new(body: Body, reply: Option<Subject>) -> Self {
+        let weight = match &body {
+            Body::Part(part) => part.weight(),
+            Body::Command(bytes) | Body::Subscription(bytes) | Body::Query(bytes) => weight_of(bytes.len()),
+        };
+        Self { body, reply, weight }
+    }
+
+    /// The same, of at least that weight.
+    #[must_use]
+    pub fn weighing(self, weight: usize) -> Self {
+        Self { weight: self.weight.max(weight), ..self }
+    }
 }
 
 /// What kind of mail.
@@ -45,35 +97,33 @@ pub enum Body {
     Part(Box<Part>),
 }
 
-impl Body {
+impl Mail {
     /// What it counts for while it waits. The same before and behind a turn that is not done with it.
-    fn load(&self) -> Load {
-        let bytes = match self {
-            Self::Part(part) => part.bytes(),
-            Self::Command(bytes) | Self::Subscription(bytes) | Self::Query(bytes) => bytes.len(),
+    fn load(&self, limits: &MailboxLimits) -> Load {
+        let bytes = match &self.body {
+            Body::Part(part) => part.bytes(),
+            Body::Command(bytes) | Body::Subscription(bytes) | Body::Query(bytes) => bytes.len(),
         };
-        Load { messages: 1, bytes }
+        Load { messages: 1, bytes, bulk: if self.weight > limits.bulk_from { self.weight } else { 0 } }
     }
 }
 
-/// How much waits, or may.
+/// How much waits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Load {
     messages: usize,
     bytes: usize,
+    /// Weight of what is bulk.
+    bulk: usize,
 }
 
 impl Load {
     const fn and(self, more: Self) -> Self {
-        Self { messages: self.messages + more.messages, bytes: self.bytes + more.bytes }
+        Self { messages: self.messages + more.messages, bytes: self.bytes + more.bytes, bulk: self.bulk + more.bulk }
     }
 
     const fn without(self, less: Self) -> Self {
-        Self { messages: self.messages - less.messages, bytes: self.bytes - less.bytes }
-    }
-
-    const fn fits(self, most: Self) -> bool {
-        self.messages <= most.messages && self.bytes <= most.bytes
+        Self { messages: self.messages - less.messages, bytes: self.bytes - less.bytes, bulk: self.bulk - less.bulk }
     }
 }
 
@@ -82,6 +132,8 @@ impl Load {
 pub enum Unsent {
     /// As much waits as may.
     Full,
+    /// Of what is bulk. Commands are taken.
+    FullOfBulk,
     /// Its shard has ended.
     Closed,
 }
@@ -97,7 +149,9 @@ struct Shared {
     /// shard because a shard that panics loses its engine and not its mail.
     taken: Mutex<VecDeque<Mail>>,
     wake: Notify,
-    most: Load,
+    limits: MailboxLimits,
+    /// The largest answer that the shard's connection takes, bytes, as far as is known.
+    max_answer: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -112,8 +166,31 @@ impl Mailbox {
     /// An empty one for so many messages and bytes.
     #[must_use]
     pub fn new(capacity: usize, max_bytes: usize) -> Self {
+        Self::with_limits(MailboxLimits { messages: capacity, bytes: max_bytes, ..MailboxLimits::default() })
+    }
+
+    /// An empty one that takes no more than that.
+    #[must_use]
+    pub fn with_limits(limits: MailboxLimits) -> Self {
         let (arrived, taken, wake) = Default::default();
-        Self(Arc::new(Shared { arrived, taken, wake, most: Load { messages: capacity, bytes: max_bytes } }))
+        Self(Arc::new(Shared { arrived, taken, wake, limits, max_answer: AtomicUsize::new(usize::MAX) }))
+    }
+
+    /// The shard's connection takes answers of so many bytes.
+    pub fn set_max_answer(&self, bytes: usize) {
+        self.0.max_answer.store(bytes, Ordering::Relaxed);
+    }
+
+    /// The largest answer that the shard's connection takes, bytes, as far as is known.
+    #[must_use]
+    pub fn max_answer(&self) -> usize {
+        self.0.max_answer.load(Ordering::Relaxed)
+    }
+
+    /// Whether no more bulk is taken: told before work is made of a message that would be refused.
+    #[must_use]
+    pub fn is_full_of_bulk(&self) -> bool {
+        self.arrived().held.bulk >= self.0.limits.bulk_weight
     }
 
     /// Puts mail in and wakes the shard.
@@ -122,7 +199,7 @@ impl Mailbox {
     /// Gives it back when there is no room for it.
     pub fn send(&self, mail: Mail) -> Result<(), (Mail, Unsent)> {
         let mut arrived = self.arrived();
-        match self.hold(&mut arrived, mail.body.load()) {
+        match self.hold(&mut arrived, self.load(&mail)) {
             Ok(()) => {
                 self.push(arrived, mail);
                 Ok(())
@@ -135,8 +212,8 @@ impl Mailbox {
     ///
     /// # Errors
     /// When there is none.
-    pub fn reserve(&self, body: &Body) -> Result<Reserved<'_>, Unsent> {
-        let load = body.load();
+    pub fn reserve(&self, mail: &Mail) -> Result<Reserved<'_>, Unsent> {
+        let load = self.load(mail);
         self.hold(&mut self.arrived(), load)?;
         Ok(Reserved { mailbox: self, load })
     }
@@ -145,12 +222,20 @@ impl Mailbox {
         if arrived.closed {
             return Err(Unsent::Closed);
         }
-        let held = arrived.held.and(load);
-        if !held.fits(self.0.most) {
+        let (held, limits) = (arrived.held.and(load), &self.0.limits);
+        if held.messages > limits.messages || held.bytes > limits.bytes {
             return Err(Unsent::Full);
+        }
+        // However heavy it is, one is taken: it could never be otherwise.
+        if load.bulk > 0 && arrived.held.bulk > 0 && held.bulk > limits.bulk_weight {
+            return Err(Unsent::FullOfBulk);
         }
         arrived.held = held;
         Ok(())
+    }
+
+    fn load(&self, mail: &Mail) -> Load {
+        mail.load(&self.0.limits)
     }
 
     /// For what there is room.
@@ -212,7 +297,7 @@ pub struct Reserved<'a> {
 impl Reserved<'_> {
     /// Puts in the mail that it was reserved for, and wakes the shard.
     pub fn send(mut self, mail: Mail) {
-        debug_assert_eq!(mail.body.load(), self.load, "what the room was reserved for");
+        debug_assert_eq!(self.mailbox.load(&mail), self.load, "what the room was reserved for");
         self.load = Load::default();
         self.mailbox.push(self.mailbox.arrived(), mail);
     }
@@ -243,13 +328,13 @@ impl Inbox<'_> {
             self.take_over();
         }
         let mail = self.taken.pop_front()?;
-        self.done = self.done.and(mail.body.load());
+        self.done = self.done.and(self.mailbox.load(&mail));
         Some(mail)
     }
 
     /// Puts mail back that was taken, to be taken next: it is not done with.
     pub fn put_back(&mut self, mail: Mail) {
-        self.done = self.done.without(mail.body.load());
+        self.done = self.done.without(self.mailbox.load(&mail));
         self.taken.push_front(mail);
     }
 
@@ -283,15 +368,19 @@ mod tests {
     use super::*;
 
     fn mail(bytes: usize) -> Mail {
-        Mail { body: Body::Command(vec![0; bytes].into()), reply: None }
+        Mail::new(Body::Command(vec![0; bytes].into()), None)
+    }
+
+    fn size(mail: &Mail) -> usize {
+        mail.load(&MailboxLimits::default()).bytes
     }
 
     fn take(mailbox: &Mailbox) -> Option<usize> {
-        mailbox.open().take().map(|mail| mail.body.load().bytes)
+        mailbox.open().take().map(|mail| size(&mail))
     }
 
     #[test]
-    fn a_full_mailbox_gives_mail_back_and_takes_more_when_there_is_room() {
+    fn a_full_mailbox_gives_mail_back_until_there_is_room() {
         let mailbox = Mailbox::new(2, 100);
         assert!(mailbox.send(mail(40)).is_ok());
         assert!(matches!(mailbox.send(mail(61)), Err((_, Unsent::Full))), "over its bytes");
@@ -319,7 +408,6 @@ mod tests {
     #[test]
     fn looking_ahead_and_putting_back_keep_the_order_and_the_count() {
         let mailbox = Mailbox::new(5, 100);
-        let size = |mail: &Mail| mail.body.load().bytes;
         (1..=2).for_each(|bytes| mailbox.send(mail(bytes)).unwrap());
         let mut inbox = mailbox.open();
         assert_eq!(inbox.look_ahead(2).iter().map(size).collect::<Vec<_>>(), [1, 2]);
@@ -337,10 +425,10 @@ mod tests {
     fn reserved_room_is_given_back_or_used() {
         let mailbox = Mailbox::new(2, 100);
         let (one, other) = (mail(60), mail(40));
-        let reserved = mailbox.reserve(&one.body).unwrap();
-        assert!(mailbox.reserve(&mail(41).body).is_err());
+        let reserved = mailbox.reserve(&one).unwrap();
+        assert!(mailbox.reserve(&mail(41)).is_err());
         drop(reserved);
-        let reserved = [mailbox.reserve(&one.body).unwrap(), mailbox.reserve(&other.body).unwrap()];
+        let reserved = [mailbox.reserve(&one).unwrap(), mailbox.reserve(&other).unwrap()];
         assert!(mailbox.send(mail(0)).is_err(), "what is reserved counts");
         reserved.into_iter().zip([one, other]).for_each(|(reserved, mail)| reserved.send(mail));
         assert_eq!([take(&mailbox), take(&mailbox), take(&mailbox)], [Some(60), Some(40), None]);
@@ -353,12 +441,29 @@ mod tests {
         mailbox.send(mail(1)).unwrap();
         assert!(!mailbox.close_if_empty());
         assert_eq!(take(&mailbox), Some(1));
-        let reserved = mailbox.reserve(&mail(1).body).unwrap();
+        let reserved = mailbox.reserve(&mail(1)).unwrap();
         assert!(!mailbox.close_if_empty(), "something is about to come");
         drop(reserved);
         assert!(mailbox.close_if_empty());
         assert!(matches!(mailbox.send(mail(1)), Err((_, Unsent::Closed))));
-        assert_eq!(mailbox.reserve(&mail(1).body).unwrap_err(), Unsent::Closed);
+        assert_eq!(mailbox.reserve(&mail(1)).unwrap_err(), Unsent::Closed);
+    }
+
+    #[test]
+    fn bulk_has_a_share_of_the_mailbox_and_commands_have_the_rest() {
+        let limits = MailboxLimits { bulk_weight: 100, bulk_from: 10, ..MailboxLimits::default() };
+        let mailbox = Mailbox::with_limits(limits);
+        let weighing = |weight| mail(1).weighing(weight);
+        assert!(mailbox.send(weighing(1_000)).is_ok(), "one is taken, however heavy");
+        assert!(mailbox.is_full_of_bulk());
+        assert!(matches!(mailbox.send(weighing(11)), Err((_, Unsent::FullOfBulk))));
+        assert_eq!(mailbox.reserve(&weighing(11)).unwrap_err(), Unsent::FullOfBulk);
+        for _ in 0..1_000 {
+            assert!(mailbox.send(weighing(10)).is_ok(), "what is light is taken");
+        }
+        assert_eq!(take(&mailbox), Some(1));
+        assert!(mailbox.send(weighing(60)).is_ok() && mailbox.send(weighing(40)).is_ok());
+        assert!(matches!(mailbox.send(weighing(11)), Err((_, Unsent::FullOfBulk))));
     }
 
     #[tokio::test]
@@ -372,7 +477,7 @@ mod tests {
             while inbox.take().is_some() {}
         }
         // Room that was reserved before wakes it when it is used.
-        let reserved = mailbox.reserve(&mail(1).body).unwrap();
+        let reserved = mailbox.reserve(&mail(1)).unwrap();
         reserved.send(mail(1));
         mailbox.woken().await;
     }

@@ -50,6 +50,18 @@ impl Listed {
         listed
     }
 
+    /// How many states.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.states.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.states.is_empty()
+    }
+
     /// What it takes, bytes.
     #[must_use]
     pub const fn bytes(&self) -> usize {

@@ -69,9 +69,9 @@ pub enum What {
     /// The process stood still, ms.
     #[prost(uint64, tag = "11")]
     Overslept(u64),
-    /// What was due.
-    #[prost(bool, tag = "12")]
-    Expire(bool),
+    /// What was due, looking at so many timers at the most.
+    #[prost(uint64, tag = "12")]
+    Expire(u64),
     /// The hash of the engine's state at the end.
     #[prost(fixed64, tag = "13")]
     End(u64),
@@ -149,7 +149,7 @@ impl Tape {
             Fed::List { from_slot, limit } => What::List(List { from_slot, limit: limit as u64 }),
             Fed::Room { max_streams, max_subscribers } => What::Room(Room { max_streams, max_subscribers }),
             Fed::Overslept(ms) => What::Overslept(ms),
-            Fed::Expire => What::Expire(true),
+            Fed::Expire(budget) => What::Expire(budget as u64),
         };
         self.put(shard, now, what);
     }
@@ -343,7 +343,9 @@ fn fed(what: What) -> Fed {
         }
         What::Room(Room { max_streams, max_subscribers }) => Fed::Room { max_streams, max_subscribers },
         What::Overslept(ms) => Fed::Overslept(ms),
-        What::Begin(_) | What::Expire(_) | What::End(_) => Fed::Expire,
+        What::Expire(budget) => Fed::Expire(usize::try_from(budget).unwrap_or(usize::MAX)),
+        // They feed nothing, and do not come here.
+        What::Begin(_) | What::End(_) => Fed::Expire(0),
     }
 }
 

@@ -52,6 +52,13 @@ impl Router {
         &self.mailboxes[shard]
     }
 
+    /// Whether any of these shards takes no more batches and large messages.
+    pub fn are_full_of_bulk(&self, shards: impl Iterator<Item = usize>) -> bool {
+        let mut asked = vec![false; self.shards()];
+        shards.for_each(|shard| asked[shard] = true);
+        asked.iter().zip(&self.mailboxes).any(|(asked, mailbox)| *asked && mailbox.is_full_of_bulk())
+    }
+
     /// Puts mail into a shard's mailbox.
     ///
     /// # Errors
@@ -65,7 +72,7 @@ impl Router {
     /// # Errors
     /// When one of the mailboxes takes none; then all of it is dropped.
     pub fn send_all(&self, mail: Vec<(usize, Mail)>) -> Result<(), Unsent> {
-        let places = mail.iter().map(|(shard, mail)| self.mailboxes[*shard].reserve(&mail.body));
+        let places = mail.iter().map(|(shard, mail)| self.mailboxes[*shard].reserve(mail));
         let places: Vec<Reserved<'_>> = places.collect::<Result<_, _>>()?;
         places.into_iter().zip(mail).for_each(|(place, (_, mail))| place.send(mail));
         Ok(())

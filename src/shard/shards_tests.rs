@@ -1,12 +1,13 @@
 //! Several shards together, turn by turn: what one request does in all of them, in whatever order their turns come.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
 
 use bytes::Bytes;
+use prost::Message as _;
 
 use super::{
     clock::Now,
@@ -15,7 +16,7 @@ use super::{
     owed::{AtOnce, Owed, Publication, PublishTo},
     router::Router,
     totals::Totals,
-    turn::{Next, Shard, ShardSettings},
+    turn::{Next, Shard, ShardSettings, TurnLimits},
 };
 use crate::{
     engine::{Settings, Tick},
@@ -36,6 +37,8 @@ struct Shards {
     ingress: Ingress,
     shards: Vec<(Shard, Owed)>,
     asked: usize,
+    /// What the connection takes.
+    max_payload: usize,
     answers: BTreeMap<String, Bytes>,
 }
 
@@ -45,14 +48,36 @@ impl Shards {
         let router = Arc::new(Router::new(mailboxes));
         let totals = Arc::new(Totals::new(count));
         let ingress = Ingress::new(Arc::clone(&router), Arc::default());
-        let mut shards = Self { router, totals, ingress, shards: Vec::new(), asked: 0, answers: BTreeMap::new() };
+        let mut shards = Self {
+            router,
+            totals,
+            ingress,
+            shards: Vec::new(),
+            asked: 0,
+            max_payload: 1 << 20,
+            answers: BTreeMap::new(),
+        };
         shards.shards = (0..count).map(|number| (shards.new_shard(number), Owed::new(PublishTo::Subjects))).collect();
         shards
     }
 
     fn new_shard(&self, number: usize) -> Shard {
-        let settings = ShardSettings { engine: Settings::default(), wire: Arc::default(), tape: None };
+        let settings = ShardSettings {
+            engine: Settings::default(),
+            wire: Arc::default(),
+            tape: None,
+            turn: TurnLimits::default(),
+        };
         Shard::new(number, settings, Arc::clone(&self.router), Arc::clone(&self.totals))
+    }
+
+    /// The connection takes messages of so many bytes from now on, which shards find out with their next turn.
+    fn set_max_payload(&mut self, bytes: usize) {
+        self.max_payload = bytes;
+        for number in 0..self.shards.len() {
+            self.shards[number].1.set_max_payload(bytes);
+            self.turn(number);
+        }
     }
 
     /// Puts a request in; returns where its answer goes.
@@ -79,7 +104,7 @@ impl Shards {
             Next::Again
         });
         let answers = &mut self.answers;
-        owed.hand_over(AtOnce::ALL, usize::MAX, |Publication { subject: to, payload, .. }| {
+        owed.hand_over(AtOnce::ALL, self.max_payload, |Publication { subject: to, payload, .. }| {
             if to.starts_with("answer.") {
                 let again = answers.insert(to.to_string(), payload);
                 assert_eq!(again, None, "{to} is answered once");
@@ -153,7 +178,7 @@ fn leave(handle: Vec<u64>) -> Command {
 }
 
 #[test]
-fn a_register_behind_a_batch_of_leaves_stands_whichever_shard_turns_first() {
+fn a_register_behind_a_batch_of_leaves_stands() {
     for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
         let mut shards = Shards::new(3);
         let ids = shards.streams();
@@ -262,4 +287,148 @@ fn pages_miss_no_stream_and_the_last_one_is_known_to_be() {
     }
     let whole = shards.query(query::Query::ListStreams(proto::ListStreams { limit: 100, cursor: String::new() }));
     assert_eq!((whole.state.len(), &*whole.cursor), (100, ""), "a page that all fit on is the only one");
+}
+
+fn pause(stream_id: &str) -> proto::OrchestratorCommand {
+    let pause = orchestrator_command::Command::Pause(proto::Pause { stream_id: stream_id.into() });
+    proto::OrchestratorCommand { command: Some(pause), ..Default::default() }
+}
+
+/// How many turns a command waits that is sent now.
+fn turns_of_a_command(shards: &mut Shards, stream_id: &str) -> usize {
+    let shard = shards.router.shard_of(stream_id);
+    let to = shards.send(subject::COMMAND, &pause(stream_id));
+    let turns = (1..).find(|_| {
+        shards.turn(shard);
+        shards.answers.contains_key(&to)
+    });
+    let reply: Reply = shards.answer(&to);
+    assert_ne!(reply.code(), Code::Unavailable, "commands are taken");
+    turns.expect("it is answered")
+}
+
+fn refused(shards: &mut Shards, asked: &[String]) -> usize {
+    let unavailable = |payload: &Bytes| Reply::decode(payload.clone()).unwrap().code() == Code::Unavailable;
+    asked.iter().filter(|to| shards.answers.get(*to).is_some_and(unavailable)).count()
+}
+
+#[test]
+fn a_command_behind_a_flood_of_batches_waits_for_their_share() {
+    let mut shards = Shards::new(2);
+    let ids = shards.streams();
+    let client_id: Vec<String> = (0..100_000).map(|n| format!("c{n}")).collect();
+    let batch = HeartbeatBatch { stream_id: ids[1].clone(), client_id, ..Default::default() };
+    let flood = proto::SubscriptionCommand { command: Some(Command::HeartbeatBatch(batch)) };
+    let asked: Vec<String> = (0..30).map(|_| shards.send(subject::SUBSCRIPTION, &flood)).collect();
+    assert_eq!(refused(&mut shards, &asked), 28, "those whose turn would come too late");
+    let turns = turns_of_a_command(&mut shards, &ids[1]);
+    assert!((100..=250).contains(&turns), "{turns} turns of half a millisecond of registers");
+    assert!(turns_of_a_command(&mut shards, &ids[0]) <= 1, "the other shard is not concerned");
+    shards.run_all();
+    assert_eq!(shards.answers.len(), 30, "all are answered");
+}
+
+#[test]
+fn guessing_handles_uses_up_turns() {
+    let mut shards = Shards::new(1);
+    let ids = shards.streams();
+    let known = shards.asked(register(&ids[0], "v")).handle;
+    let turns = |shards: &mut Shards, handle: Vec<u64>| {
+        let to = shards.say(Command::HeartbeatBatch(HeartbeatBatch { handle, ..Default::default() }));
+        let turns = (1..).find(|_| {
+            shards.turn(0);
+            shards.answers.contains_key(&to)
+        });
+        shards.answers.clear();
+        turns.expect("it is answered")
+    };
+    let honest = turns(&mut shards, vec![known; 8_000]);
+    let guessed = turns(&mut shards, (1..=8_000).collect());
+    assert!(guessed >= 3 * honest, "{guessed} turns beside {honest}");
+}
+
+#[test]
+fn lists_are_few_at_a_time_and_one_fills_a_turn() {
+    let mut shards = Shards::new(2);
+    let ids: Vec<String> = (0..1_000).map(|n| format!("show-{n}")).collect();
+    ids.iter().for_each(|id| shards.start(id));
+    let list =
+        Query { query: Some(query::Query::ListStreams(proto::ListStreams { limit: 1_000, ..Default::default() })) };
+    for _ in 0..2 {
+        let asked: Vec<String> = (0..40).map(|_| shards.send(subject::QUERY, &list)).collect();
+        assert_eq!(refused(&mut shards, &asked), 24);
+        let turns = turns_of_a_command(&mut shards, &ids[0]);
+        assert!((8..=17).contains(&turns), "{turns} turns");
+        shards.run_all();
+        let states = |payload: &Bytes| QueryReply::decode(payload.clone()).unwrap().state.len();
+        assert_eq!(asked.iter().map(|to| states(&shards.answers[to])).sum::<usize>(), 16_000);
+        shards.answers.clear();
+    }
+}
+
+#[test]
+fn a_batch_whose_answer_would_not_fit_registers_nobody() {
+    let mut shards = Shards::new(2);
+    let ids = shards.streams();
+    let subscriber =
+        |count: usize| (0..count).map(|n| Subscriber { client_id: n.to_string(), ..Default::default() }).collect();
+    let batch =
+        |count| Command::RegisterBatch(RegisterBatch { stream_id: ids[0].clone(), subscriber: subscriber(count) });
+    shards.set_max_payload(16_384);
+    let to = shards.say(batch(2_000));
+    let reply: Reply = shards.answer(&to);
+    assert_eq!(reply.code(), Code::ResourceExhausted, "{}", reply.message);
+    assert!(reply.message.contains("16384") && reply.message.contains("17536"), "{}", reply.message);
+    assert_eq!(shards.total(), 0);
+    assert_eq!(shards.asked(batch(1_800)).code(), Code::Ok);
+    assert_eq!(shards.total(), 1_800);
+}
+
+#[test]
+fn pages_are_cut_to_what_the_connection_takes_and_miss_none() {
+    let mut shards = Shards::new(3);
+    let ids: BTreeSet<String> = (0..1_000).map(|n| format!("show-{n:080}")).collect();
+    ids.iter().for_each(|id| shards.start(id));
+    for max_payload in [1_024, 16_384, 65_536] {
+        shards.set_max_payload(max_payload);
+        let (mut seen, mut cursor, mut pages) = (Vec::new(), String::new(), 0);
+        loop {
+            let list = proto::ListStreams { limit: 1_000, cursor };
+            let to = shards.send(subject::QUERY, &Query { query: Some(query::Query::ListStreams(list)) });
+            shards.run_all();
+            assert!(shards.answers[&to].len() <= max_payload);
+            let page: QueryReply = shards.answer(&to);
+            assert_eq!(page.code(), Code::Ok, "{}", page.message);
+            seen.extend(page.state.into_iter().map(|state| state.stream_id));
+            pages += 1;
+            cursor = page.cursor;
+            if cursor.is_empty() {
+                break;
+            }
+        }
+        assert!(pages > 1 && pages < 1_000, "{max_payload}: {pages} pages");
+        assert_eq!(seen.len(), 1_000, "{max_payload}: each once");
+        assert_eq!(seen.into_iter().collect::<BTreeSet<_>>(), ids, "{max_payload}");
+    }
+}
+
+#[test]
+fn unknown_ones_are_listed_as_far_as_the_connection_takes_them() {
+    let mut shards = Shards::new(3);
+    let ids = shards.streams();
+    let clients: Vec<String> = (0..4_000).map(|n| format!("{n:036}")).collect();
+    for max_payload in [16_384, 65_536] {
+        shards.set_max_payload(max_payload);
+        let handle = (0..4_000_u64).map(|n| n << 54 | n).collect();
+        let batch = HeartbeatBatch { stream_id: ids[1].clone(), client_id: clients.clone(), handle };
+        let to = shards.say(Command::HeartbeatBatch(batch));
+        shards.run_all();
+        assert!(shards.answers[&to].len() <= max_payload);
+        let reply: Reply = shards.answer(&to);
+        let listed = reply.unknown_handle.len() + reply.unknown_client_id.len();
+        assert_eq!(reply.code(), Code::UnknownSubscriber);
+        assert!(listed > 1_000 && listed < 8_000, "{listed}");
+        let said = ["8000 are not registered".to_owned(), format!("{} of them are not listed", 8_000 - listed)];
+        assert!(said.iter().all(|words| reply.message.contains(&**words)), "{}", reply.message);
+    }
 }

@@ -1,10 +1,6 @@
 //! Batches in pieces: each for one shard, and of a size that it handles in one turn.
 
-use std::collections::VecDeque;
-
-use bytes::Bytes;
-
-use super::router::Router;
+use super::{gather::Work, router::Router};
 use crate::wire::subscriptions::Subscription;
 
 /// The most entries of a batch that a shard handles at once: about half a millisecond of registers, so that a beat is
@@ -12,12 +8,13 @@ use crate::wire::subscriptions::Subscription;
 pub const MAX_PIECE_ENTRIES: usize = 1_000;
 
 /// What each shard gets of a batch, in the order of the shards: its handles, and everything else if the stream that the
-/// batch names is there.
+/// batch names is there. A piece has at most `most` entries.
 pub(super) fn split(
     router: &Router,
     mut message: Subscription<'_>,
     named_at: Option<usize>,
-) -> Vec<(usize, VecDeque<Bytes>)> {
+    most: usize,
+) -> Vec<(usize, Work)> {
     let kind = message.kind;
     let mut handles = vec![Vec::new(); router.shards()];
     for handle in std::mem::take(&mut message.handles) {
@@ -30,5 +27,6 @@ pub(super) fn split(
         let rest = rest.unwrap_or_else(|| Subscription::empty(kind));
         concerns_it.then_some((shard, Subscription { handles, ..rest }))
     });
-    parts.map(|(shard, part)| (shard, part.pieces(MAX_PIECE_ENTRIES).into())).collect()
+    let work = |part: Subscription<'_>| Work { weight: part.weight(), pieces: part.pieces(most).into() };
+    parts.map(|(shard, part)| (shard, work(part))).collect()
 }

@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_a_flood_a_few_lines_pass_and_the_next_says_how_many_did_not() {
+    fn of_a_flood_a_few_lines_pass_and_the_rest_is_counted() {
         let throttle = Throttle::new(3, 1_000);
         let passed = (0..500).filter(|_| throttle.pass_at(10).is_some()).count();
         assert_eq!(passed, 3);

@@ -27,19 +27,33 @@ use crate::{
     },
 };
 
-/// The most messages in one turn: of single commands and heartbeats, about a microsecond each, so that a turn stays
-/// well below the 2 ms that a beat may be late.
-pub const MAX_BATCH: usize = 256;
-/// For how many messages' subscribers memory is asked at once, see [`Engine::fetch`].
-const LOOK_AHEAD: usize = 64;
-/// The most weight in one turn, of the last message aside: a batch of 1,000, or as many bytes as decoding them takes
-/// as long. A register takes half a microsecond, a look at a timer likewise.
-const MAX_BATCH_WEIGHT: usize = 1_000;
 /// The most timers looked at in one turn.
 pub const EXPIRE_BUDGET: usize = 1_024;
-/// While so many ticks are owed that more would only take their places, what is due waits, so that the processor's time
-/// is the publisher's; but no longer than this, ms: a change is late by no more.
-const REST_MS: u64 = 100;
+
+/// How much one turn takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TurnLimits {
+    /// The most messages: of single commands and heartbeats, about a microsecond each, so that a turn stays well below
+    /// the 2 ms that a beat may be late.
+    pub messages: usize,
+    /// The most weight, of the last message aside: a batch of 1,000 registers, or as many bytes as decoding them takes
+    /// as long. A register takes half a microsecond, a look at a timer likewise.
+    pub weight: usize,
+    /// For how many messages' subscribers memory is asked at once, see [`Engine::fetch`]. Not 0.
+    pub look_ahead: usize,
+    /// The most timers looked at.
+    pub expire_budget: usize,
+    /// While so many ticks are owed that more would only take their places, what is due waits, so that the processor's
+    /// time is the publisher's; but no longer than this, ms: a change is late by no more.
+    pub rest_ms: u64,
+}
+
+impl Default for TurnLimits {
+    fn default() -> Self {
+        Self { messages: 256, weight: 1_000, look_ahead: 64, expire_budget: EXPIRE_BUDGET, rest_ms: 100 }
+    }
+}
+
 /// A turn that comes so much later than it was due means that the process stood still, ms. Less than a subscriber is
 /// stale for: else one could be stale and gone in the turn of waking, before its heartbeat is read.
 const OVERSLEPT_MS: u64 = STALE_LINGER_MS / 2;
@@ -64,6 +78,8 @@ pub struct ShardSettings {
     pub wire: Arc<WireLimits>,
     /// Where to write down what the engine is fed.
     pub tape: Option<Arc<Tape>>,
+    /// How much one turn takes.
+    pub turn: TurnLimits,
 }
 
 impl ShardSettings {
@@ -93,6 +109,7 @@ pub struct Shard {
     /// For whom the engine is being fed.
     pub(super) in_hand: InHand,
     tape: Option<Arc<Tape>>,
+    turn: TurnLimits,
     /// How many forgotten answers were counted.
     forgotten: u64,
     /// When the next turn is due.
@@ -124,6 +141,7 @@ impl Shard {
             outbox: Outbox::default(),
             in_hand: InHand::default(),
             tape: settings.tape,
+            turn: settings.turn,
             forgotten: 0,
             due: None,
             expired_at: Tick(0),
@@ -150,12 +168,14 @@ impl Shard {
         if owed.is_full() {
             return Next::Blocked;
         }
+        self.router.mailbox(self.number).set_max_answer(owed.max_payload());
         self.note_lateness(now.tick);
         let tight = self.share_room(now.tick);
         self.handle_batch(now, tight, owed);
-        let rested = owed.is_behind().then(|| self.expired_at.after(REST_MS)).filter(|until| *until > now.tick);
+        let rested =
+            owed.is_behind().then(|| self.expired_at.after(self.turn.rest_ms)).filter(|until| *until > now.tick);
         if rested.is_none() && self.engine.next_deadline().is_some_and(|due| due <= now.tick) {
-            self.feed(now.tick, &Fed::Expire);
+            self.feed(now.tick, &Fed::Expire(self.turn.expire_budget));
             if self.engine.next_deadline().is_none_or(|due| due > now.tick) {
                 self.expired_at = now.tick;
             }
@@ -174,8 +194,8 @@ impl Shard {
         let router = Arc::clone(&self.router);
         let mut inbox = router.mailbox(self.number).open();
         let (mut weight, mut hints) = (0, Vec::new().into_iter());
-        for place in 0..MAX_BATCH {
-            if place % LOOK_AHEAD == 0 {
+        for place in 0..self.turn.messages {
+            if place % self.turn.look_ahead == 0 {
                 hints = self.fetch_ahead(&mut inbox).into_iter();
             }
             let hint = hints.next().unwrap_or(Hint::NONE);
@@ -190,7 +210,7 @@ impl Shard {
                 inbox.put_back(left);
             }
             weight += weighed;
-            if weight >= MAX_BATCH_WEIGHT || owed.is_full() {
+            if weight >= self.turn.weight || owed.is_full() {
                 break;
             }
         }
@@ -239,13 +259,14 @@ impl Shard {
     fn fetch_ahead(&self, inbox: &mut Inbox<'_>) -> Vec<Hint> {
         /// Longer than any message about one subscriber is as a rule.
         const SHORT: usize = 256;
-        let mails = inbox.look_ahead(LOOK_AHEAD);
+        let look_ahead = self.turn.look_ahead;
+        let mails = inbox.look_ahead(look_ahead);
         // Behind a piece of a batch hardly anything is handled in this turn.
-        if mails.len() < LOOK_AHEAD / 8 || matches!(mails.front().map(|mail| &mail.body), Some(Body::Part(_))) {
+        if mails.len() < look_ahead / 8 || matches!(mails.front().map(|mail| &mail.body), Some(Body::Part(_))) {
             return Vec::new();
         }
         let nobody = Input::GetStats(None);
-        let inputs = mails.iter().take(LOOK_AHEAD).map(|mail| {
+        let inputs = mails.iter().take(look_ahead).map(|mail| {
             let Body::Subscription(message) = &mail.body else { return None };
             let short = Some(message).filter(|message| message.len() <= SHORT)?;
             subscriptions::input(Subscription::read(short).ok()??, false).ok()
@@ -294,6 +315,7 @@ mod tests {
     };
 
     const NOW: Now = Now { tick: Tick(1_000), wall_ms: 1_000 };
+    const REST_MS: u64 = 100;
 
     /// One shard, asked one thing at a time.
     struct Desk {
@@ -311,7 +333,7 @@ mod tests {
 
         fn ask(&mut self, body: Body) -> proto::Reply {
             let reply = Some(Subject::from_static("answer"));
-            self.router.send(0, Mail { body, reply }).unwrap();
+            self.router.send(0, Mail::new(body, reply)).unwrap();
             self.shard.turn(NOW, &mut self.owed);
             let mut answer = None;
             self.owed.hand_over(AtOnce::ALL, usize::MAX, |Publication { subject, payload, .. }| {
@@ -348,7 +370,12 @@ mod tests {
 
     #[test]
     fn a_handle_from_before_a_panic_stands_for_nobody() {
-        let settings = ShardSettings { engine: Settings::default(), wire: Arc::default(), tape: None };
+        let settings = ShardSettings {
+            engine: Settings::default(),
+            wire: Arc::default(),
+            tape: None,
+            turn: TurnLimits::default(),
+        };
         let old = Desk::new(settings.clone()).welcome("a");
         let mut successor = Desk::new(settings.for_successor());
         successor.welcome("b");
@@ -359,7 +386,12 @@ mod tests {
 
     #[test]
     fn a_crowd_removed_with_its_stream_is_no_late_turn() {
-        let mut desk = Desk::new(ShardSettings { engine: Settings::default(), wire: Arc::default(), tape: None });
+        let mut desk = Desk::new(ShardSettings {
+            engine: Settings::default(),
+            wire: Arc::default(),
+            tape: None,
+            turn: TurnLimits::default(),
+        });
         desk.welcome("viewer");
         let scene = proto::SceneConfig { name: "Main".into(), duration_ms: 1_000 };
         let config = Some(proto::OrchestratorConfig { scenes: vec![scene], ..Default::default() });
@@ -389,7 +421,12 @@ mod tests {
 
     #[test]
     fn while_the_publisher_is_behind_what_is_due_is_done_seldom_and_not_never() {
-        let mut desk = Desk::new(ShardSettings { engine: Settings::default(), wire: Arc::default(), tape: None });
+        let mut desk = Desk::new(ShardSettings {
+            engine: Settings::default(),
+            wire: Arc::default(),
+            tape: None,
+            turn: TurnLimits::default(),
+        });
         for stream in 0..9_000 {
             desk.play(&format!("show-{stream}"), "viewer");
         }

@@ -302,7 +302,7 @@ pub fn reply(accepted: &Accepted, stream_id: &str, now: Now) -> proto::Reply {
                 ..with_state(state)
             }
         }
-        Accepted::Batch(unplaced) => batch_reply(unplaced, stream_id),
+        Accepted::Batch(unplaced) => batch_reply(unplaced, stream_id, usize::MAX),
         Accepted::Unregistered { .. }
         | Accepted::Heard
         | Accepted::Noted
@@ -311,22 +311,44 @@ pub fn reply(accepted: &Accepted, stream_id: &str, now: Now) -> proto::Reply {
     }
 }
 
-/// The answer to a batch: what it could not place.
-fn batch_reply(unplaced: &Unplaced, stream_id: &str) -> proto::Reply {
+/// The most that an answer has besides its lists: ids, words and a state, bytes.
+pub const MAX_REPLY_BYTES: usize = 1_536;
+
+/// The answer to a batch: what it could not place, as far as that fits into `max_bytes`. The message says how many more
+/// there are: the next heartbeat tells of them.
+#[must_use]
+pub fn batch_reply(unplaced: &Unplaced, stream_id: &str, max_bytes: usize) -> proto::Reply {
     let unknown = unplaced.handles.len() + unplaced.clients.len();
-    let (code, message) = if unplaced.no_such_stream {
+    let mut room = max_bytes.saturating_sub(MAX_REPLY_BYTES);
+    let handles = &unplaced.handles[..unplaced.handles.len().min(room / 8)];
+    room -= 8 * handles.len();
+    let clients: Vec<String> = (unplaced.clients.iter())
+        .take_while(|client| {
+            // Key and length: an id has at most 128 bytes.
+            let bytes = client.len() + 3;
+            let fits = bytes <= room;
+            room = room.saturating_sub(bytes);
+            fits
+        })
+        .cloned()
+        .collect();
+    let left_out = unknown - handles.len() - clients.len();
+    let (code, mut message) = if unplaced.no_such_stream {
         (proto::Code::StreamNotFound, format!("stream_id: there is no stream {stream_id:?}"))
     } else if unknown > 0 {
         (proto::Code::UnknownSubscriber, format!("{unknown} are not registered; register them again"))
     } else {
         (proto::Code::Ok, String::new())
     };
+    if left_out > 0 {
+        message += &format!("; {left_out} of them are not listed, since the connection takes {max_bytes} bytes");
+    }
     proto::Reply {
         code: code.into(),
         message,
         stream_id: stream_id.to_owned(),
-        unknown_handle: unplaced.handles.iter().map(|handle| handle.0).collect(),
-        unknown_client_id: unplaced.clients.clone(),
+        unknown_handle: handles.iter().map(|handle| handle.0).collect(),
+        unknown_client_id: clients,
         ..Default::default()
     }
 }
@@ -416,6 +438,24 @@ mod tests {
         let query_reply = proto::QueryReply { code, message: message.to_owned(), ..Default::default() };
         assert_eq!(proto::Reply::decode(refusal.clone()), Ok(reply));
         assert_eq!(proto::QueryReply::decode(refusal), Ok(query_reply));
+    }
+
+    #[test]
+    fn a_batchs_answer_lists_what_fits_and_counts_the_rest() {
+        use crate::engine::Handle;
+        let unplaced = Unplaced {
+            no_such_stream: false,
+            handles: (0..3_000).map(Handle).collect(),
+            clients: (0..3_000).map(|n| format!("{n:036}")).collect(),
+        };
+        for (max_bytes, all) in [(16_384, false), (65_536, false), (1 << 20, true)] {
+            let reply = batch_reply(&unplaced, "show", max_bytes);
+            let listed = reply.unknown_handle.len() + reply.unknown_client_id.len();
+            assert!(reply.encoded_len() <= max_bytes && listed > 0, "{max_bytes}: {listed}");
+            assert_eq!(reply.message.contains(&format!("{} of them are not listed", 6_000 - listed)), !all);
+            assert_eq!((listed == 6_000, reply.code()), (all, proto::Code::UnknownSubscriber));
+        }
+        assert!(batch_reply(&unplaced, "show", 300).encoded_len() <= 300, "at the least it says how many");
     }
 
     #[test]

@@ -72,6 +72,16 @@ pub struct SubscriptionRoute<'a> {
     pub handles: Vec<Handle>,
     /// How many subscribers it names.
     pub entries: usize,
+    /// How many handles its answer gives out, in a batch.
+    pub registers: usize,
+}
+
+impl SubscriptionRoute<'_> {
+    /// How much work it is, see [`weight`].
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        weight(self.entries, self.handles.len())
+    }
 }
 
 /// A command with the fields that it has; the others are empty. Not checked, but for the clients of a batch: a UUID, as
@@ -235,6 +245,12 @@ impl<'a> Subscription<'a> {
         self.kind.is_batch_of_ids() && self.stream_id.is_empty() && self.clients.is_empty() && self.refused.is_none()
     }
 
+    /// How much work it is, see [`weight`].
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        weight(self.entries(), self.handles.len())
+    }
+
     /// How many subscribers it names.
     #[must_use]
     pub fn entries(&self) -> usize {
@@ -289,8 +305,16 @@ impl<'a> SubscriptionRoute<'a> {
             Kind::HeartbeatBatch | Kind::RegisterBatch | Kind::UnregisterBatch => self.entries + named,
             Kind::Register | Kind::Unregister | Kind::Heartbeat => 1,
         };
+        self.registers = if kind == Kind::RegisterBatch { self.entries } else { 0 };
         Ok(())
     }
+}
+
+/// How much work a message is that names so many subscribers, of which so many by handle: a register is 1, and so is
+/// each name at the most; four handles are found in the time of one.
+#[must_use]
+pub const fn weight(entries: usize, handles: usize) -> usize {
+    entries - handles + handles.div_ceil(4)
 }
 
 impl<'a> Named<'a> {

@@ -19,7 +19,7 @@ use orchestrator_service::{
         record::Tape,
         router::Router,
         totals::Totals,
-        turn::{Next, Shard, ShardSettings},
+        turn::{Next, Shard, ShardSettings, TurnLimits},
     },
     transport::{BARRIER_TIMEOUT, Connection, Subject},
     wire::WireLimits,
@@ -87,6 +87,7 @@ impl Service {
                 },
                 wire: Arc::clone(&wire),
                 tape: tape.clone(),
+                turn: TurnLimits::default(),
             })
             .collect();
         let seats = (settings.iter().enumerate())
