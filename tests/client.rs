@@ -420,11 +420,11 @@ async fn a_broker_that_keeps_the_requests_acknowledges_them_and_no_call_takes_th
     let client = Client::new(Arc::clone(&link) as Arc<dyn Transport>, options);
     client.list_streams(0, None).await.expect("connected");
     let keep_all = r#"{"name": "REQUESTS", "subjects": ["orchestrator.*"], "storage": "memory", "num_replicas": 1}"#;
-    let created = link.request("$JS.API.STREAM.CREATE.REQUESTS", keep_all.into(), PATIENCE).await.expect("answered");
+    let created = link.request("$JS.API.STREAM.CREATE.REQUESTS", keep_all.into(), LIMIT).await.expect("answered");
     let created = String::from_utf8_lossy(&created.payload).into_owned();
     assert!(!created.contains("\"error\""), "{created}");
     // As any program sees it: the acknowledgement comes first.
-    let first = link.request("orchestrator.query", Vec::new().into(), PATIENCE).await.expect("answered");
+    let first = link.request("orchestrator.query", Vec::new().into(), LIMIT).await.expect("answered");
     assert!(first.payload.starts_with(b"{"), "{:?}", first.payload);
 
     let mut kept = Vec::new();
