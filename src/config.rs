@@ -273,6 +273,9 @@ pub struct ServiceArgs {
     /// A stream that nobody watches for that long is removed, unless its config says otherwise.
     #[arg(long, env = "ORCH_IDLE_TIMEOUT", default_value = "60s", value_parser = timeout, value_name = "TIME")]
     pub idle_timeout: Duration,
+    /// Longest idle timeout that a stream may ask for: for so long it is kept for nobody.
+    #[arg(long, env = "ORCH_MAX_IDLE_TIMEOUT", default_value = "24h", value_parser = timeout, value_name = "TIME")]
+    pub max_idle_timeout: Duration,
     /// Which subjects carry the updates: one a stream, one a partition, or both.
     #[arg(long, env = "ORCH_PUBLISH", value_enum, default_value_t, value_name = "WHERE")]
     pub publish: PublishTo,
@@ -284,6 +287,14 @@ pub struct ServiceArgs {
     #[arg(long, env = "ORCH_MAX_SUBSCRIBERS", default_value_t = Limits::default().max_subscribers,
           value_parser = clap::value_parser!(u64).range(1..=MAX_SLOTS), value_name = "N")]
     pub max_subscribers: u64,
+    /// Most that all configurations may take, with ids and timecodes, bytes.
+    #[arg(long, env = "ORCH_MAX_CONFIG_BYTES", default_value_t = Limits::default().max_config_bytes,
+          value_parser = clap::value_parser!(u64).range(1..=1 << 50), value_name = "BYTES")]
+    pub max_config_bytes: u64,
+    /// Most that client ids that are no UUIDs and IPv6 addresses may take, bytes.
+    #[arg(long, env = "ORCH_MAX_CLIENT_BYTES", default_value_t = Limits::default().max_client_bytes,
+          value_parser = clap::value_parser!(u64).range(1..=1 << 50), value_name = "BYTES")]
+    pub max_client_bytes: u64,
     /// Most sessions of one client on one stream.
     #[arg(long, env = "ORCH_MAX_SESSIONS", default_value_t = Limits::default().max_sessions_per_client,
           value_parser = clap::value_parser!(u32).range(1..=65_536), value_name = "N")]
@@ -321,12 +332,19 @@ impl ServiceArgs {
             let (least, most) = (self.min_tick_interval, self.max_tick_interval);
             return Err(format!("--min-tick-interval {least:?} is longer than --max-tick-interval {most:?}"));
         }
+        if self.idle_timeout > self.max_idle_timeout {
+            let [idle, most] = [self.idle_timeout, self.max_idle_timeout].map(humantime::format_duration);
+            return Err(format!("--idle-timeout {idle} is longer than --max-idle-timeout {most}"));
+        }
         let default = ServiceSettings::default();
         let engine = Limits {
             max_scenes: self.max_scenes as usize,
             min_tick_interval_ms: ms(self.min_tick_interval),
             max_tick_interval_ms: ms(self.max_tick_interval),
             idle_timeout_ms: ms(self.idle_timeout),
+            max_idle_timeout_ms: ms(self.max_idle_timeout),
+            max_config_bytes: self.max_config_bytes,
+            max_client_bytes: self.max_client_bytes,
             max_streams: self.max_streams,
             max_subscribers: self.max_subscribers,
             max_sessions_per_client: self.max_sessions,

@@ -502,6 +502,110 @@ fn a_scene_that_has_to_wait_is_told_as_a_change_though_a_snapshot_came_first() {
 }
 
 #[test]
+fn an_answer_given_again_has_the_first_ones_server_time_though_the_clock_was_set_meanwhile() {
+    let mut world = World::with_show(&show());
+    world.handle(Input::WallClock { ms: T0 + 5_000 }).unwrap();
+    let ask = |world: &mut World| match world.handle(command("show", Some("r"), Command::Stop)) {
+        Ok(Accepted::State(state)) => state,
+        other => panic!("a Stop was answered with {other:?}"),
+    };
+    let first = ask(&mut world);
+    assert_eq!((first.at, first.server_time_ms), (Tick(T0), Some(T0 + 5_000)));
+    world.until(700);
+    world.handle(Input::WallClock { ms: T0 }).unwrap();
+    assert_eq!(ask(&mut world), first);
+}
+
+fn long(names: &[String]) -> Draft<'_> {
+    let scenes = names.iter().map(|name| Scene { name, duration_ms: 1_000 }).collect();
+    Draft { scenes, ..show() }
+}
+
+#[test]
+fn what_all_streams_keep_is_bounded_in_bytes_and_a_refusal_changes_nothing() {
+    // 1,000 scenes of 16 bytes and a name of 4.
+    let names: Vec<String> = (0..1_000).map(|number| format!("{number:04}")).collect();
+    let large = config(&long(&names));
+    let limits = Limits { max_config_bytes: 50_000, ..Limits::default() };
+    let mut world = World::with(Settings { limits, ..Settings::default() });
+    let exhausted = Err(Rejection::Exhausted { what: "bytes of configurations", limit: 50_000 });
+    let start = || Command::Start(Some(large.clone()));
+    world.command("one", start()).unwrap();
+    world.command("two", start()).unwrap();
+    assert_eq!(world.engine.counts().config_bytes, 2 * (3 + 20_000));
+    let digest = world.engine.digest();
+    assert_eq!(world.command("three", start()), exhausted);
+    // An adjusted pass is another timeline; a timecode is kept as well.
+    assert_eq!(world.command("one", Command::AdjustScene(1)), exhausted);
+    let timecode = "x".repeat(10_000);
+    let status = Command::UpdateStreamStatus { is_streaming: true, stream_time_ms: 0, timecode: &timecode };
+    assert_eq!(world.command("two", status.clone()), exhausted);
+    assert_eq!(world.engine.digest(), digest, "nothing has changed");
+    // What gets smaller is fine, and what is removed makes room.
+    world.command("one", Command::Reconfigure(config(&show()))).unwrap();
+    world.command("two", status).unwrap();
+    world.command("two", Command::Remove).unwrap();
+    world.command("three", start()).unwrap();
+    world.command("three", Command::AdjustScene(1)).unwrap();
+    assert_eq!(world.command("one", Command::Reconfigure(large)), exhausted);
+    for id in ["one", "three"] {
+        world.command(id, Command::Remove).unwrap();
+    }
+    assert_eq!(world.engine.counts(), Counts::default());
+}
+
+#[test]
+fn a_stream_may_ask_for_no_more_bytes_and_no_longer_idle_timeout_than_the_limits() {
+    let names: Vec<String> = (0..100).map(|number| format!("{number:03}")).collect();
+    let limits = Limits { max_config_bytes_of_stream: 1_899, max_idle_timeout_ms: 60_000, ..Limits::default() };
+    let refused = |draft: &Draft<'_>| Config::new(draft, &limits).map_err(|error| error.0);
+    let words = "scenes must take at most 1899 bytes, 16 each and their names; these take 1900";
+    assert_eq!(refused(&long(&names)), Err(words.to_owned()));
+    assert!(refused(&long(&names[1..])).is_ok());
+    let idle = |ms| Draft { idle_timeout_ms: Some(ms), ..show() };
+    assert_eq!(refused(&idle(60_001)), Err("idle_timeout_ms must be 1 to 60000, not 60001".to_owned()));
+    assert!(refused(&idle(60_000)).is_ok());
+}
+
+#[test]
+fn what_subscribers_keep_beside_their_records_is_bounded_in_bytes() {
+    let what = "bytes of client ids that are no UUIDs and of IPv6 addresses";
+    let limits = Limits { max_client_bytes: 100, ..Limits::default() };
+    let mut world = World::with(Settings { limits, ..Settings::default() });
+    world.command("show", Command::Start(Some(config(&show())))).unwrap();
+    let exhausted = Err(Rejection::Exhausted { what, limit: 100 });
+    let join = |world: &mut World, id: &'static str, source: &str| {
+        let client_id = ClientId::parse(id).expect("a valid id");
+        let source = parse_source_addr(source).expect("an address");
+        let subscriber = Newcomer { client_id, session: 0, source };
+        world.handle(Input::Register { stream_id: stream("show"), subscriber, answered: true }).map(drop)
+    };
+    // A UUID and an IPv4 address are in the record.
+    let uuid = "6f9619ff-8b86-d011-b42d-00cf4fc964ff";
+    join(&mut world, uuid, "192.0.2.7:1").unwrap();
+    assert_eq!(world.engine.counts().client_bytes, 0);
+    join(&mut world, "text", "").unwrap();
+    assert_eq!(world.engine.counts().client_bytes, 32 + 4);
+    join(&mut world, uuid, "[2001:db8::7]:1").unwrap();
+    let kept = world.engine.counts().client_bytes;
+    assert_eq!(kept, 32 + 4 + size_of::<std::net::SocketAddrV6>() as u64);
+    let digest = world.engine.digest();
+    // Within a hundred together neither fits beside 36 and 28.
+    let longest = "another one that is too long";
+    for (id, source) in [(longest, ""), ("other", "[::1]:1")] {
+        assert_eq!(join(&mut world, id, source), exhausted, "{id}");
+    }
+    assert_eq!(world.engine.digest(), digest, "nothing has changed");
+    // The same address again, or another one of its kind, takes no more.
+    join(&mut world, uuid, "[2001:db8::8]:1").unwrap();
+    join(&mut world, uuid, "").unwrap();
+    join(&mut world, "b", "").unwrap();
+    world.command("show", Command::Remove).unwrap();
+    world.until(1);
+    assert_eq!(world.engine.counts(), Counts::default());
+}
+
+#[test]
 fn the_answers_to_two_pieces_of_a_batch_are_one_answer_to_the_whole() {
     let unplaced = |no_such_stream, handle, client: &str| Unplaced {
         no_such_stream,

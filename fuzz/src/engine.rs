@@ -98,10 +98,12 @@ fn step(
             1 => Input::GetStats(Some(stream_id)),
             2 => Input::ListStreams { from_slot: u32::from(choices.byte()), limit: 2 },
             3 => Input::Overslept { ms: choices.number() },
-            _ => Input::SetRoom {
-                max_streams: u64::from(choices.below(4)),
-                max_subscribers: u64::from(choices.below(8)),
-            },
+            _ => Input::SetQuota(Quota {
+                streams: u64::from(choices.below(4)),
+                subscribers: u64::from(choices.below(8)),
+                config_bytes: u64::from(choices.byte()),
+                client_bytes: u64::from(choices.byte()),
+            }),
         },
         _ => {
             let request_id = (choices.below(4) == 0).then(|| REQUESTS[usize::from(choices.below(2))]);

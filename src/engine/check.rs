@@ -16,7 +16,8 @@ impl Engine {
     pub fn digest(&self) -> u64 {
         let Self {
             settings,
-            room,
+            quota,
+            clock,
             streams,
             by_id,
             timers,
@@ -31,7 +32,7 @@ impl Engine {
         // A text that does not fit is no concern of this sink: it takes all.
         let _ = write!(
             digest,
-            "{settings:?} {room:?} {streams:?} {by_id:?} {timers:?} {subscribers:?} {requests:?} {counts:?} {last_epoch} \
+            "{settings:?} {quota:?} {clock:?} {streams:?} {by_id:?} {timers:?} {subscribers:?} {requests:?} {counts:?} {last_epoch} \
              {removed:?}"
         );
         digest.0
@@ -119,9 +120,10 @@ mod tests {
     fn whatever_differs_makes_another_digest() {
         let same = engine().digest();
         assert_eq!(same, engine().digest(), "the same history");
-        let changes: [(&str, fn(&mut Engine)); 13] = [
+        let changes: [(&str, fn(&mut Engine)); 14] = [
             ("settings", |engine| engine.settings.stale_after_ms += 1),
-            ("room", |engine| engine.room.streams -= 1),
+            ("quota", |engine| engine.quota.config_bytes -= 1),
+            ("clock", |engine| engine.clock = crate::engine::WallClock::read(Tick(1), 2)),
             ("streams", |engine| engine.streams.get_mut(0).show.revision += 1),
             ("a stream's timer", |engine| engine.streams.get_mut(0).due = Tick(7)),
             ("by_id", |engine| engine.by_id.insert(7, 7)),

@@ -63,6 +63,12 @@ impl Config {
     pub fn new(draft: &Draft<'_>, limits: &Limits) -> Result<Self, Invalid> {
         let timeline =
             Timeline::new(&draft.scenes, limits.scenes()).map_err(|error| Invalid::new(error.to_string()))?;
+        let (bytes, most) = (timeline.bytes() as u64, limits.max_config_bytes_of_stream);
+        if bytes > most {
+            return Err(Invalid::new(format!(
+                "scenes must take at most {most} bytes, 16 each and their names; these take {bytes}"
+            )));
+        }
         let within = |field, value: Option<u64>, default: u64, least, most| match value.unwrap_or(default) {
             value if (least..=most).contains(&value) => Ok(value),
             value => Err(Invalid::new(format!("{field} must be {least} to {most}, not {value}"))),
@@ -80,7 +86,7 @@ impl Config {
                 draft.idle_timeout_ms,
                 limits.idle_timeout_ms,
                 1,
-                MAX_DURATION_MS,
+                limits.max_idle_timeout_ms,
             )?,
         })
     }
@@ -99,10 +105,18 @@ pub struct Limits {
     pub max_tick_interval_ms: u64,
     /// Default of a stream's idle timeout, ms.
     pub idle_timeout_ms: u64,
+    /// Longest idle timeout that a stream may ask for, ms: for so long it is kept for nobody.
+    pub max_idle_timeout_ms: u64,
     /// Most streams.
     pub max_streams: u64,
     /// Most subscribers.
     pub max_subscribers: u64,
+    /// Most that all streams may give to keep, [`Counts::config_bytes`](super::Counts).
+    pub max_config_bytes: u64,
+    /// Most that one configuration may take of it, bytes: 16 a scene, and the names.
+    pub max_config_bytes_of_stream: u64,
+    /// Most that all subscribers may give to keep beside their records, [`Counts::client_bytes`](super::Counts).
+    pub max_client_bytes: u64,
     /// Most sessions of one client on one stream: they share one entry of the index, so a look-up walks them.
     pub max_sessions_per_client: u32,
     /// Most answers that an engine remembers for repeated request ids. Beyond it the oldest of the stream whose answers
@@ -129,8 +143,12 @@ impl Default for Limits {
             min_tick_interval_ms: 10,
             max_tick_interval_ms: 60_000,
             idle_timeout_ms: 60_000,
+            max_idle_timeout_ms: 24 * 60 * 60 * 1_000,
             max_streams: 1_000_000,
             max_subscribers: 20_000_000,
+            max_config_bytes: 512 << 20,
+            max_config_bytes_of_stream: 1 << 20,
+            max_client_bytes: 1 << 30,
             max_sessions_per_client: 256,
             max_remembered_requests: 65_536,
             max_remembered_of_stream: 256,
@@ -165,8 +183,8 @@ mod tests {
             (Draft { tick_interval_ms: Some(0), ..draft() }, "tick_interval_ms must be 10 to 60000, not 0"),
             (Draft { tick_interval_ms: Some(u64::MAX), ..draft() }, "tick_interval_ms must be 10 to 60000"),
             (Draft { empty_grace_ms: Some(u64::MAX), ..draft() }, "empty_grace_ms must be 0 to 31536000000"),
-            (Draft { idle_timeout_ms: Some(0), ..draft() }, "idle_timeout_ms must be 1 to 31536000000, not 0"),
-            (Draft { idle_timeout_ms: Some(u64::MAX), ..draft() }, "idle_timeout_ms must be 1 to 31536000000"),
+            (Draft { idle_timeout_ms: Some(0), ..draft() }, "idle_timeout_ms must be 1 to 86400000, not 0"),
+            (Draft { idle_timeout_ms: Some(u64::MAX), ..draft() }, "idle_timeout_ms must be 1 to 86400000"),
         ] {
             let error = Config::new(&draft, &limits).expect_err(words);
             assert!(error.0.contains(words), "{error}");

@@ -26,6 +26,26 @@ impl Tick {
     }
 }
 
+/// The wall clock, as whoever runs the engine has last told: how far it is ahead of the ticks. It can be set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WallClock {
+    ahead_ms: i64,
+}
+
+impl WallClock {
+    /// It is `wall_ms`, ms since 1970, at that tick.
+    #[must_use]
+    pub const fn read(tick: Tick, wall_ms: u64) -> Self {
+        Self { ahead_ms: wall_ms.wrapping_sub(tick.0).cast_signed() }
+    }
+
+    /// What it says at a tick, ms since 1970.
+    #[must_use]
+    pub const fn at(self, tick: Tick) -> u64 {
+        tick.0.saturating_add_signed(self.ahead_ms)
+    }
+}
+
 /// What is wrong with a value that somebody sent, in words that name the field and the limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]

@@ -5,7 +5,7 @@ use std::{
     ops::{Add, AddAssign, SubAssign},
 };
 
-use super::{ClientId, Config, Handle, Invalid, Mode, StateUpdate, StreamId};
+use super::{ClientId, Config, Handle, Invalid, Limits, Mode, StateUpdate, StreamId};
 
 /// One thing to handle. Everything in it is checked already, except against the engine's own state.
 #[derive(Clone, Debug)]
@@ -50,11 +50,11 @@ pub enum Input<'a> {
         limit: usize,
     },
     /// How much the tables may hold from now on, within the limits. What is there stays.
-    SetRoom {
-        /// Most streams.
-        max_streams: u64,
-        /// Most subscribers.
-        max_subscribers: u64,
+    SetQuota(Quota),
+    /// What the wall clock says now, ms since 1970. Told before anything else of a turn in which it has been set.
+    WallClock {
+        /// What it says.
+        ms: u64,
     },
     /// The engine was not called for that long, so heartbeats may be waiting unread: nobody goes stale for as long.
     Overslept {
@@ -238,7 +238,7 @@ pub enum Accepted {
         /// Where to go on, if there may be more.
         next_slot: Option<u32>,
     },
-    /// SetRoom, Overslept.
+    /// SetQuota, WallClock, Overslept.
     Noted,
 }
 
@@ -291,6 +291,32 @@ impl Unplaced {
     }
 }
 
+/// How much an engine's tables may hold: the limits, or what others leave of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// Most streams.
+    pub streams: u64,
+    /// Most subscribers.
+    pub subscribers: u64,
+    /// Most [`Counts::config_bytes`].
+    pub config_bytes: u64,
+    /// Most [`Counts::client_bytes`].
+    pub client_bytes: u64,
+}
+
+impl Quota {
+    /// All that the limits allow.
+    #[must_use]
+    pub const fn of(limits: &Limits) -> Self {
+        Self {
+            streams: limits.max_streams,
+            subscribers: limits.max_subscribers,
+            config_bytes: limits.max_config_bytes,
+            client_bytes: limits.max_client_bytes,
+        }
+    }
+}
+
 /// How many there are. Kept, not computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -306,6 +332,10 @@ pub struct Counts {
     pub streams: u64,
     /// Streams in mode RUNNING.
     pub running: u64,
+    /// What streams were given to keep, bytes: ids, configurations, adjusted passes, timecodes.
+    pub config_bytes: u64,
+    /// What subscribers were given to keep beside their records, bytes: ids that are no UUIDs, and IPv6 addresses.
+    pub client_bytes: u64,
 }
 
 impl Add for Counts {
@@ -319,25 +349,29 @@ impl Add for Counts {
 
 impl AddAssign for Counts {
     fn add_assign(&mut self, more: Self) {
-        let Self { total, active, stale, unique, streams, running } = more;
+        let Self { total, active, stale, unique, streams, running, config_bytes, client_bytes } = more;
         self.total += total;
         self.active += active;
         self.stale += stale;
         self.unique += unique;
         self.streams += streams;
         self.running += running;
+        self.config_bytes += config_bytes;
+        self.client_bytes += client_bytes;
     }
 }
 
 impl SubAssign for Counts {
     fn sub_assign(&mut self, less: Self) {
-        let Self { total, active, stale, unique, streams, running } = less;
+        let Self { total, active, stale, unique, streams, running, config_bytes, client_bytes } = less;
         self.total -= total;
         self.active -= active;
         self.stale -= stale;
         self.unique -= unique;
         self.streams -= streams;
         self.running -= running;
+        self.config_bytes -= config_bytes;
+        self.client_bytes -= client_bytes;
     }
 }
 

@@ -3,9 +3,11 @@
 //! Every change of a stream's audience ends in [`Stream::audience_changed`](super::stream::Stream::audience_changed),
 //! whether somebody joined, left, went stale or came back. What that means for the stream is decided there.
 
+use std::net::SocketAddr;
+
 use super::{
-    Accepted, Batch, Cause, Engine, Event, Handle, Hint, Invalid, Limits, MAX_SLOTS, Newcomer, Outbox, Rejection,
-    StreamId, Subscriber, Tick, Unplaced,
+    Accepted, Batch, Cause, ClientId, Engine, Event, Handle, Hint, Invalid, Limits, MAX_SLOTS, Newcomer, Outbox,
+    Rejection, StreamId, Subscriber, Tick, Unplaced,
     subscribers::{IN_FLIGHT, Silent},
 };
 
@@ -66,6 +68,7 @@ impl Engine {
         let first = self.subscribers.find(&lookup);
         let slot = match self.subscribers.find_session(first, session) {
             Some(slot) => {
+                self.check_bytes(client_id, Some(slot), source)?;
                 self.subscribers.set_source(slot, source);
                 if !self.hear(now, slot, outbox) {
                     return Err(Rejection::StreamNotFound(self.streams.get(stream).show.id.to_string()));
@@ -75,6 +78,7 @@ impl Engine {
             }
             None => {
                 self.check_room(first)?;
+                self.check_bytes(client_id, None, source)?;
                 let head = self.streams.get(stream).members.head;
                 let slot = self.subscribers.insert(now, lookup, first, session, source, head);
                 self.with_stream(stream, |stream| {
@@ -90,7 +94,7 @@ impl Engine {
     fn check_room(&self, first_session: Option<u32>) -> Result<(), Rejection> {
         let Limits { max_subscribers, max_sessions_per_client, .. } = self.settings.limits;
         let limit = max_subscribers.min(MAX_SLOTS);
-        if self.counts.total >= self.room.subscribers.min(limit) || self.subscribers.len() >= MAX_SLOTS {
+        if self.counts.total >= self.quota.subscribers.min(limit) || self.subscribers.len() >= MAX_SLOTS {
             return Err(Rejection::Exhausted { what: "subscribers", limit });
         }
         if self.subscribers.sessions(first_session).count() >= max_sessions_per_client as usize {
@@ -98,6 +102,21 @@ impl Engine {
             return Err(Rejection::Exhausted { what: "sessions of one client on a stream", limit });
         }
         Ok(())
+    }
+
+    /// Refuses to keep more of ids and addresses than there is room for.
+    fn check_bytes(
+        &self,
+        client_id: ClientId<'_>,
+        there: Option<u32>,
+        source: Option<SocketAddr>,
+    ) -> Result<(), Rejection> {
+        let limit = self.settings.limits.max_client_bytes;
+        let more = self.subscribers.more_bytes(client_id, there, source);
+        if more == 0 || self.subscribers.bytes() + more <= self.quota.client_bytes.min(limit) {
+            return Ok(());
+        }
+        Err(Rejection::Exhausted { what: "bytes of client ids that are no UUIDs and of IPv6 addresses", limit })
     }
 
     /// A newcomer sees the state at once: in its reply, in the update that its coming made, or in one for it.

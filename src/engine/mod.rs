@@ -91,7 +91,7 @@ use index::Index;
 use prefetch::prefetch;
 use records::NONE;
 use requests::{Recalled, Requests};
-use stream::Stream;
+use stream::{Spare, Stream};
 use subscribers::{IN_FLIGHT, Lookup, Subscribers};
 use wheel::{Link, Nodes, Wheel};
 
@@ -119,7 +119,9 @@ pub const MAX_SLOTS: u64 = 1 << handle::SLOT_BITS;
 #[derive(Debug)]
 pub struct Engine {
     settings: Settings,
-    room: Room,
+    quota: Quota,
+    /// As it was told last.
+    clock: WallClock,
     streams: Streams,
     /// The streams that are there, by id.
     by_id: Index,
@@ -131,13 +133,6 @@ pub struct Engine {
     last_epoch: u64,
     /// Streams that were removed and whose subscribers' records are yet to be freed, a few at each call.
     removed: std::collections::VecDeque<u32>,
-}
-
-/// How much the tables may hold now: the limits, or what somebody else's share leaves of them.
-#[derive(Clone, Copy, Debug)]
-struct Room {
-    streams: u64,
-    subscribers: u64,
 }
 
 /// The streams' slab, as the wheel sees it.
@@ -196,7 +191,8 @@ impl Engine {
             counts: Counts::default(),
             last_epoch: 0,
             removed: std::collections::VecDeque::new(),
-            room: Room { streams: settings.limits.max_streams, subscribers: settings.limits.max_subscribers },
+            quota: Quota::of(&settings.limits),
+            clock: WallClock::default(),
             settings,
         }
     }
@@ -240,8 +236,12 @@ impl Engine {
             }
             Input::GetStats(stream_id) => self.stats(stream_id).map(Accepted::Stats),
             Input::ListStreams { from_slot, limit } => Ok(self.list(now, from_slot, limit, outbox)),
-            Input::SetRoom { max_streams, max_subscribers } => {
-                self.room = Room { streams: max_streams, subscribers: max_subscribers };
+            Input::SetQuota(quota) => {
+                self.quota = quota;
+                Ok(Accepted::Noted)
+            }
+            Input::WallClock { ms } => {
+                self.clock = WallClock::read(now, ms);
                 Ok(Accepted::Noted)
             }
             Input::Overslept { ms } => {
@@ -314,7 +314,7 @@ impl Engine {
     /// How many there are of everything.
     #[must_use]
     pub const fn counts(&self) -> Counts {
-        self.counts
+        Counts { client_bytes: self.subscribers.bytes(), ..self.counts }
     }
 
     /// How many answers were forgotten before their time for want of room.
@@ -363,7 +363,11 @@ impl Engine {
             Recalled::OtherContent => return Err(Rejection::RequestIdTaken(request_id.to_owned())),
             Recalled::New => {}
         }
-        let answer = self.command(now, request, outbox);
+        let mut answer = self.command(now, request, outbox);
+        if let Ok(Accepted::State(state)) = &mut answer {
+            // A repeat is told the same, to the byte, whatever the clock says by then.
+            state.server_time_ms = Some(self.clock.at(state.at));
+        }
         let is_there = self.find_by_name(stream_id.as_str()).is_some();
         self.requests.remember(now, (stream_id.as_str(), request_id), fingerprint, answer.clone(), is_there);
         answer
@@ -384,7 +388,8 @@ impl Engine {
             (Err(not_found), _) => return Err(not_found),
             (Ok(slot), Command::Remove) => return Ok(Accepted::State(self.remove_stream(now, slot, false, outbox))),
             (Ok(slot), command) => {
-                self.with_stream(slot, |stream| stream.command(now, command, outbox))?;
+                let spare = self.spare();
+                self.with_stream(slot, |stream| stream.command(now, command, spare, outbox))?;
                 slot
             }
         };
@@ -404,9 +409,10 @@ impl Engine {
             ))
         })?;
         let limit = self.settings.limits.max_streams.min(MAX_SLOTS);
-        if self.counts.streams >= self.room.streams.min(limit) || self.streams.0.len() as u64 >= MAX_SLOTS {
+        if self.counts.streams >= self.quota.streams.min(limit) || self.streams.0.len() as u64 >= MAX_SLOTS {
             return Err(Rejection::Exhausted { what: "streams", limit });
         }
+        self.spare().check(0, stream_id.as_str().len() + config.timeline.bytes())?;
         // Microseconds, so that an epoch outgrows those of an earlier process and of a stream removed just now.
         self.last_epoch = (self.last_epoch + 1).max(now.0.saturating_mul(1_000));
         let slot = self.add_stream(Show::new(stream_id, config, now, self.last_epoch));
@@ -414,10 +420,16 @@ impl Engine {
         Ok(slot)
     }
 
+    /// How much more may be kept for streams.
+    fn spare(&self) -> Spare {
+        let limit = self.settings.limits.max_config_bytes;
+        Spare { bytes: self.quota.config_bytes.min(limit).saturating_sub(self.counts.config_bytes), limit }
+    }
+
     // --- questions -----------------------------------------------------------------------------------------------
 
     fn stats(&self, stream_id: Option<StreamId<'_>>) -> Result<Counts, Rejection> {
-        let Some(stream_id) = stream_id else { return Ok(self.counts) };
+        let Some(stream_id) = stream_id else { return Ok(self.counts()) };
         Ok(self.streams.get(self.find_stream(stream_id)?).counts())
     }
 

@@ -61,6 +61,9 @@ pub struct StateUpdate {
     pub partition: u8,
     /// When it was true: the moment that `position_ms` is for.
     pub at: Tick,
+    /// The wall clock at that moment, ms since 1970, as it was told then: in an answer that may be given again. None where
+    /// the clock that is read for sending tells it.
+    pub server_time_ms: Option<u64>,
     /// Why it was made.
     pub cause: Cause,
     /// The mode.

@@ -99,6 +99,19 @@ impl Show {
     }
 }
 
+impl Show {
+    /// What it was given to keep, bytes.
+    pub(super) fn bytes(&self) -> usize {
+        let timecode = self.status.as_ref().map_or(0, |status| status.timecode.len());
+        self.id.len() + self.config.timeline.bytes() + self.adjusted_bytes() + timecode
+    }
+
+    /// What the present pass takes beside the configuration.
+    fn adjusted_bytes(&self) -> usize {
+        if Arc::ptr_eq(&self.pass, &self.config.timeline) { 0 } else { self.pass.bytes() }
+    }
+}
+
 impl Run {
     /// When it reaches a position of the present pass; at once if that lies behind.
     const fn reaches(&self, position_ms: u64) -> Tick {
@@ -142,6 +155,25 @@ impl Members {
         self.total -= 1;
         self.active -= u32::from(!removed.was_stale);
         self.unique -= u32::from(removed.last_of_client);
+    }
+}
+
+/// How much more may be kept for streams.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spare {
+    /// Bytes that are left.
+    pub bytes: u64,
+    /// Of so many.
+    pub limit: u64,
+}
+
+impl Spare {
+    /// Refuses to keep more than there is room for. To keep less is always fine.
+    pub(super) const fn check(self, before: usize, after: usize) -> Result<(), Rejection> {
+        if after.saturating_sub(before) as u64 <= self.bytes {
+            return Ok(());
+        }
+        Err(Rejection::Exhausted { what: "bytes of configurations", limit: self.limit })
     }
 }
 
@@ -217,6 +249,8 @@ impl Stream {
             unique: unique.into(),
             streams: 1,
             running: u64::from(self.mode() == Mode::Running),
+            config_bytes: self.show.bytes() as u64,
+            client_bytes: 0,
         }
     }
 
@@ -237,6 +271,7 @@ impl Stream {
             slot: self.slot,
             partition: self.partition,
             at: now,
+            server_time_ms: None,
             cause,
             mode: self.mode(),
             timeline: Arc::clone(&self.show.pass),
@@ -410,7 +445,13 @@ impl Stream {
     // --- commands ------------------------------------------------------------------------------------------------
 
     /// Carries out a command for a stream that exists and was woken to `now`. Remove is the engine's.
-    pub(super) fn command(&mut self, now: Tick, command: Command<'_>, outbox: &mut Outbox) -> Result<(), Rejection> {
+    pub(super) fn command(
+        &mut self,
+        now: Tick,
+        command: Command<'_>,
+        spare: Spare,
+        outbox: &mut Outbox,
+    ) -> Result<(), Rejection> {
         let head = self.head(now);
         let pass = Arc::clone(&self.show.pass);
         match command {
@@ -454,14 +495,22 @@ impl Stream {
                 self.check_movable(&command)?;
                 let place = pass.place(head.position_ms);
                 let duration_ms = adjusted(pass.duration_ms(place.scene), place.elapsed_ms, delta_ms)?;
-                self.show.pass = Arc::new(pass.with_duration(place.scene, duration_ms));
+                let adjusted = pass.with_duration(place.scene, duration_ms);
+                spare.check(self.show.adjusted_bytes(), adjusted.bytes())?;
+                self.show.pass = Arc::new(adjusted);
                 self.jump(now, head, outbox);
             }
             Command::UpdateStreamStatus { is_streaming, stream_time_ms, timecode } => {
+                let before = self.show.status.as_ref().map_or(0, |status| status.timecode.len());
+                spare.check(before, timecode.len())?;
                 self.show.status = Some(Arc::new(Status { is_streaming, stream_time_ms, timecode: timecode.into() }));
                 self.enter(now, self.show.lifecycle, Cause::Command, outbox);
             }
-            Command::Reconfigure(config) => self.reconfigure(now, config, outbox),
+            Command::Reconfigure(config) => {
+                let before = self.show.config.timeline.bytes() + self.show.adjusted_bytes();
+                spare.check(before, config.timeline.bytes())?;
+                self.reconfigure(now, config, outbox);
+            }
             Command::Remove => unreachable!("the engine removes streams, having their tables"),
         }
         Ok(())

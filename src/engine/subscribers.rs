@@ -78,7 +78,17 @@ pub(super) struct Subscribers {
     texts: Slab<Box<str>>,
     /// Source addresses that are IPv6.
     v6: Slab<SocketAddrV6>,
+    /// Invariant: what `texts` and `v6` hold, bytes.
+    bytes: u64,
     len: u64,
+}
+
+/// What a text takes beside its bytes: its place, and what the allocator adds.
+const TEXT_BYTES: u64 = 32;
+const V6_BYTES: u64 = size_of::<SocketAddrV6>() as u64;
+
+fn source_bytes(source: Option<SocketAddr>) -> u64 {
+    if matches!(source, Some(SocketAddr::V6(_))) { V6_BYTES } else { 0 }
 }
 
 impl Subscribers {
@@ -91,12 +101,28 @@ impl Subscribers {
         let mask = u128::from(hasher.hash_one("low half")) | u128::from(hasher.hash_one("high half")) << 64;
         let (texts, v6) = (Slab::new(), Slab::new());
         let handles = HandleKey::new(seed);
-        Self { records, index: Index::new(), wheel: Wheel::new(), handles, hasher, mask, texts, v6, len: 0 }
+        Self { records, index: Index::new(), wheel: Wheel::new(), handles, hasher, mask, texts, v6, bytes: 0, len: 0 }
     }
 
     /// Records in use.
     pub(super) const fn len(&self) -> u64 {
         self.len
+    }
+
+    /// What is kept beside the records, bytes.
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What somebody who joins would add to it: a newcomer its id, if that is no UUID, and in place of the source that
+    /// it had, if it is there already, another one.
+    pub(super) fn more_bytes(&self, client: ClientId<'_>, there: Option<u32>, source: Option<SocketAddr>) -> u64 {
+        let text = match client.0 {
+            Form::Text(text) if there.is_none() => TEXT_BYTES + text.len() as u64,
+            _ => 0,
+        };
+        let before = there.map_or(0, |slot| source_bytes(self.source(slot)));
+        text + source_bytes(source).saturating_sub(before)
     }
 
     /// Makes ready to look a client up.
@@ -224,7 +250,10 @@ impl Subscribers {
     ) -> u32 {
         let (client, flags) = match key {
             Form::Uuid(uuid) => (uuid, 0),
-            Form::Text(text) => (self.texts.insert(text.into()) as u128, IS_TEXT),
+            Form::Text(text) => {
+                self.bytes += TEXT_BYTES + text.len() as u64;
+                (self.texts.insert(text.into()) as u128, IS_TEXT)
+            }
         };
         let slot = self.records.allocate();
         let tag = self.handles.draw_tag(self.records.get(slot).tag);
@@ -280,6 +309,7 @@ impl Subscribers {
             Some(SocketAddr::V4(v4)) => (v4.ip().to_bits(), HAS_SOURCE, v4.port()),
             Some(SocketAddr::V6(v6)) => (self.v6.insert(v6) as u32, HAS_SOURCE | IS_V6, v6.port()),
         };
+        self.bytes += source_bytes(source);
         let record = self.records.get_mut(slot);
         record.address = address;
         record.seen |= flags | u64::from(port) << PORT_SHIFT;
@@ -313,7 +343,7 @@ impl Subscribers {
         self.wheel.cancel(&mut self.records, slot);
         self.drop_source(slot);
         if seen & IS_TEXT != 0 {
-            self.texts.remove(client as usize);
+            self.bytes -= TEXT_BYTES + self.texts.remove(client as usize).len() as u64;
         }
         self.records.release(slot);
         self.len -= 1;
@@ -373,6 +403,7 @@ impl Subscribers {
         let record = self.records.get_mut(slot);
         if record.seen & IS_V6 != 0 {
             self.v6.remove(record.address as usize);
+            self.bytes -= V6_BYTES;
         }
         record.seen &= !(HAS_SOURCE | IS_V6 | u64::MAX << PORT_SHIFT);
     }
@@ -397,6 +428,9 @@ impl Subscribers {
         self.index.check(in_use().map(|slot| self.lookup_of(slot).hash));
         assert_eq!(firsts, self.index.len(), "one index entry a client and stream");
         assert_eq!(chained, self.len, "every record is in one chain");
+        let bytes =
+            self.texts.iter().map(|(_, text)| TEXT_BYTES + text.len() as u64).sum::<u64>() + v6 as u64 * V6_BYTES;
+        assert_eq!(bytes, self.bytes, "bytes beside the records");
         assert_eq!((texts, v6), (self.texts.len(), self.v6.len()), "side tables hold what records point to");
     }
 
@@ -417,7 +451,7 @@ impl Subscribers {
 /// All that decides what it will do: the hasher and the mask follow from the seed.
 impl fmt::Debug for Subscribers {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { records, index, wheel, handles, hasher: _, mask: _, texts, v6, len } = self;
+        let Self { records, index, wheel, handles, hasher: _, mask: _, texts, v6, bytes, len } = self;
         formatter
             .debug_struct("Subscribers")
             .field("records", records)
@@ -426,6 +460,7 @@ impl fmt::Debug for Subscribers {
             .field("handles", handles)
             .field("texts", &Entries(texts))
             .field("v6", &Entries(v6))
+            .field("bytes", bytes)
             .field("len", len)
             .finish()
     }

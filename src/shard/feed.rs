@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::{
-    engine::{Accepted, Engine, Hint, Input, Outbox, Tick},
+    engine::{Accepted, Engine, Hint, Input, Outbox, Quota, Tick},
     wire::{
         Refusal, WireLimits, commands, decode, proto,
         queries::{self, Question},
@@ -35,12 +35,9 @@ pub enum Fed {
         limit: usize,
     },
     /// How much the tables may hold.
-    Room {
-        /// Most streams.
-        max_streams: u64,
-        /// Most subscribers.
-        max_subscribers: u64,
-    },
+    Quota(Quota),
+    /// What the wall clock says, ms since 1970.
+    WallClock(u64),
     /// The process stood still, ms.
     Overslept(u64),
     /// What is due, looking at so many timers at the most.
@@ -104,9 +101,8 @@ impl Fed {
                 Question::List { .. } => Err(Refusal::Unavailable("a list is made in parts")),
             }),
             Self::List { from_slot, limit } => handle(Input::ListStreams { from_slot: *from_slot, limit: *limit }),
-            Self::Room { max_streams, max_subscribers } => {
-                handle(Input::SetRoom { max_streams: *max_streams, max_subscribers: *max_subscribers })
-            }
+            Self::Quota(quota) => handle(Input::SetQuota(*quota)),
+            Self::WallClock(ms) => handle(Input::WallClock { ms: *ms }),
             Self::Overslept(ms) => handle(Input::Overslept { ms: *ms }),
             Self::Expire(budget) => {
                 engine.expire(now, *budget, outbox);

@@ -16,6 +16,7 @@ fn update(slot: u32, sequence: u64, cause: Cause) -> StateUpdate {
         slot,
         partition: slot as u8,
         at: Tick(0),
+        server_time_ms: None,
         cause,
         mode: Mode::Running,
         timeline: Arc::new(Timeline::new(&scenes, SceneLimits::default()).unwrap()),

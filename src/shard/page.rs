@@ -141,6 +141,7 @@ mod tests {
             slot,
             partition: 0,
             at: Tick(0),
+            server_time_ms: None,
             cause: Cause::Snapshot,
             mode: Mode::Idle,
             timeline: Arc::new(Timeline::new(&scenes, SceneLimits::default()).unwrap()),

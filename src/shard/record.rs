@@ -20,7 +20,7 @@ use tracing::{error, info};
 
 use super::feed::Fed;
 use crate::{
-    engine::{Engine, Hint, Limits, Outbox, Settings, Tick},
+    engine::{self, Engine, Hint, Limits, Outbox, Settings, Tick},
     wire::WireLimits,
 };
 
@@ -38,7 +38,7 @@ pub struct Entry {
     pub tick: u64,
     /// What.
     // 8 was a part of a batch, and is not to be used again.
-    #[prost(oneof = "What", tags = "3, 4, 5, 6, 7, 9, 10, 11, 12, 13")]
+    #[prost(oneof = "What", tags = "3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14")]
     pub what: Option<What>,
 }
 
@@ -65,7 +65,10 @@ pub enum What {
     List(List),
     /// How much the tables may hold.
     #[prost(message, tag = "10")]
-    Room(Room),
+    Quota(Quota),
+    /// What the wall clock says, ms since 1970.
+    #[prost(uint64, tag = "14")]
+    WallClock(u64),
     /// The process stood still, ms.
     #[prost(uint64, tag = "11")]
     Overslept(u64),
@@ -102,15 +105,21 @@ pub struct List {
     pub limit: u64,
 }
 
-/// [`Fed::Room`].
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Room {
+/// [`Fed::Quota`].
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Quota {
     /// Most streams.
     #[prost(uint64, tag = "1")]
-    pub max_streams: u64,
+    pub streams: u64,
     /// Most subscribers.
     #[prost(uint64, tag = "2")]
-    pub max_subscribers: u64,
+    pub subscribers: u64,
+    /// Most bytes of configurations.
+    #[prost(uint64, tag = "3")]
+    pub config_bytes: u64,
+    /// Most bytes of client ids and addresses.
+    #[prost(uint64, tag = "4")]
+    pub client_bytes: u64,
 }
 
 /// A recording being made. Shards share it; each write is whole.
@@ -147,7 +156,11 @@ impl Tape {
             Fed::Subscription { message, answered: false, .. } => What::Subscription(message),
             Fed::Query(bytes) => What::Query(bytes),
             Fed::List { from_slot, limit } => What::List(List { from_slot, limit: limit as u64 }),
-            Fed::Room { max_streams, max_subscribers } => What::Room(Room { max_streams, max_subscribers }),
+            Fed::Quota(quota) => {
+                let engine::Quota { streams, subscribers, config_bytes, client_bytes } = quota;
+                What::Quota(Quota { streams, subscribers, config_bytes, client_bytes })
+            }
+            Fed::WallClock(ms) => What::WallClock(ms),
             Fed::Overslept(ms) => What::Overslept(ms),
             Fed::Expire(budget) => What::Expire(budget as u64),
         };
@@ -187,8 +200,12 @@ fn numbers(wire: &WireLimits, limits: &Limits) -> Vec<u64> {
         min_tick_interval_ms,
         max_tick_interval_ms,
         idle_timeout_ms,
+        max_idle_timeout_ms,
         max_streams,
         max_subscribers,
+        max_config_bytes,
+        max_config_bytes_of_stream,
+        max_client_bytes,
         max_sessions_per_client,
         max_remembered_requests,
         max_remembered_of_stream,
@@ -202,8 +219,12 @@ fn numbers(wire: &WireLimits, limits: &Limits) -> Vec<u64> {
         *min_tick_interval_ms,
         *max_tick_interval_ms,
         *idle_timeout_ms,
+        *max_idle_timeout_ms,
         *max_streams,
         *max_subscribers,
+        *max_config_bytes,
+        *max_config_bytes_of_stream,
+        *max_client_bytes,
         u64::from(*max_sessions_per_client),
         *max_remembered_requests as u64,
         *max_remembered_of_stream as u64,
@@ -220,8 +241,12 @@ fn limits(numbers: &[u64]) -> Option<WireLimits> {
         min_tick,
         max_tick,
         idle,
+        max_idle,
         streams,
         subscribers,
+        config_bytes,
+        config_bytes_of_stream,
+        client_bytes,
         sessions,
         remembered,
         remembered_of_stream,
@@ -239,8 +264,12 @@ fn limits(numbers: &[u64]) -> Option<WireLimits> {
             min_tick_interval_ms: min_tick,
             max_tick_interval_ms: max_tick,
             idle_timeout_ms: idle,
+            max_idle_timeout_ms: max_idle,
             max_streams: streams,
             max_subscribers: subscribers,
+            max_config_bytes: config_bytes,
+            max_config_bytes_of_stream: config_bytes_of_stream,
+            max_client_bytes: client_bytes,
             max_sessions_per_client: u32::try_from(sessions).ok()?,
             max_remembered_requests: usize::try_from(remembered).ok()?,
             max_remembered_of_stream: usize::try_from(remembered_of_stream).ok()?,
@@ -341,7 +370,10 @@ fn fed(what: What) -> Fed {
         What::List(List { from_slot, limit }) => {
             Fed::List { from_slot, limit: usize::try_from(limit).unwrap_or(usize::MAX) }
         }
-        What::Room(Room { max_streams, max_subscribers }) => Fed::Room { max_streams, max_subscribers },
+        What::Quota(Quota { streams, subscribers, config_bytes, client_bytes }) => {
+            Fed::Quota(engine::Quota { streams, subscribers, config_bytes, client_bytes })
+        }
+        What::WallClock(ms) => Fed::WallClock(ms),
         What::Overslept(ms) => Fed::Overslept(ms),
         What::Expire(budget) => Fed::Expire(usize::try_from(budget).unwrap_or(usize::MAX)),
         // They feed nothing, and do not come here.

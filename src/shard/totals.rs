@@ -18,6 +18,8 @@ struct ShardTotals {
     unique: AtomicU64,
     streams: AtomicU64,
     running: AtomicU64,
+    config_bytes: AtomicU64,
+    client_bytes: AtomicU64,
 }
 
 impl Totals {
@@ -36,6 +38,8 @@ impl Totals {
         own.unique.store(counts.unique, Ordering::Relaxed);
         own.streams.store(counts.streams, Ordering::Relaxed);
         own.running.store(counts.running, Ordering::Relaxed);
+        own.config_bytes.store(counts.config_bytes, Ordering::Relaxed);
+        own.client_bytes.store(counts.client_bytes, Ordering::Relaxed);
     }
 
     /// How many streams these shards counted last.
@@ -55,6 +59,8 @@ impl Totals {
                 unique: own.unique.load(Ordering::Relaxed),
                 streams: own.streams.load(Ordering::Relaxed),
                 running: own.running.load(Ordering::Relaxed),
+                config_bytes: own.config_bytes.load(Ordering::Relaxed),
+                client_bytes: own.client_bytes.load(Ordering::Relaxed),
             }
         })
     }

@@ -20,7 +20,7 @@ use super::{
     totals::Totals,
 };
 use crate::{
-    engine::{Counts, Engine, Hint, Input, Limits, Outbox, STALE_LINGER_MS, Settings, Tick},
+    engine::{Counts, Engine, Hint, Input, Limits, Outbox, Quota, STALE_LINGER_MS, Settings, Tick, WallClock},
     wire::{
         WireLimits,
         subscriptions::{self, Subscription},
@@ -104,7 +104,9 @@ pub struct Shard {
     /// Of the whole service.
     limits: Limits,
     /// What the engine was last told that it may hold.
-    room: (u64, u64),
+    quota: Quota,
+    /// The wall clock as the engine was last told of it.
+    clock: WallClock,
     pub(super) outbox: Outbox,
     /// For whom the engine is being fed.
     pub(super) in_hand: InHand,
@@ -132,7 +134,8 @@ impl Shard {
         totals.set(number, &Counts::default());
         Self {
             number,
-            room: (limits.max_streams, limits.max_subscribers),
+            quota: Quota::of(&limits),
+            clock: WallClock::default(),
             engine: Engine::new(settings.engine),
             router,
             totals,
@@ -170,7 +173,8 @@ impl Shard {
         }
         self.router.mailbox(self.number).set_max_answer(owed.max_payload());
         self.note_lateness(now.tick);
-        let tight = self.share_room(now.tick);
+        self.note_wall_clock(now);
+        let tight = self.share_quota(now.tick);
         self.handle_batch(now, tight, owed);
         let rested =
             owed.is_behind().then(|| self.expired_at.after(self.turn.rest_ms)).filter(|until| *until > now.tick);
@@ -202,7 +206,7 @@ impl Shard {
             let Some(mail) = inbox.take() else { break };
             if tight {
                 // Its sender may have had an answer of another shard since this turn began.
-                self.share_room(now.tick);
+                self.share_quota(now.tick);
             }
             let (weighed, left) = self.handle(now, mail, hint, owed);
             if let Some(left) = left {
@@ -225,24 +229,45 @@ impl Shard {
         }
     }
 
+    /// Tells the engine what the wall clock says, if that is not what follows from the time and what it was told before.
+    fn note_wall_clock(&mut self, now: Now) {
+        let clock = WallClock::read(now.tick, now.wall_ms);
+        if clock != self.clock {
+            self.clock = clock;
+            self.feed(now.tick, &Fed::WallClock(now.wall_ms));
+        }
+    }
+
     /// Limits hold for the service, engines for shards: near a limit, each may fill what the others leave. True when a
     /// limit is near.
-    fn share_room(&mut self, now: Tick) -> bool {
+    fn share_quota(&mut self, now: Tick) -> bool {
         /// While that many are free, shards need not look at one another: few turns take more.
         const SLACK: u64 = 65_536;
+        /// The same in bytes.
+        const SLACK_BYTES: u64 = 64 << 20;
         let own = self.engine.counts();
         self.totals.set(self.number, &own);
         let sum = self.totals.sum();
-        let Limits { max_streams, max_subscribers, .. } = self.limits;
-        let room = |limit: u64, sum: u64, own: u64| {
-            if sum + SLACK < limit { limit } else { limit.saturating_sub(sum.saturating_sub(own)) }
+        let limits = Quota::of(&self.limits);
+        let mut tight = false;
+        let mut share = |slack: u64, limit: u64, sum: u64, own: u64| {
+            if sum + slack < limit {
+                return limit;
+            }
+            tight = true;
+            limit.saturating_sub(sum.saturating_sub(own))
         };
-        let room = (room(max_streams, sum.streams, own.streams), room(max_subscribers, sum.total, own.total));
-        if room != self.room {
-            self.room = room;
-            self.feed(now, &Fed::Room { max_streams: room.0, max_subscribers: room.1 });
+        let quota = Quota {
+            streams: share(SLACK, limits.streams, sum.streams, own.streams),
+            subscribers: share(SLACK, limits.subscribers, sum.total, own.total),
+            config_bytes: share(SLACK_BYTES, limits.config_bytes, sum.config_bytes, own.config_bytes),
+            client_bytes: share(SLACK_BYTES, limits.client_bytes, sum.client_bytes, own.client_bytes),
+        };
+        if quota != self.quota {
+            self.quota = quota;
+            self.feed(now, &Fed::Quota(quota));
         }
-        sum.streams + SLACK >= max_streams || sum.total + SLACK >= max_subscribers
+        tight
     }
 
     /// Counts what was given up: answers forgotten before their time, for want of room, and ticks that newer updates

@@ -82,9 +82,9 @@ pub struct Now {
 }
 
 impl Now {
-    /// The wall clock at an earlier moment: an answer that is given again tells when it was true.
-    const fn wall_at(self, tick: Tick) -> u64 {
-        self.wall_ms.saturating_sub(self.tick.since(tick))
+    /// The wall clock at the moment that an update is of. What is told again has noted it.
+    fn wall_of(self, update: &StateUpdate) -> u64 {
+        update.server_time_ms.unwrap_or_else(|| self.wall_ms.saturating_sub(self.tick.since(update.at)))
     }
 }
 
@@ -107,7 +107,7 @@ pub fn state(update: &StateUpdate, now: Now) -> proto::StateUpdate {
         revision: update.revision,
         sequence: update.sequence,
         epoch: update.epoch,
-        server_time_ms: now.wall_at(update.at),
+        server_time_ms: now.wall_of(update),
         total_duration: derived.total_ms,
         scene_index: update.scene,
         scene_elapsed: derived.scene_elapsed_ms,
@@ -138,7 +138,7 @@ pub fn write_state(buffer: &mut impl BufMut, update: &StateUpdate, now: Now) {
     numbers.put(12, update.revision);
     numbers.put(13, update.sequence);
     numbers.put(14, update.epoch);
-    numbers.put(15, now.wall_at(update.at));
+    numbers.put(15, now.wall_of(update));
     numbers.put(16, derived.total_ms);
     if let Some(scene) = update.scene {
         numbers.put_present(17, scene.into());
@@ -395,6 +395,7 @@ mod tests {
                 slot: 0,
                 partition: 0,
                 at: Tick(1_000),
+                server_time_ms: None,
                 cause,
                 mode,
                 timeline: Arc::new(

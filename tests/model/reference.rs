@@ -714,6 +714,7 @@ impl Stream {
             unique: (0..CLIENTS.len()).filter(is_there).count() as u64,
             streams: 1,
             running: u64::from(self.mode == Mode::Running),
+            ..Counts::default()
         }
     }
 }

@@ -82,7 +82,8 @@ impl Plan {
             empty_grace_ms: Some(self.grace),
             idle_timeout_ms: Some(self.idle),
         };
-        Config::new(&draft, &Limits::default()).expect("plans are valid")
+        let limits = Limits { max_idle_timeout_ms: MAX_DURATION_MS, ..Limits::default() };
+        Config::new(&draft, &limits).expect("plans are valid")
     }
 }
 

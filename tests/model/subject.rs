@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use orchestrator_service::engine::{
-    Accepted, Batch, ClientId, Command, Config, Engine, Event, Handle, Hint, Input, Invalid, Lifecycle, Mode, Newcomer,
-    Outbox, Playhead, Rejection, Request, Run, Scene, SceneLimits, Show, StateUpdate, StreamId, Subscriber, Tick,
-    Timeline,
+    Accepted, Batch, ClientId, Command, Config, Counts, Engine, Event, Handle, Hint, Input, Invalid, Lifecycle, Mode,
+    Newcomer, Outbox, Playhead, Quota, Rejection, Request, Run, Scene, SceneLimits, Show, StateUpdate, StreamId,
+    Subscriber, Tick, Timeline,
 };
 
 use crate::{
@@ -121,10 +121,10 @@ impl Subject {
     }
 
     /// Asks how many there are on a stream.
-    pub(crate) fn counts(&mut self, stream: &'static str) -> Option<orchestrator_service::engine::Counts> {
+    pub(crate) fn counts(&mut self, stream: &'static str) -> Option<Counts> {
         let input = Input::GetStats(Some(StreamId::parse(stream).expect("valid")));
         match self.engine.handle(self.now, input, &mut self.outbox) {
-            Ok(Accepted::Stats(counts)) => Some(counts),
+            Ok(Accepted::Stats(counts)) => Some(without_bytes(counts)),
             Err(Rejection::StreamNotFound(_)) => None,
             other => panic!("asked for counts, it said {other:?}"),
         }
@@ -162,7 +162,8 @@ impl Subject {
             Say::GetStats { stream } => Input::GetStats(stream.map(stream_id)),
             Say::ListStreams { limit } => return self.list(*limit),
             Say::SetRoom { streams, subscribers } => {
-                Input::SetRoom { max_streams: *streams, max_subscribers: *subscribers }
+                let all = Quota::of(&model.setup.settings().limits);
+                Input::SetQuota(Quota { streams: *streams, subscribers: *subscribers, ..all })
             }
             Say::Overslept { ms } => Input::Overslept { ms: *ms },
         };
@@ -282,7 +283,7 @@ impl Subject {
                     clients: unplaced.clients.iter().map(|client| place(&CLIENTS, client)).collect(),
                 }
             }
-            Accepted::Stats(counts) => Answer::Stats(counts),
+            Accepted::Stats(counts) => Answer::Stats(without_bytes(counts)),
             Accepted::Streams { .. } => unreachable!("pages are put together elsewhere"),
             Accepted::Noted => Answer::Noted,
         }
@@ -361,6 +362,11 @@ impl Subject {
                 .collect(),
         }
     }
+}
+
+/// The model counts no bytes; `Engine::check` does.
+pub(crate) fn without_bytes(counts: Counts) -> Counts {
+    Counts { config_bytes: 0, client_bytes: 0, ..counts }
 }
 
 /// A show made anew from nothing but numbers and texts.
