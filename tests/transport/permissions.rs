@@ -186,7 +186,10 @@ async fn beyond_the_servers_number_of_subscriptions_each_caller_hears_of_it() {
             }
         }
         // What is reported late is denied later.
-        eventually(|| refused + live.iter().filter(|held| held.denied().borrow().is_some()).count() == 16).await;
+        eventually("each is refused or live", async || {
+            refused + live.iter().filter(|held| held.denied().borrow().is_some()).count() == 16
+        })
+        .await;
 
         live.retain(|held| held.denied().borrow().is_none());
         assert_eq!(live.len(), 4);
@@ -218,7 +221,10 @@ async fn a_server_that_takes_fewer_subscriptions_than_the_last_one_keeps_the_old
             wait_until_connected(&*transport, generation + 1).await;
             let is_live = |subscription: &Subscription| subscription.denied().borrow().is_none();
             until(&transport, |denied| denied.subscribe.len() == 30 - expected).await;
-            eventually(|| held.iter().enumerate().all(|(number, held)| is_live(held) == (number < expected))).await;
+            eventually("as many are live as are allowed", async || {
+                held.iter().enumerate().all(|(number, held)| is_live(held) == (number < expected))
+            })
+            .await;
             // Once the inbox is there again.
             while transport.barrier().await.is_err() {}
             let mut messages = (0..30).map(|number| outgoing(&format!("news.{number}"), "back")).collect();
@@ -338,7 +344,7 @@ async fn after_a_reconnect_to_a_server_with_a_smaller_limit_that_is_the_limit() 
         server.restart();
         wait_until_connected(&*transport, 2).await;
 
-        eventually(|| transport.max_payload() == Some(100)).await;
+        eventually("the limit is known", async || transport.max_payload() == Some(100)).await;
         let large = Outgoing { subject: "news".into(), payload: Bytes::from(vec![0; 101]) };
         let published = transport.publish(&mut VecDeque::from([large])).await;
         assert_eq!(published, Err(TransportError::TooLarge { bytes: 101, limit: 100 }));

@@ -26,7 +26,7 @@ async fn a_subscribe_that_is_cancelled_leaves_nothing_at_the_server() {
         server.state().is_silent = true;
         let mut subscribing = transport.subscribe("news", None);
         assert!(subscribing.as_mut().now_or_never().is_none());
-        eventually(|| server.patterns() == ["news"]).await;
+        eventually("it is subscribed", async || server.patterns() == ["news"]).await;
 
         drop(subscribing);
 
@@ -36,7 +36,7 @@ async fn a_subscribe_that_is_cancelled_leaves_nothing_at_the_server() {
         server.end_connection();
         wait_until_connected(&*transport, 2).await;
         transport.barrier().await.unwrap();
-        eventually(|| server.patterns().is_empty()).await;
+        eventually("nothing is subscribed", async || server.patterns().is_empty()).await;
         assert_eq!((transport.subscriptions(), transport.pending_requests()), (1, 0));
     })
     .await;
@@ -55,7 +55,7 @@ async fn a_subscription_that_is_dropped_or_stopped_is_taken_back_at_the_server()
         drop(dropped);
         stopped.stop().await.unwrap();
 
-        eventually(|| server.patterns().is_empty()).await;
+        eventually("nothing is subscribed", async || server.patterns().is_empty()).await;
         assert_eq!(server.state().unsubscribed.len(), 2);
         assert_eq!(text(&stopped.next().await.expect("it came before")), "the last one");
         assert!(stopped.next().await.is_none());
@@ -85,7 +85,7 @@ async fn a_late_answer_finds_nobody_and_the_next_request_gets_its_own() {
 
         let mut second = transport.request("question", Bytes::from("second"), NEVER);
         assert!(second.as_mut().now_or_never().is_none());
-        eventually(|| reply_of("second").is_some()).await;
+        eventually("it is asked", async || reply_of("second").is_some()).await;
         server.send(&first, "late");
         server.send(&reply_of("second").expect("the second"), "in time");
 
@@ -106,7 +106,7 @@ async fn an_outage_while_subscribing_makes_the_subscription_with_the_next_connec
             let transport = Arc::clone(&transport);
             tokio::spawn(async move { transport.subscribe("news", None).await })
         };
-        eventually(|| server.patterns() == ["news"]).await;
+        eventually("it is subscribed", async || server.patterns() == ["news"]).await;
 
         server.state().is_silent = false;
         server.end_connection();
@@ -134,13 +134,13 @@ async fn an_outage_too_short_to_be_seen_is_another_connection_all_the_same() {
         // Nobody looks at the watch before all of it is over.
         for connections in 2..4 {
             server.end_connection();
-            eventually(|| server.state().connects.len() == connections).await;
+            eventually("it has connected again", async || server.state().connects.len() == connections).await;
         }
         server.state().is_silent = false;
 
         assert_eq!(barrier.await, Err(TransportError::Disconnected), "what was before it may be lost");
         assert_eq!(asked.await.unwrap_err(), TransportError::Disconnected);
-        eventually(|| *watch.borrow() == Connection { connected: true, generation: 3 }).await;
+        eventually("it has come", async || *watch.borrow() == Connection { connected: true, generation: 3 }).await;
         assert_eq!(transport.barrier().await, Ok(()));
         assert_eq!(transport.pending_requests(), 0);
     })
