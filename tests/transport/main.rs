@@ -65,6 +65,10 @@ impl World {
         };
         wait_until_connected(&*transport, 1).await;
         transport.barrier().await.expect("a barrier of a new connection");
+        if let Self::Nats(_) = self {
+            // The transport has a question of its own about each new connection: what the server refused of it.
+            eventually("nothing is open", async || count() == 0).await;
+        }
         (transport, count)
     }
 

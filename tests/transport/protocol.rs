@@ -142,7 +142,7 @@ async fn an_outage_too_short_to_be_seen_is_another_connection_all_the_same() {
         assert_eq!(asked.await.unwrap_err(), TransportError::Disconnected);
         eventually("it has come", async || *watch.borrow() == Connection { connected: true, generation: 3 }).await;
         assert_eq!(transport.barrier().await, Ok(()));
-        assert_eq!(transport.pending_requests(), 0);
+        eventually("nothing is pending", async || transport.pending_requests() == 0).await;
     })
     .await;
 }
