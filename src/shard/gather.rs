@@ -39,23 +39,26 @@ pub struct Gather {
     _place: Option<Place>,
 }
 
-/// A place among the requests of which there may be only so many at a time.
+/// Room for a request of a kind that may make only so much at a time.
 #[derive(Debug)]
-pub struct Place(Arc<AtomicUsize>);
+pub struct Place {
+    taken: Arc<AtomicUsize>,
+    size: usize,
+}
 
 impl Place {
-    /// Takes a place, if there are fewer than `most`.
+    /// Takes room for `size`, if no more than `most` is taken then.
     #[must_use]
-    pub fn take(taken: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
-        let one_more = |count| (count < most).then_some(count + 1);
-        taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
-        Some(Self(Arc::clone(taken)))
+    pub fn take(taken: &Arc<AtomicUsize>, size: usize, most: usize) -> Option<Self> {
+        let more = |before: usize| before.checked_add(size).filter(|sum| *sum <= most);
+        taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Self { taken: Arc::clone(taken), size })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.taken.fetch_sub(self.size, Ordering::Relaxed);
     }
 }
 
@@ -340,12 +343,12 @@ mod tests {
     #[test]
     fn a_place_is_given_back_when_the_last_part_is_gone() {
         let taken = Arc::default();
-        let place = Place::take(&taken, 1);
-        assert!(place.is_some() && Place::take(&taken, 1).is_none());
+        let place = Place::take(&taken, 5, 9);
+        assert!(place.is_some() && Place::take(&taken, 5, 9).is_none());
         let mut parts = Part::of(What::Stats, None, vec![Work::default(), Work::default()], place);
         drop(parts.pop());
-        assert!(Place::take(&taken, 1).is_none(), "one part is under way");
+        assert!(Place::take(&taken, 5, 9).is_none(), "one part is under way");
         drop(parts.pop().unwrap().finish(Err(LOST)));
-        assert!(Place::take(&taken, 1).is_some());
+        assert!(Place::take(&taken, 5, 9).is_some());
     }
 }

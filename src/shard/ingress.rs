@@ -37,13 +37,14 @@ use crate::{
 pub struct IngressLimits {
     /// The most entries of a batch that a shard handles at once.
     pub max_piece_entries: usize,
-    /// How many lists of streams may be under way: each is some hundred kilobytes in several shards.
-    pub max_lists: usize,
+    /// How many states the lists that are under way may have together: some twelve megabytes, and as many in the shards
+    /// that list more than there is room for.
+    pub max_listed: usize,
 }
 
 impl Default for IngressLimits {
     fn default() -> Self {
-        Self { max_piece_entries: MAX_PIECE_ENTRIES, max_lists: 16 }
+        Self { max_piece_entries: MAX_PIECE_ENTRIES, max_listed: 16_000 }
     }
 }
 
@@ -53,8 +54,8 @@ pub struct Ingress {
     router: Arc<Router>,
     limits: Arc<WireLimits>,
     own: IngressLimits,
-    /// How many lists are under way.
-    lists: Arc<AtomicUsize>,
+    /// How many states the lists that are under way may have.
+    listed: Arc<AtomicUsize>,
 }
 
 impl Ingress {
@@ -67,7 +68,7 @@ impl Ingress {
     /// The same, with other limits of its own.
     #[must_use]
     pub fn with_limits(router: Arc<Router>, limits: Arc<WireLimits>, own: IngressLimits) -> Self {
-        Self { router, limits, own, lists: Arc::default() }
+        Self { router, limits, own, listed: Arc::default() }
     }
 
     /// Takes a message. Returns an answer to publish if it was refused at once and somebody waits for it.
@@ -154,7 +155,7 @@ impl Ingress {
                     .ok()
                     .filter(|shard| *shard < shards)
                     .map_or((shards - 1, u32::MAX), |shard| (shard, from.slot));
-                let place = Place::take(&self.lists, self.own.max_lists);
+                let place = Place::take(&self.listed, limit, self.own.max_listed);
                 let place = place.ok_or(Refusal::Unavailable("too many lists are being made; try again"))?;
                 self.send_parts(What::List { from, limit }, each(from.0..shards, limit), reply, Some(place))
             }
