@@ -26,14 +26,13 @@ const MAY_USE: [(&str, Option<&[&str]>); 13] = [
 
 /// Crate, and the parts that may name it. What is to be replaced one day, such as the broker's client, or must not spread,
 /// such as how options are read, has one home.
-const HOMES: [(&str, &[&str]); 33] = [
+const HOMES: [(&str, &[&str]); 32] = [
     ("async_nats", &["transport"]),
     ("axum", &["gateway", "http", "telemetry"]),
     ("bytemuck", &["engine"]),
     ("bytes", &["client", "service", "shard", "subject", "transport", "wire"]),
     ("bytestring", &["subject"]),
     ("clap", &["config"]),
-    ("crossbeam_channel", &["shard"]),
     ("fastrand", &["client", "transport"]),
     ("foldhash", &["engine", "shard"]),
     ("futures_util", &["client", "gateway", "http", "service", "transport"]),
