@@ -365,6 +365,7 @@ impl ServiceArgs {
             limits,
             publish_to: self.publish,
             publish_limits: default.publish_limits,
+            presence_interval: default.presence_interval,
             seed: default.seed,
             tape,
         })

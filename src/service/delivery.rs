@@ -135,8 +135,13 @@ impl Delivery {
     /// The barrier is done, on a connection that is `now` this. A barrier speaks for its own connection: if that is not
     /// the one published on, it says nothing of what was published, and [`Delivery::connection_is`] will find out.
     pub fn barrier_passed(&mut self, now: Connection, owed: &mut Owed) {
+        self.barrier_passed_but(now, owed, |_| false);
+    }
+
+    /// As [`Delivery::barrier_passed`], but messages to subjects that are `refused` have not gone anywhere.
+    pub fn barrier_passed_but(&mut self, now: Connection, owed: &mut Owed, refused: impl Fn(&str) -> bool) {
         if let Some(until) = self.barrier.take().filter(|_| now == self.connection) {
-            owed.confirm(until);
+            owed.confirm_but(until, refused);
         }
     }
 

@@ -13,6 +13,7 @@ use metrics::gauge;
 use tokio::{sync::watch, task::JoinHandle as Task};
 use tracing::{info, warn};
 
+use self::{presence::Others, receiver::NotSubscribed};
 use crate::{
     engine::{Counts, Settings},
     shard::{
@@ -26,17 +27,21 @@ use crate::{
         totals::Totals,
         turn::{ShardSettings, TurnLimits},
     },
-    transport::{Transport, TransportError},
+    transport::{Denied, Transport, TransportError},
     wire::{WireLimits, subject},
 };
 
 pub mod delivery;
 mod log_limit;
+mod presence;
 mod publisher;
 mod receiver;
 
 /// How long a drain may take before what is still owed is given up, of the 5 s that a stop may take.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// How often an instance announces itself: another one is known to be gone after three times that.
+const PRESENCE_INTERVAL: Duration = Duration::from_secs(3);
 
 /// What a service is made with.
 #[derive(Clone, Debug)]
@@ -51,6 +56,8 @@ pub struct ServiceSettings {
     pub publish_to: PublishTo,
     /// What each shard may have waiting to be published.
     pub publish_limits: PublishLimits,
+    /// How often it announces itself to other instances, and looks for them; never without a time.
+    pub presence_interval: Option<Duration>,
     /// A number that a stranger cannot guess.
     pub seed: u64,
     /// Where to write down what the engines are fed.
@@ -66,6 +73,7 @@ impl Default for ServiceSettings {
             limits: WireLimits::default(),
             publish_to: PublishTo::default(),
             publish_limits: PublishLimits::default(),
+            presence_interval: Some(PRESENCE_INTERVAL),
             seed: uuid::Uuid::new_v4().as_u64_pair().0,
             tape: None,
         }
@@ -96,6 +104,11 @@ pub struct Service {
     router: Arc<Router>,
     totals: Arc<Totals>,
     health: Arc<Health>,
+    /// Why requests do not come in, if the broker refuses them.
+    not_subscribed: Arc<NotSubscribed>,
+    /// Other instances on the same subjects.
+    others: Arc<Others>,
+    presence: Option<Task<()>>,
 }
 
 impl Service {
@@ -111,9 +124,21 @@ impl Service {
         ingress: Arc<dyn Transport>,
         publishers: Vec<Arc<dyn Transport>>,
     ) -> Result<Self, StartError> {
-        let ServiceSettings { shards, stale_after_ms, limits, publish_to, publish_limits, seed, tape } = settings;
-        if !(1..=MAX_SHARDS).contains(&shards) || publishers.is_empty() {
+        let ServiceSettings {
+            shards,
+            stale_after_ms,
+            limits,
+            publish_to,
+            publish_limits,
+            presence_interval,
+            seed,
+            tape,
+        } = settings;
+        if !(1..=MAX_SHARDS).contains(&shards) {
             return Err(StartError::Setting(format!("shards must be 1 to {MAX_SHARDS}, not {shards}")));
+        }
+        if publishers.is_empty() {
+            return Err(StartError::Setting("there is no transport to publish over".to_owned()));
         }
         let router = Router::new((0..shards).map(|_| Mailbox::new(MAILBOX_CAPACITY, MAILBOX_BYTES)).collect());
         let limits = Arc::new(limits);
@@ -126,6 +151,9 @@ impl Service {
             router: Arc::new(router),
             totals: Arc::new(Totals::new(shards)),
             health: Arc::default(),
+            not_subscribed: Arc::default(),
+            others: Arc::new(Others::new()),
+            presence: None,
         };
         let clock = Clock::new();
         let troubles: Arc<publisher::Troubles> = Arc::default();
@@ -151,13 +179,19 @@ impl Service {
             let thread = spawn(seat, owed, |outlet| publisher::publish(outlet, transport, troubles))?;
             service.threads.push(thread);
         }
-        let subscription = ingress.subscribe(subject::ALL_REQUESTS, Some(subject::QUEUE_GROUP)).await?;
+        let subscription = receiver::subscribe(&*ingress, &service.not_subscribed).await?;
         let inlet = Ingress::new(Arc::clone(&service.router), limits);
-        let task = receiver::receive(subscription, inlet, Arc::clone(&ingress), service.orders.subscribe());
+        let refused = Arc::clone(&service.not_subscribed);
+        let task = receiver::receive(subscription, inlet, Arc::clone(&ingress), service.orders.subscribe(), refused);
         // A thread of its own: as a task, it would wait on the worker that reads the connection until that is through
         // with all that had arrived, and that may be more than the subscription holds.
         let runtime = tokio::runtime::Handle::current();
         service.receiver = Some(tokio::task::spawn_blocking(move || runtime.block_on(task)));
+        if let Some(interval) = presence_interval {
+            let (transport, orders) = (Arc::clone(&ingress), service.orders.subscribe());
+            let others = Arc::clone(&service.others);
+            service.presence = Some(tokio::spawn(presence::announce(transport, interval, others, orders)));
+        }
         service.transports = std::iter::once(ingress).chain(publishers).collect();
         info!(shards, stale_after_ms, ?publish_to, "service started");
         Ok(service)
@@ -171,11 +205,26 @@ impl Service {
         if *self.orders.borrow() != Order::Work {
             return Err("draining".to_owned());
         }
+        if let Some(shard) = self.health.dead_shard() {
+            return Err(format!("shard {shard} has ended; the process must be started again"));
+        }
+        if self.threads.iter().any(JoinHandle::is_finished) {
+            return Err("a shard has ended; the process must be started again".to_owned());
+        }
         if let Some(shard) = self.health.ailing_shard() {
             return Err(format!("shard {shard} panicked and lost its streams"));
         }
         if self.transports.iter().any(|transport| !transport.connection().borrow().connected) {
             return Err("the connection to the broker is away".to_owned());
+        }
+        if let Some(reason) = self.transports.iter().find_map(|transport| refusal(&*transport.denied().borrow())) {
+            return Err(reason);
+        }
+        if let Some(reason) = &*self.not_subscribed.borrow() {
+            return Err(reason.clone());
+        }
+        if let Some(other) = self.others.earlier() {
+            return Err(format!("{other} serves the same subjects, and was there before"));
         }
         Ok(())
     }
@@ -210,6 +259,12 @@ impl Service {
         }
     }
 
+    /// How other instances know this one.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        self.others.own()
+    }
+
     /// Stops taking work, handles what was taken, publishes what is owed, and ends, within 5 s.
     pub async fn drain(mut self) {
         let started = Instant::now();
@@ -226,12 +281,24 @@ impl Service {
             warn!("what is still owed could not be published in time and is given up");
             self.orders.send_replace(Order::Abort);
         }
+        if let Some(presence) = self.presence.take() {
+            let _ = tokio::time::timeout(Duration::from_millis(200), presence).await;
+        }
         for transport in &self.transports {
             let left = (DRAIN_TIMEOUT + Duration::from_millis(700)).saturating_sub(started.elapsed());
             let _ = tokio::time::timeout(left, transport.close()).await;
         }
         info!(took_ms = started.elapsed().as_millis(), "service stopped");
     }
+}
+
+/// What the broker refuses that the service cannot do without: requests, and updates. Which subjects there are for
+/// answers, strangers decide.
+fn refusal(denied: &Denied) -> Option<String> {
+    let requests = denied.subscribe.get(subject::ALL_REQUESTS);
+    let requests =
+        requests.map(|reason| format!("the broker refuses to subscribe to {}: {reason}", subject::ALL_REQUESTS));
+    requests.or_else(|| denied.publishing(subject::carries_updates).map(|denial| denial.to_string()))
 }
 
 impl Drop for Service {

@@ -4,10 +4,11 @@
 //! lost before, they are published again once it is back; a reader that had them sees their sequence repeated.
 //! What comes when is decided in [`Delivery`]; here it is done.
 
-use std::{rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use metrics::counter;
+use tokio::{sync::watch, time::Instant};
 use tracing::{debug, warn};
 
 use super::{
@@ -19,7 +20,7 @@ use crate::{
         owed::{DEFAULT_MAX_PAYLOAD, Owed, TooLarge},
         thread::Outlet,
     },
-    transport::{Connection, Transport, TransportError},
+    transport::{Connection, Denied, Transport, TransportError},
 };
 
 /// A round trip under way.
@@ -40,10 +41,14 @@ impl Troubles {
     }
 }
 
+/// How soon changes that the broker refused are tried again, if it has not said before that it takes them.
+const RETRY_HELD: Duration = Duration::from_secs(1);
+
 /// Publishes until the outlet is finished and settled.
 pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>, troubles: Arc<Troubles>) {
     let mut connection = transport.connection();
     let mut delivery = Delivery::new(*connection.borrow_and_update());
+    let mut refusals = Refusals::of(&*transport);
     let mut barrier: Option<Barrier> = None;
     loop {
         let seen = *connection.borrow_and_update();
@@ -53,11 +58,15 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>, t
         }
         if let Some(passed) = until_done(&mut barrier).now_or_never() {
             barrier = None;
-            confirm(&outlet, &mut delivery, passed, *connection.borrow());
+            confirm(&outlet, &mut delivery, passed, *connection.borrow(), &mut refusals);
         }
-        if outlet.is_finished() && delivery.is_settled(&outlet.owed.borrow()) {
-            return;
+        if outlet.is_finished() {
+            outlet.owed.borrow_mut().give_up_held();
+            if delivery.is_settled(&outlet.owed.borrow()) {
+                return;
+            }
         }
+        refusals.retry_held(&mut outlet.owed.borrow_mut());
         let max_payload = transport.max_payload().unwrap_or(DEFAULT_MAX_PAYLOAD);
         let step = delivery.next(&mut outlet.owed.borrow_mut(), max_payload);
         troubles.tell(&mut outlet.owed.borrow_mut());
@@ -75,6 +84,8 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>, t
                         debug!(reason, "a message cannot be published");
                         counter!("orchestrator_dropped_total", "reason" => "refused_by_broker").increment(1);
                     }
+                    // A change is held behind the next barrier. The transport logs it, once in a while.
+                    Err(TransportError::Denied(_)) => {}
                     Err(error) => {
                         debug!(%error, "publishing stopped");
                         barrier = None;
@@ -90,12 +101,69 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>, t
             Step::Wait => tokio::select! {
                 () = outlet.filled.notified() => {}
                 changed = connection.changed() => if changed.is_err() { return },
+                () = refusals.changed() => {}
                 passed = until_done(&mut barrier) => {
                     barrier = None;
-                    confirm(&outlet, &mut delivery, passed, *connection.borrow());
+                    confirm(&outlet, &mut delivery, passed, *connection.borrow(), &mut refusals);
                 }
             },
         }
+    }
+}
+
+/// What the broker refuses to take.
+#[derive(Debug)]
+struct Refusals {
+    denied: watch::Receiver<Denied>,
+    /// How many refusals were counted.
+    counted: u64,
+    /// How often refusals may have been missed, as was known at the last barrier.
+    missed: u64,
+    /// When to try again what is held.
+    retry_at: Option<Instant>,
+}
+
+impl Refusals {
+    fn of(transport: &dyn Transport) -> Self {
+        let denied = transport.denied();
+        let (counted, missed) = (denied.borrow().refused, denied.borrow().missed);
+        Self { denied, counted, missed, retry_at: None }
+    }
+
+    /// Tries what is held again when it is time, or when nothing is refused any more.
+    fn retry_held(&mut self, owed: &mut Owed) {
+        if !owed.has_held() {
+            self.retry_at = None;
+            return;
+        }
+        let now = Instant::now();
+        let at = *self.retry_at.get_or_insert(now + RETRY_HELD);
+        if at <= now || self.denied.borrow_and_update().publish.is_empty() {
+            self.retry_at = None;
+            owed.release_held();
+        }
+    }
+
+    /// Resolves when there is a reason to try again; never while nothing is held.
+    async fn changed(&mut self) {
+        let Some(at) = self.retry_at else { return std::future::pending().await };
+        tokio::select! {
+            () = tokio::time::sleep_until(at) => {}
+            // An error would mean that the transport is gone, which the publisher holds.
+            _ = self.denied.changed() => {}
+        }
+    }
+
+    /// A barrier has passed: confirms what the broker did not refuse.
+    fn confirm(&mut self, delivery: &mut Delivery, now: Connection, owed: &mut Owed) {
+        let denied = self.denied.borrow();
+        let missed = std::mem::replace(&mut self.missed, denied.missed) != denied.missed;
+        let refused = denied.refused.saturating_sub(self.counted);
+        self.counted = denied.refused;
+        if refused > 0 {
+            counter!("orchestrator_publish_denied_total").increment(refused);
+        }
+        delivery.barrier_passed_but(now, owed, |subject| missed || denied.publish.contains(subject));
     }
 }
 
@@ -107,9 +175,9 @@ fn count_lost(dropped: usize) {
     counter!("orchestrator_dropped_total", "reason" => "disconnected").increment(dropped as u64);
 }
 
-async fn wait_for_connection(connection: &mut tokio::sync::watch::Receiver<Connection>, seen: Connection) {
+async fn wait_for_connection(connection: &mut watch::Receiver<Connection>, seen: Connection) {
     /// An error without a change of the connection is tried again after that.
-    const PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+    const PAUSE: Duration = Duration::from_millis(100);
     let _ = tokio::time::timeout(PAUSE, connection.wait_for(|now| *now != seen)).await;
 }
 
@@ -120,9 +188,15 @@ async fn until_done(barrier: &mut Option<Barrier>) -> Result<(), TransportError>
     }
 }
 
-fn confirm(outlet: &Outlet, delivery: &mut Delivery, passed: Result<(), TransportError>, now: Connection) {
+fn confirm(
+    outlet: &Outlet,
+    delivery: &mut Delivery,
+    passed: Result<(), TransportError>,
+    now: Connection,
+    refusals: &mut Refusals,
+) {
     match passed {
-        Ok(()) => delivery.barrier_passed(now, &mut outlet.owed.borrow_mut()),
+        Ok(()) => refusals.confirm(delivery, now, &mut outlet.owed.borrow_mut()),
         Err(error) => {
             debug!(%error, "not known whether the broker has the last changes; publishing them again");
             lost(outlet, delivery);

@@ -8,7 +8,8 @@ use tokio::sync::watch;
 
 use crate::{
     shard::{ingress::Ingress, thread::Order},
-    transport::{Message, Outgoing, Subscription, Transport},
+    transport::{Message, Outgoing, Subscription, Transport, TransportError},
+    wire::subject,
 };
 
 /// How many messages are taken at a wake-up: one wake-up a message costs more than the message.
@@ -18,13 +19,59 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a service that ends waits for what is still on its way to it: a share of the 5 s that a stop may take.
 const LAST_MESSAGES_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// How soon a subscription that the broker refused is tried again.
+const SUBSCRIBE_AGAIN: Duration = Duration::from_secs(1);
+
+/// Why requests do not come in at present, as far as their subscription was never made.
+pub(super) type NotSubscribed = watch::Sender<Option<String>>;
+
+/// Subscribes to requests; `None` when the broker refuses that, which is noted.
+///
+/// # Errors
+/// Any other reason.
+pub(super) async fn subscribe(
+    transport: &dyn Transport,
+    refused: &NotSubscribed,
+) -> Result<Option<Subscription>, TransportError> {
+    match transport.subscribe(subject::ALL_REQUESTS, Some(subject::QUEUE_GROUP)).await {
+        Ok(subscription) => {
+            refused.send_replace(None);
+            Ok(Some(subscription))
+        }
+        Err(TransportError::Denied(denial)) => {
+            refused.send_replace(Some(denial.to_string()));
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn subscribe_again(transport: &dyn Transport, refused: &NotSubscribed) -> Subscription {
+    loop {
+        tokio::time::sleep(SUBSCRIBE_AGAIN).await;
+        match subscribe(transport, refused).await {
+            Ok(Some(subscription)) => return subscription,
+            Ok(None) => {}
+            Err(error) => _ = refused.send_replace(Some(format!("cannot subscribe to requests: {error}"))),
+        }
+    }
+}
+
 /// Receives until the service drains; then takes what has arrived, and ends the subscription.
 pub(super) async fn receive(
-    subscription: Subscription,
+    subscription: Option<Subscription>,
     ingress: Ingress,
     transport: Arc<dyn Transport>,
     mut orders: watch::Receiver<Order>,
+    refused: Arc<NotSubscribed>,
 ) {
+    let subscription = match subscription {
+        Some(subscription) => subscription,
+        None => tokio::select! {
+            () = stopped(&mut orders) => return,
+            subscription = subscribe_again(&*transport, &refused) => subscription,
+        },
+    };
     let mut messages = subscription.ready_chunks(MESSAGES_AT_ONCE);
     loop {
         tokio::select! {

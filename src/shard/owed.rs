@@ -4,6 +4,7 @@
 //! |---|---|
 //! | a change (scene, command, lifecycle) | in order, until the broker is known to have it |
 //! | a tick or snapshot | the newest of each stream, until any newer update of that stream |
+//! | a change whose subject the broker refuses | so many of them, apart, tried again now and then (`held`) |
 //! | an answer | in order and behind the changes before it, until it is handed over (`answers`) |
 //!
 //! Which updates are which is the rule of `wire/replace`. A stream's tick is always newer than all its changes here,
@@ -90,6 +91,11 @@ pub struct PublishLimits {
     /// How many ticks may wait before the shard rests rather than replace them by newer ones: what a publisher that is at
     /// its limit sends in about 2 ms.
     pub ticks_behind: usize,
+    /// How many changes may wait for the broker to take messages for their subjects again, and then the oldest are given
+    /// up: they stop no other stream. A minute of four streams that change once a second is 240.
+    pub max_held: usize,
+    /// How many bytes of them.
+    pub max_held_bytes: usize,
     /// Largest message of a feed, bytes, if the connection takes it: half of what a broker takes by default.
     pub max_feed_bytes: usize,
     /// How much is handed over at once.
@@ -104,6 +110,8 @@ impl Default for PublishLimits {
             max_answers: 65_536,
             max_answer_bytes: 16 << 20,
             ticks_behind: 1_024,
+            max_held: 16_384,
+            max_held_bytes: 8 << 20,
             max_feed_bytes: 512 << 10,
             at_once: AtOnce::default(),
         }
@@ -169,8 +177,12 @@ struct Encoded {
     slot: u32,
     /// None when only feeds are published.
     subject: Option<Subject>,
+    /// Whether it goes into the feed.
+    in_feed: bool,
     partition: u8,
     payload: Bytes,
+    /// Of changes: grows from each to the next.
+    number: u64,
 }
 
 impl Encoded {
@@ -191,6 +203,8 @@ struct Place {
     has_turn: bool,
     /// Its changes in [`Owed::changes`], which go before the tick.
     changes: usize,
+    /// Its changes in [`Owed::held`], which go before all others.
+    held: usize,
 }
 
 /// See the module.
@@ -202,7 +216,11 @@ pub struct Owed {
     max_payload: usize,
     changes: VecDeque<Encoded>,
     answers: Answers,
-    /// By the engine's slot. Invariant: those with a turn, changes, or both.
+    /// Changes whose subjects the broker does not take messages for, to be tried again.
+    held: VecDeque<Encoded>,
+    /// Invariant: bytes in `held`.
+    held_bytes: usize,
+    /// By the engine's slot. Invariant: those with a turn or changes, held ones too.
     places: HashMap<u32, Place, FixedState>,
     /// The slots that have a turn for their tick, each once, in the order in which they got it.
     order: VecDeque<u32>,
@@ -212,6 +230,10 @@ pub struct Owed {
     unconfirmed: VecDeque<Encoded>,
     /// How many were ever handed over. The first of `unconfirmed` has the number `handed_over - unconfirmed.len()`.
     handed_over: u64,
+    /// How many changes have left `changes` and not come back.
+    gone: u64,
+    /// How many changes were ever owed.
+    numbered: u64,
     /// Invariant: bytes in `changes` and `unconfirmed`.
     change_bytes: usize,
     /// Where updates are encoded: one allocation serves many.
@@ -237,11 +259,15 @@ impl Owed {
             limits,
             max_payload: DEFAULT_MAX_PAYLOAD,
             changes: VecDeque::new(),
+            held: VecDeque::new(),
+            held_bytes: 0,
             places: HashMap::with_hasher(FixedState::default()),
             order: VecDeque::new(),
             waiting: 0,
             unconfirmed: VecDeque::new(),
             handed_over: 0,
+            gone: 0,
+            numbered: 0,
             change_bytes: 0,
             buffer: BytesMut::new(),
             published: 0,
@@ -294,6 +320,12 @@ impl Owed {
         self.waiting > self.limits.ticks_behind
     }
 
+    /// Whether changes wait for the broker to take messages for their subjects again.
+    #[must_use]
+    pub fn has_held(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// Whether there is nothing to hand over.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -315,7 +347,7 @@ impl Owed {
         if update.is_replaceable() {
             place.tick = Some(encoded);
             self.waiting += 1;
-            if place.changes == 0 && !std::mem::replace(&mut place.has_turn, true) {
+            if place.changes + place.held == 0 && !std::mem::replace(&mut place.has_turn, true) {
                 self.order.push_back(update.slot);
             }
         } else {
@@ -331,7 +363,7 @@ impl Owed {
     /// Where too many wait, a large one is replaced by a short refusal, `UNAVAILABLE`; the last quarter of the room is for
     /// short ones, so that whoever asks for lists takes nobody's answer to a command.
     pub fn reply(&mut self, to: &Subject, payload: Bytes) {
-        let changes_before = self.handed_over + self.changes.len() as u64;
+        let changes_before = self.gone + self.changes.len() as u64;
         self.answers.push(to, payload, changes_before);
     }
 
@@ -347,18 +379,18 @@ impl Owed {
         while messages < at_once.messages && bytes < at_once.bytes {
             let ticks_first = messages < at_once.messages / 2 && bytes < at_once.bytes / 2;
             let tick = if ticks_first { self.next_tick() } else { None };
-            let change_waits = tick.is_none() && !self.changes.is_empty();
-            let has_share = tick.is_none() && self.answers.has_share(self.handed_over);
+            let change_waits = tick.is_none() && self.change_waits();
+            let has_share = tick.is_none() && self.answers.has_share(self.gone);
             let (update, answer) = if tick.is_some() {
                 (tick, None)
             } else if has_share && (answer_is_next || !change_waits) {
-                (None, self.answers.pop_of_share(self.handed_over))
+                (None, self.answers.pop_of_share(self.gone))
             } else if change_waits {
                 (self.next_change(), None)
             } else if let Some(tick) = self.next_tick() {
                 (Some(tick), None)
             } else {
-                (None, self.answers.pop(self.handed_over))
+                (None, self.answers.pop(self.gone))
             };
             messages += 1;
             if let Some((to, payload)) = answer {
@@ -383,10 +415,10 @@ impl Owed {
     }
 
     fn publish_update(&mut self, update: Encoded, batches: &mut Batches, publish: &mut impl FnMut(Publication)) {
-        let Encoded { subject, partition, payload, .. } = update;
+        let Encoded { subject, in_feed, partition, payload, .. } = update;
         self.published += 1;
         let mut fits = true;
-        if self.publish_to.feed() {
+        if in_feed {
             fits &= batches.add(partition, &payload, |payload| publish(feed_message(partition, payload)));
         }
         if let Some(subject) = subject {
@@ -410,9 +442,25 @@ impl Owed {
         }
     }
 
+    /// Whether there is a change to hand over. Those of a stream with held ones go behind these.
+    fn change_waits(&mut self) -> bool {
+        while let Some(next) = self.changes.front() {
+            if self.held.is_empty() || self.places.get(&next.slot).is_none_or(|place| place.held == 0) {
+                return true;
+            }
+            let Some(change) = self.changes.pop_front() else { break };
+            self.gone += 1;
+            self.change_bytes -= change.payload.len();
+            self.change_goes(change.slot);
+            self.hold(change);
+        }
+        false
+    }
+
     /// The next change, which is handed over with that.
     fn next_change(&mut self) -> Option<Encoded> {
         let change = self.changes.pop_front()?;
+        self.gone += 1;
         self.change_goes(change.slot);
         self.unconfirmed.push_back(change.clone());
         self.handed_over += 1;
@@ -424,7 +472,7 @@ impl Owed {
         loop {
             let slot = self.order.pop_front()?;
             let Entry::Occupied(mut place) = self.places.entry(slot) else { continue };
-            if place.get().changes > 0 {
+            if place.get().changes + place.get().held > 0 {
                 // It gets another turn behind the last of them.
                 place.get_mut().has_turn = false;
             } else if let Some(encoded) = place.remove().tick {
@@ -437,9 +485,15 @@ impl Owed {
     /// One of a stream's changes goes; with the last, its tick may.
     fn change_goes(&mut self, slot: u32) {
         let Entry::Occupied(mut entry) = self.places.entry(slot) else { return };
+        entry.get_mut().changes -= 1;
+        self.tick_may_go(slot);
+    }
+
+    /// With the last of its changes gone, a stream's tick gets a turn; what waits for nothing has no place.
+    fn tick_may_go(&mut self, slot: u32) {
+        let Entry::Occupied(mut entry) = self.places.entry(slot) else { return };
         let place = entry.get_mut();
-        place.changes -= 1;
-        if place.changes > 0 || place.has_turn {
+        if place.changes + place.held > 0 || place.has_turn {
             return;
         }
         if place.tick.is_some() {
@@ -479,9 +533,62 @@ impl Owed {
 
     /// The broker has the changes that had been handed over when [`Owed::handed_over`] was `until`.
     pub fn confirm(&mut self, until: u64) {
+        self.confirm_but(until, |_| false);
+    }
+
+    /// As [`Owed::confirm`], but for messages whose subject was `refused`: their changes are held until
+    /// [`Owed::release_held`], and go to that subject alone then.
+    pub fn confirm_but(&mut self, until: u64, refused: impl Fn(&str) -> bool) {
         let first = self.handed_over - self.unconfirmed.len() as u64;
-        for confirmed in self.unconfirmed.drain(..until.saturating_sub(first) as usize) {
-            self.change_bytes -= confirmed.payload.len();
+        for _ in first..until {
+            let Some(mut change) = self.unconfirmed.pop_front() else { return };
+            self.change_bytes -= change.payload.len();
+            change.subject = change.subject.filter(|subject| refused(subject));
+            change.in_feed = change.in_feed && refused(&subject::feed(change.partition));
+            if change.subject.is_some() || change.in_feed {
+                self.hold(change);
+            }
+        }
+    }
+
+    fn hold(&mut self, change: Encoded) {
+        self.held_bytes += change.payload.len();
+        self.places.entry(change.slot).or_default().held += 1;
+        self.held.push_back(change);
+        while self.held.len() > self.limits.max_held || self.held_bytes > self.limits.max_held_bytes {
+            self.give_up_oldest_held();
+        }
+    }
+
+    fn give_up_oldest_held(&mut self) {
+        let Some(oldest) = self.held.pop_front() else { return };
+        counter!("orchestrator_dropped_total", "reason" => "denied").increment(1);
+        self.held_bytes -= oldest.payload.len();
+        if let Some(place) = self.places.get_mut(&oldest.slot) {
+            place.held -= 1;
+        }
+        self.tick_may_go(oldest.slot);
+    }
+
+    /// Gives up what is held: there is no time to wait for permission.
+    pub fn give_up_held(&mut self) {
+        while self.has_held() {
+            self.give_up_oldest_held();
+        }
+    }
+
+    /// What is held is owed again, before everything else: perhaps the broker takes it now.
+    pub fn release_held(&mut self) {
+        let mut held = std::mem::take(&mut self.held);
+        held.make_contiguous().sort_unstable_by_key(|change| change.number);
+        self.held_bytes = 0;
+        while let Some(change) = held.pop_back() {
+            let place = self.places.entry(change.slot).or_default();
+            place.held -= 1;
+            place.changes += 1;
+            self.change_bytes += change.payload.len();
+            self.gone -= 1;
+            self.changes.push_front(change);
         }
     }
 
@@ -493,9 +600,12 @@ impl Owed {
         }
         while let Some(encoded) = self.unconfirmed.pop_back() {
             self.handed_over -= 1;
+            self.gone -= 1;
             self.places.entry(encoded.slot).or_default().changes += 1;
             self.changes.push_front(encoded);
         }
+        // Another connection may have other permissions.
+        self.release_held();
     }
 
     /// Asserts what must hold.
@@ -509,14 +619,19 @@ impl Owed {
         let turns = self.places.values().filter(|place| place.has_turn).count();
         assert_eq!(turns, self.order.len(), "each slot has one turn");
         assert!(self.order.iter().all(|slot| self.places[slot].has_turn), "a turn is a slot's");
-        assert!(self.places.values().all(|place| place.has_turn || place.changes > 0), "a place waits for something");
+        let waits = |place: &Place| place.has_turn || place.changes + place.held > 0;
+        assert!(self.places.values().all(waits), "a place waits for something");
+        let held_bytes: usize = self.held.iter().map(|change| change.payload.len()).sum();
+        assert_eq!(self.held_bytes, held_bytes, "bytes held");
+        let held: usize = self.places.values().map(|place| place.held).sum();
+        assert_eq!(held, self.held.len(), "held changes of all streams");
         let mut changes: HashMap<u32, usize, FixedState> = HashMap::default();
         for change in &self.changes {
             *changes.entry(change.slot).or_default() += 1;
         }
         let counted = self.places.iter().filter(|(_, place)| place.changes > 0);
         assert_eq!(changes, counted.map(|(slot, place)| (*slot, place.changes)).collect(), "changes of each stream");
-        self.answers.check(self.handed_over + self.changes.len() as u64);
+        self.answers.check(self.gone + self.changes.len() as u64);
     }
 
     fn encode(&mut self, update: &StateUpdate, now: Now) -> Encoded {
@@ -530,8 +645,14 @@ impl Owed {
         encode::write_state(&mut self.buffer, update, now);
         let payload = self.buffer.split().freeze();
         let subject = self.publish_to.subjects().then(|| self.subject(&update.stream_id));
-        let encoded = Encoded { slot: update.slot, subject, partition: update.partition, payload };
-        if update.is_replaceable() { encoded } else { encoded.by_itself() }
+        let in_feed = self.publish_to.feed();
+        let number = self.numbered;
+        let encoded = Encoded { slot: update.slot, subject, in_feed, partition: update.partition, payload, number };
+        if update.is_replaceable() {
+            return encoded;
+        }
+        self.numbered += 1;
+        encoded.by_itself()
     }
 
     fn subject(&mut self, stream_id: &str) -> Subject {

@@ -315,3 +315,65 @@ fn no_message_of_a_feed_is_longer_than_the_connection_takes_and_none_is_lost() {
         assert!(messages < 3_000 * 200 / max_payload + 3_000 / 512 + 2 || max_payload < 200, "{messages}");
     }
 }
+
+#[test]
+fn changes_that_the_broker_refuses_are_held_in_order_and_stop_no_other_stream() {
+    let mut owed = Owed::new(PublishTo::Subjects);
+    let refused = |subject: &str| subject == "stream.s0.updates";
+    for sequence in 1..=2 {
+        owed.update(&update(0, sequence, Cause::Command), NOW);
+        owed.update(&update(1, sequence, Cause::Command), NOW);
+    }
+    assert_eq!(sent(&mut owed, 100).len(), 4);
+    // A third is on its way when the broker says no, and a fourth comes.
+    let barrier = owed.handed_over();
+    owed.update(&update(0, 3, Cause::Command), NOW);
+    assert_eq!(sent(&mut owed, 100), [on(0, 3)]);
+    owed.confirm_but(barrier, refused);
+    owed.check();
+    owed.update(&update(0, 4, Cause::Command), NOW);
+    owed.update(&update(0, 5, Cause::Tick), NOW);
+    answer(&mut owed, 7, 10);
+    owed.update(&update(1, 3, Cause::Command), NOW);
+    assert_eq!(sent(&mut owed, 100), [on(1, 3), ("answer.7".to_owned(), 0)], "nothing of the stream overtakes");
+    owed.confirm_but(owed.handed_over(), refused);
+    owed.check();
+    assert!(owed.has_held() && !owed.has_unconfirmed());
+
+    owed.release_held();
+    assert_eq!(sent(&mut owed, 100), [on(0, 1), on(0, 2), on(0, 3), on(0, 4), on(0, 5)]);
+    owed.confirm(owed.handed_over());
+    assert!(owed.is_settled() && !owed.has_held());
+}
+
+#[test]
+fn of_refused_changes_so_many_are_held_and_the_oldest_are_given_up() {
+    let limits = PublishLimits { max_held: 3, ..PublishLimits::default() };
+    let mut owed = Owed::with_limits(PublishTo::Subjects, limits);
+    for sequence in 1..=10 {
+        owed.update(&update(0, sequence, Cause::Command), NOW);
+    }
+    owed.update(&update(0, 11, Cause::Tick), NOW);
+    assert_eq!(sent(&mut owed, 100).len(), 11);
+    owed.confirm_but(owed.handed_over(), |_| true);
+    owed.check();
+    assert!(!owed.is_full() && owed.is_settled(), "the shard goes on, and may end");
+    owed.owe_again();
+    assert_eq!(sent(&mut owed, 100), [on(0, 8), on(0, 9), on(0, 10)]);
+    owed.confirm_but(owed.handed_over(), |_| true);
+    owed.update(&update(0, 12, Cause::Tick), NOW);
+    owed.give_up_held();
+    assert_eq!(sent(&mut owed, 100), [on(0, 12)], "its tick may go");
+}
+
+#[test]
+fn of_two_subjects_only_the_refused_one_is_tried_again() {
+    let mut owed = Owed::new(PublishTo::Both);
+    owed.update(&update(7, 1, Cause::Command), NOW);
+    assert_eq!(sent(&mut owed, 100).len(), 2);
+    owed.confirm_but(owed.handed_over(), |subject| subject.starts_with("orchestrator.feed."));
+    owed.release_held();
+    let mut subjects = Vec::new();
+    owed.hand_over(AtOnce::ALL, DEFAULT_MAX_PAYLOAD, |publication| subjects.push(publication.subject.to_string()));
+    assert_eq!(subjects, ["orchestrator.feed.7"]);
+}

@@ -71,6 +71,8 @@ impl Outlet {
 #[derive(Debug, Default)]
 pub struct Health {
     last_panic: Mutex<Option<(usize, Instant)>>,
+    /// A shard whose thread has ended before it was told to.
+    dead: Mutex<Option<usize>>,
 }
 
 impl Health {
@@ -79,6 +81,12 @@ impl Health {
     pub fn ailing_shard(&self) -> Option<usize> {
         let last = *self.last_panic.lock().unwrap_or_else(PoisonError::into_inner);
         last.filter(|(_, at)| at.elapsed() < UNREADY_AFTER_PANIC).map(|(shard, _)| shard)
+    }
+
+    /// The shard that works no more: its thread has ended, or what publishes for it. Only another process mends that.
+    #[must_use]
+    pub fn dead_shard(&self) -> Option<usize> {
+        *self.dead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note_panic(&self, shard: usize) {
@@ -105,6 +113,28 @@ pub struct Seat {
     pub clock: Clock,
 }
 
+/// Notes when a shard's thread ends before it was told to, however it ends.
+struct Lifetime {
+    shard: usize,
+    health: Arc<Health>,
+    orders: watch::Receiver<Order>,
+}
+
+impl Drop for Lifetime {
+    fn drop(&mut self) {
+        let told = !matches!(*self.orders.borrow(), Order::Work | Order::Close);
+        // A service that is gone tells nobody anything any more.
+        if told || self.orders.has_changed().is_err() {
+            return;
+        }
+        let shard = self.shard;
+        self.health.dead.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(shard);
+        counter!("orchestrator_shards_dead_total").increment(1);
+        // What writes the log may be what panicked.
+        let _ = catch_unwind(|| error!(shard, "shard ended unbidden; the service is not ready until it is restarted"));
+    }
+}
+
 /// Starts a shard's thread. `publish` makes the future that publishes what the outlet holds, on the thread's runtime; it
 /// ends when the outlet is finished and settled.
 ///
@@ -116,7 +146,9 @@ pub fn spawn<F: Future<Output = ()> + 'static>(
     publish: impl FnOnce(Rc<Outlet>) -> F + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let lifetime = Lifetime { shard: seat.number, health: Arc::clone(&seat.health), orders: seat.orders.clone() };
     std::thread::Builder::new().name(format!("shard-{}", seat.number)).spawn(move || {
+        let _lifetime = lifetime;
         let outlet = Rc::new(Outlet {
             owed: RefCell::new(owed),
             filled: Notify::new(),
@@ -125,9 +157,13 @@ pub fn spawn<F: Future<Output = ()> + 'static>(
         });
         let local = LocalSet::new();
         local.block_on(&runtime, async move {
-            let publisher = tokio::task::spawn_local(publish(Rc::clone(&outlet)));
+            let mut publisher = tokio::task::spawn_local(publish(Rc::clone(&outlet)));
             let mut orders = seat.orders.clone();
-            run(seat, &outlet).await;
+            tokio::select! {
+                () = run(seat, &outlet) => {}
+                // It panicked, or its transport was closed. Nothing that the shard does would be known to anybody.
+                _ = &mut publisher => return,
+            }
             outlet.finished.set(true);
             outlet.filled.notify_one();
             tokio::select! {

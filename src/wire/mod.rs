@@ -18,6 +18,7 @@ pub mod decode;
 pub mod encode;
 pub mod feed;
 pub mod json;
+pub mod presence;
 pub mod queries;
 mod reader;
 mod replace;

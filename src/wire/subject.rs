@@ -23,6 +23,21 @@ pub fn updates(stream: StreamId<'_>) -> Subject {
     Subject::from(format!("stream.{stream}.updates"))
 }
 
+/// `Presence` of all instances.
+pub const ALL_PRESENCES: &str = "orchestrator.i.*.presence";
+
+/// `Presence` of one instance.
+#[must_use]
+pub fn presence(instance: &str) -> Subject {
+    Subject::from(format!("orchestrator.i.{instance}.presence"))
+}
+
+/// Whether updates of streams go there, one by one or in feeds.
+#[must_use]
+pub fn carries_updates(subject: &str) -> bool {
+    subject.starts_with("stream.") || subject.starts_with("orchestrator.feed.")
+}
+
 /// `UpdateBatch` of one partition, service → gateways.
 #[must_use]
 pub fn feed(partition: u8) -> Subject {

@@ -29,6 +29,10 @@ use crate::{
 /// client's. One that takes longer is dealt with when it comes.
 const REPORT_TIME: Duration = Duration::from_millis(2);
 
+/// How many bytes the client may hold that it has not written, about. Its own queue is bounded in messages, and full of
+/// the largest it would hold gigabytes, behind which everything newer waits.
+const MAX_UNFLUSHED_BYTES: usize = 1 << 20;
+
 /// See the module.
 pub(super) struct Core {
     pub(super) client: Client,
@@ -100,6 +104,7 @@ impl Core {
         // The client's sink gives room first and takes a message then. Between the two nothing waits, so whoever
         // drops this future takes no message along.
         let mut sink = self.client.clone();
+        let mut unflushed = 0;
         while let Some(Outgoing { subject, payload }) = messages.front() {
             self.check_still_up()?;
             let is_probe = match self.check_message(subject, payload) {
@@ -114,12 +119,26 @@ impl Core {
             let Some(Outgoing { subject, payload }) = messages.pop_front() else { break };
             let probed = is_probe.then(|| subject.clone());
             let message = OutboundMessage { subject: nats_subject(subject), payload, reply: None, headers: None };
+            unflushed += message.payload.len();
             sink.start_send_unpin(message).map_err(refused)?;
             if let Some(subject) = probed {
                 self.probe_sent(&subject);
             }
+            if unflushed >= MAX_UNFLUSHED_BYTES {
+                unflushed = 0;
+                self.flush(generation).await?;
+            }
+        }
+        // The client's queue counts messages, of whatever size: what is large is waited for before more is given to it.
+        if unflushed >= MAX_UNFLUSHED_BYTES / 8 {
+            self.flush(generation).await?;
         }
         Ok(())
+    }
+
+    /// Waits until the client has written what it took.
+    async fn flush(&self, generation: u64) -> Result<(), TransportError> {
+        self.while_connected(generation, async { self.client.flush().await.map_err(|_| TransportError::Closed) }).await
     }
 
     /// Whether all that the client took before is at the server, and what that has refused of it is known.
@@ -214,8 +233,7 @@ impl Core {
 
     /// The orderly end of a connection that is up: all that was taken arrives, subscriptions get what is on its way.
     pub(super) async fn drain(&self, generation: u64) -> Result<(), TransportError> {
-        self.while_connected(generation, async { self.client.flush().await.map_err(|_| TransportError::Closed) })
-            .await?;
+        self.flush(generation).await?;
         if self.check_inbox().is_ok() {
             self.round_trip(generation).await?;
         }

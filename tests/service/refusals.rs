@@ -1,0 +1,104 @@
+//! A broker that refuses what the service needs, and takes the refusal back.
+
+use orchestrator_service::{
+    service::Service,
+    transport::{Operation, memory::MemoryBus},
+    wire::proto::{Cause, Code, Mode},
+};
+
+use crate::{
+    support::messages::*,
+    world::{Caller, World, assert_gapless, eventually, settings, within_limit},
+};
+
+fn says(service: &Service, word: &str) -> bool {
+    service.ready().is_err_and(|reason| reason.contains(word))
+}
+
+async fn start_service(bus: &MemoryBus) -> Service {
+    Service::start(settings(), bus.connect(), vec![bus.connect(), bus.connect()]).await.expect("it starts")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_requests_are_refused_the_service_is_not_ready_and_says_which_subject() {
+    within_limit(async {
+        let bus = MemoryBus::new();
+        bus.deny(Operation::Subscribe, "orchestrator.*");
+        let service = start_service(&bus).await;
+        assert!(says(&service, "orchestrator.*"), "{:?}", service.ready());
+
+        bus.allow(Operation::Subscribe, "orchestrator.*");
+        eventually("it has subscribed by itself", async || service.ready().is_ok()).await;
+        let caller = Caller { transport: bus.connect() };
+        assert_eq!(caller.command(start("show", long_config())).await.code(), Code::Ok);
+
+        // By a reload, behind its back.
+        bus.deny(Operation::Subscribe, "orchestrator.*");
+        eventually("it has noticed", async || says(&service, "orchestrator.*")).await;
+        bus.allow(Operation::Subscribe, "orchestrator.*");
+        eventually("it is ready again", async || service.ready().is_ok()).await;
+        assert_eq!(caller.command(skip("show")).await.code(), Code::Ok);
+        service.drain().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_that_the_broker_refused_arrive_when_it_takes_them_again() {
+    within_limit(async {
+        let bus = MemoryBus::new();
+        let service = start_service(&bus).await;
+        let caller = Caller { transport: bus.connect() };
+        let mut updates = caller.updates("show").await;
+        let mut others = caller.updates("other").await;
+        bus.deny(Operation::Publish, "stream.show.updates");
+        caller.done(start("show", long_config())).await;
+        caller.done(start("other", long_config())).await;
+        caller.subscription(register("show", "viewer")).await;
+        for _ in 0..3 {
+            caller.done(seek("show", 1_000)).await;
+        }
+        eventually("it says so", async || says(&service, "stream.show.updates")).await;
+        caller.done(skip("other")).await;
+        assert_eq!(others.until(|update| update.revision == 2).await.len(), 2, "others go on");
+        assert_eq!(updates.arrived(), []);
+
+        bus.allow(Operation::Publish, "stream.show.updates");
+        let seen = updates.until(|update| update.revision == 5).await;
+        assert_gapless(&seen);
+        let changes = seen.iter().map(|update| update.cause()).filter(|cause| *cause != Cause::Tick).count();
+        assert_eq!((changes, seen[0].mode()), (5, Mode::Idle), "each of them, in order");
+        eventually("it is ready", async || service.ready().is_ok()).await;
+        service.drain().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_does_not_wait_for_permission() {
+    within_limit(async {
+        let bus = MemoryBus::new();
+        let service = start_service(&bus).await;
+        let caller = Caller { transport: bus.connect() };
+        bus.deny(Operation::Publish, "stream.>");
+        caller.done(start("show", long_config())).await;
+        eventually("it says so", async || says(&service, "stream.show.updates")).await;
+        let before = std::time::Instant::now();
+        service.drain().await;
+        assert!(before.elapsed() < std::time::Duration::from_secs(3), "{:?}", before.elapsed());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_reply_subject_is_nobodys_business_but_the_askers() {
+    within_limit(async {
+        let world = World::memory();
+        let World::Memory(bus) = &world else { unreachable!() };
+        bus.deny(Operation::Publish, "private.>");
+        let (service, caller) = world.with_service().await;
+        caller.done(start("show", long_config())).await;
+        assert_eq!(service.ready(), Ok(()));
+    })
+    .await;
+}
