@@ -217,7 +217,7 @@ impl Service {
         if self.transports.iter().any(|transport| !transport.connection().borrow().connected) {
             return Err("the connection to the broker is away".to_owned());
         }
-        if let Some(reason) = self.transports.iter().find_map(|transport| refusal(&*transport.denied().borrow())) {
+        if let Some(reason) = self.transports.iter().find_map(|transport| refusal(&transport.denied().borrow())) {
             return Err(reason);
         }
         if let Some(reason) = &*self.not_subscribed.borrow() {
