@@ -194,22 +194,22 @@ impl Part {
         self.pieces.pop_front()
     }
 
-    /// Notes what came of a piece.
-    ///
-    /// # Errors
-    /// What the whole part came to, if this was its last piece or was refused.
-    pub fn note(&mut self, result: Result<Accepted, Refusal>) -> Result<(), Result<Outcome, Refusal>> {
-        // Refused as a whole, or its stream went away between two pieces, and all that were registered with it.
-        let piece = result.map_err(Err)?;
+    /// Notes what came of a piece. Gives what the whole part came to, if this was its last piece or was refused.
+    pub fn note(&mut self, result: Result<Accepted, Refusal>) -> Option<Result<Outcome, Refusal>> {
+        let piece = match result {
+            Ok(piece) => piece,
+            // Refused as a whole, or its stream went away between two pieces, and all that were registered with it.
+            Err(refusal) => return Some(Err(refusal)),
+        };
         let so_far = match self.so_far.take() {
             Some(before) => before.and(piece),
             None => piece,
         };
         if self.pieces.is_empty() {
-            return Err(Ok(Outcome::Batch(so_far)));
+            return Some(Ok(Outcome::Batch(so_far)));
         }
         self.so_far = Some(so_far);
-        Ok(())
+        None
     }
 
     /// Says what came of it. Whoever finishes the last part gets what came of the request, and answers it.
@@ -285,6 +285,7 @@ mod tests {
         Accepted::Batch(Unplaced { handles: vec![Handle(handle)], ..Unplaced::default() })
     }
 
+    #[allow(clippy::vec_box, reason = "as they are made")]
     fn parts(pieces: &[usize]) -> Vec<Box<Part>> {
         let what = What::Batch { stream_id: "s".into() };
         let work = pieces.iter().map(|count| {
@@ -313,16 +314,16 @@ mod tests {
     fn a_part_ends_with_its_last_piece_or_with_one_that_is_refused() {
         let mut part = parts(&[3]).remove(0);
         assert_eq!(part.bytes(), 15);
-        assert!(part.next_piece().is_some() && part.note(Ok(unplaced(1))).is_ok());
-        assert!(part.next_piece().is_some() && part.note(Ok(unplaced(2))).is_ok());
+        assert!(part.next_piece().is_some() && part.note(Ok(unplaced(1))).is_none());
+        assert!(part.next_piece().is_some() && part.note(Ok(unplaced(2))).is_none());
         assert!(part.next_piece().is_some());
         assert_eq!(part.bytes(), 15, "it weighs what it did");
-        let Err(Ok(Outcome::Batch(Accepted::Batch(all)))) = part.note(Ok(unplaced(3))) else { panic!("it ends") };
+        let Some(Ok(Outcome::Batch(Accepted::Batch(all)))) = part.note(Ok(unplaced(3))) else { panic!("it ends") };
         assert_eq!(all.handles, [Handle(1), Handle(2), Handle(3)]);
 
         let mut part = parts(&[2]).remove(0);
         part.next_piece();
-        assert!(matches!(part.note(Err(LOST)), Err(Err(LOST))));
+        assert!(matches!(part.note(Err(LOST)), Some(Err(LOST))));
     }
 
     #[test]

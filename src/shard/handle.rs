@@ -114,8 +114,8 @@ impl Shard {
         log::membership(&outcome.message, &outcome.result);
         let InHand::Part(mut part) = std::mem::take(&mut self.in_hand) else { return (weight, None) };
         match part.note(outcome.result) {
-            Ok(()) => (weight, Some(Mail::new(Body::Part(part), None))),
-            Err(outcome) => {
+            None => (weight, Some(Mail::new(Body::Part(part), None))),
+            Some(outcome) => {
                 self.finish(now, part, outcome, owed);
                 (weight, None)
             }
