@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, builder::PossibleValue};
 use crate::{
     client::{ClientOptions, UpdatesFrom},
     engine::{Limits, MAX_DURATION_MS, MAX_SLOTS},
-    gateway::GatewayOptions,
+    gateway::{GatewayOptions, TalkLimits},
     http::{AllowList, HostPattern, OriginPattern, ServerOptions},
     service::ServiceSettings,
     shard::{owed::PublishTo, record::Tape, router::MAX_SHARDS},
@@ -232,6 +232,25 @@ pub struct GatewayArgs {
     #[arg(long, env = "ORCH_MAX_BUFFERED_BYTES", default_value_t = ServerOptions::default().max_buffered_bytes as u64,
           value_parser = clap::value_parser!(u64).range(4 << 20..=64 << 30), value_name = "BYTES")]
     pub max_buffered_bytes: u64,
+    /// Largest message taken from a viewer, bytes. What viewers say is ignored.
+    #[arg(long, env = "ORCH_MAX_VIEWER_MESSAGE_BYTES",
+          default_value_t = GatewayOptions::default().max_viewer_message_bytes as u32,
+          value_parser = clap::value_parser!(u32).range(125..=1 << 20), value_name = "BYTES")]
+    pub max_viewer_message_bytes: u32,
+    /// How often a viewer is pinged.
+    #[arg(long, env = "ORCH_PING_INTERVAL", default_value = "10s", value_parser = io_timeout, value_name = "TIME")]
+    pub ping_interval: Duration,
+    /// A viewer that says nothing for so long, not even a pong, is given up; never before twice --ping-interval.
+    #[arg(long, env = "ORCH_VANISHED_AFTER", default_value = "20s", value_parser = io_timeout, value_name = "TIME")]
+    pub vanished_after: Duration,
+    /// Bytes that a viewer may say in a second, on average.
+    #[arg(long, env = "ORCH_VIEWER_BYTES_PER_SECOND", default_value_t = TalkLimits::default().bytes_per_second,
+          value_parser = clap::value_parser!(u32).range(256..=100 << 20), value_name = "BYTES")]
+    pub viewer_bytes_per_second: u32,
+    /// Messages that a viewer may say in a second, on average.
+    #[arg(long, env = "ORCH_VIEWER_MESSAGES_PER_SECOND", default_value_t = TalkLimits::default().messages_per_second,
+          value_parser = clap::value_parser!(u32).range(1..=100_000), value_name = "N")]
+    pub viewer_messages_per_second: u32,
 }
 
 impl GatewayArgs {
@@ -244,7 +263,18 @@ impl GatewayArgs {
             max_buffered_bytes: usize::try_from(self.max_buffered_bytes).unwrap_or(usize::MAX),
             ..http.server()
         };
-        GatewayOptions { http, ..GatewayOptions::default() }
+        GatewayOptions {
+            http,
+            max_viewer_message_bytes: self.max_viewer_message_bytes as usize,
+            ping_interval: self.ping_interval,
+            // A pong has to have time to come.
+            vanished_after: self.vanished_after.max(self.ping_interval * 2),
+            talk: TalkLimits {
+                bytes_per_second: self.viewer_bytes_per_second,
+                messages_per_second: self.viewer_messages_per_second,
+            },
+            ..GatewayOptions::default()
+        }
     }
 
     /// What the gateway's client is made with.

@@ -53,10 +53,11 @@ const HOMES: [(&str, &[&str]); 32] = [
     ("siphasher", &["engine"]),
     ("slab", &["client", "engine", "transport"]),
     ("socket2", &["http"]),
-    ("thiserror", &["client", "engine", "service", "shard", "subject", "timeline", "transport", "wire"]),
+    ("thiserror", &["client", "engine", "gateway", "service", "shard", "subject", "timeline", "transport", "wire"]),
     ("tokio", &["client", "gateway", "http", "service", "shard", "telemetry", "transport"]),
     ("tracing", &["client", "gateway", "http", "service", "shard", "telemetry", "transport"]),
     ("tracing_subscriber", &["telemetry"]),
+    ("tungstenite", &["gateway"]),
     ("uuid", &["client", "engine", "gateway", "service", "transport"]),
     ("wide", &["engine"]),
 ];

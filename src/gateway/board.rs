@@ -1,12 +1,15 @@
 //! The last updates of one stream, as all its sockets read them: each at its own pace, none from a queue of its own.
 //!
 //! A tick or snapshot replaces the one before it, and a change replaces the one that nobody may need any more: the rule is
-//! that of [`StateUpdate::is_replaceable`], and "tick" stands for both here. Changes stay, in order, up to a bound. So a slow socket skips ticks without anybody doing something about it,
-//! and is too slow when a change it has not read yet is pushed out. What a socket costs is the place it has read to.
+//! that of [`StateUpdate::is_replaceable`], and "tick" stands for both here. Changes stay, in order, up to a bound. So a slow
+//! socket skips ticks without anybody doing something about it, and is too slow when a change it has not read yet is pushed
+//! out. What a socket costs is the place it has read to.
+//!
+//! Beside them is whether the state is live, as a message of its own: of these only the last one counts.
 
 use std::collections::VecDeque;
 
-use axum::extract::ws::Utf8Bytes;
+use axum::body::Bytes;
 
 use crate::client::{
     HighWaterMark,
@@ -21,8 +24,8 @@ pub(super) const MAX_CHANGES: usize = 64;
 pub(super) struct Post {
     /// Its epoch and sequence.
     mark: HighWaterMark,
-    /// Its JSON.
-    text: Utf8Bytes,
+    /// As it goes over the line.
+    frame: Bytes,
     /// The stream was removed: nothing follows.
     last: bool,
 }
@@ -37,6 +40,19 @@ pub(super) struct Board {
     /// The latest tick, if it is newer than the latest change.
     tick: Option<Post>,
     tick_count: u64,
+    /// What was last said about whether the state is live, with the state in it, if there is one.
+    notice: Option<(Bytes, Option<HighWaterMark>)>,
+    notice_count: u64,
+    ended: Option<Ended>,
+}
+
+/// Why nothing is put up any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The gateway ends.
+    ShuttingDown,
+    /// Updates cannot be received any more.
+    NoUpdates,
 }
 
 /// How far one socket has read a board.
@@ -44,6 +60,7 @@ pub(super) struct Board {
 pub(super) struct Reader {
     changes: u64,
     ticks: u64,
+    notices: u64,
     mark: HighWaterMark,
     /// Ticks that were replaced before they were read, since this was last looked at.
     pub(super) skipped: u64,
@@ -54,8 +71,8 @@ pub(super) struct Reader {
 pub(super) enum Next {
     /// Send this. With `last`, nothing follows it.
     Send {
-        /// The update as JSON.
-        text: Utf8Bytes,
+        /// One message or two.
+        frame: Bytes,
         /// The stream was removed.
         last: bool,
     },
@@ -63,13 +80,15 @@ pub(super) enum Next {
     Wait,
     /// Give up: a change that was not read is gone.
     TooSlow,
+    /// Nothing more comes.
+    Ended(Ended),
 }
 
 impl Board {
-    /// Puts an update up. An update that does not encode does not exist.
-    pub(super) fn post(&mut self, update: &StateUpdate, text: String) {
+    /// Puts an update up.
+    pub(super) fn post(&mut self, update: &StateUpdate, frame: Bytes) {
         let last = update.mode() == Mode::Unknown;
-        let post = Post { mark: HighWaterMark::of(update), text: text.into(), last };
+        let post = Post { mark: HighWaterMark::of(update), frame, last };
         if update.is_replaceable() {
             self.tick = Some(post);
             self.tick_count += 1;
@@ -83,9 +102,31 @@ impl Board {
         self.change_count += 1;
     }
 
-    /// A reader for whom all that is up now is old.
+    /// What is up need not be true any more, as the message says.
+    pub(super) fn lose(&mut self, frame: Bytes) {
+        self.notice = Some((frame, None));
+        self.notice_count += 1;
+    }
+
+    /// It is true again: the message says so, and what the state is, which all are told.
+    pub(super) fn come_back(&mut self, update: &StateUpdate, frame: Bytes) {
+        if update.mode() == Mode::Unknown {
+            return self.post(update, frame);
+        }
+        self.notice = Some((frame, Some(HighWaterMark::of(update))));
+        self.notice_count += 1;
+    }
+
+    /// Nothing is put up any more.
+    pub(super) fn end(&mut self, ended: Ended) {
+        self.ended = Some(ended);
+    }
+
+    /// A reader for whom all that is up now is old; but that it is not live is news.
     pub(super) fn reader(&self) -> Reader {
-        Reader { changes: self.change_count, ticks: self.tick_count, ..Reader::default() }
+        let is_live = self.notice.as_ref().is_none_or(|(_, state)| state.is_some());
+        let notices = self.notice_count - u64::from(!is_live);
+        Reader { changes: self.change_count, ticks: self.tick_count, notices, ..Reader::default() }
     }
 }
 
@@ -97,6 +138,23 @@ impl Reader {
 
     /// What is next for this reader.
     pub(super) fn next(&mut self, board: &Board) -> Next {
+        match self.next_update(board) {
+            Next::Wait => board.ended.map_or(Next::Wait, Next::Ended),
+            next => next,
+        }
+    }
+
+    fn next_update(&mut self, board: &Board) -> Next {
+        if self.notices < board.notice_count
+            && let Some((frame, state)) = &board.notice
+        {
+            self.notices = board.notice_count;
+            // What is older than that state is not shown behind it.
+            if let Some(mark) = state {
+                self.mark.raise(*mark);
+            }
+            return Next::Send { frame: frame.clone(), last: false };
+        }
         while self.changes < board.change_count {
             let behind = usize::try_from(board.change_count - self.changes).unwrap_or(usize::MAX);
             let Some(index) = board.changes.len().checked_sub(behind) else { return Next::TooSlow };
@@ -104,7 +162,7 @@ impl Reader {
             self.changes += 1;
             self.skip_ticks(*ticks_before);
             if self.mark.raise(post.mark) {
-                return Next::Send { text: post.text.clone(), last: post.last };
+                return Next::Send { frame: post.frame.clone(), last: post.last };
             }
         }
         match &board.tick {
@@ -112,7 +170,7 @@ impl Reader {
                 self.skip_ticks(board.tick_count - 1);
                 self.ticks = board.tick_count;
                 match self.mark.raise(post.mark) {
-                    true => Next::Send { text: post.text.clone(), last: false },
+                    true => Next::Send { frame: post.frame.clone(), last: false },
                     false => Next::Wait,
                 }
             }
@@ -139,11 +197,11 @@ mod tests {
             sequence,
             ..StateUpdate::default()
         };
-        board.post(&update, sequence.to_string());
+        board.post(&update, sequence.to_string().into());
     }
 
     fn send(sequence: u64) -> Next {
-        Next::Send { text: sequence.to_string().into(), last: false }
+        Next::Send { frame: sequence.to_string().into(), last: false }
     }
 
     #[test]
@@ -226,6 +284,52 @@ mod tests {
         let removed = StateUpdate { epoch: 1, sequence: 9, ..StateUpdate::default() };
         board.post(&removed, "9".into());
         post(&mut board, Cause::Tick, 10);
-        assert_eq!(reader.next(&board), Next::Send { text: "9".into(), last: true });
+        assert_eq!(reader.next(&board), Next::Send { frame: "9".into(), last: true });
+    }
+
+    #[test]
+    fn that_a_state_is_not_live_is_told_at_once_and_of_several_only_the_last() {
+        let mut board = Board::default();
+        let mut reader = board.reader();
+        post(&mut board, Cause::Tick, 1);
+        board.lose("away".into());
+        let away = Next::Send { frame: "away".into(), last: false };
+        assert_eq!([reader.next(&board), reader.next(&board), reader.next(&board)], [away, send(1), Next::Wait]);
+        let mut newcomer = board.reader();
+        assert!(matches!(newcomer.next(&board), Next::Send { .. }), "it is told too");
+        let state = StateUpdate { mode: Mode::Running.into(), epoch: 1, sequence: 1, ..StateUpdate::default() };
+        board.come_back(&state, "back 1".into());
+        board.lose("away again".into());
+        board.come_back(&state, "back 2".into());
+        for reader in [&mut reader, &mut newcomer] {
+            let back = Next::Send { frame: "back 2".into(), last: false };
+            assert_eq!(
+                [reader.next(&board), reader.next(&board)],
+                [back, Next::Wait],
+                "though it has the state already"
+            );
+        }
+        assert_eq!(board.reader().next(&board), Next::Wait);
+    }
+
+    #[test]
+    fn what_is_older_than_the_state_that_is_live_again_is_not_shown_behind_it() {
+        let mut board = Board::default();
+        let mut reader = board.reader();
+        post(&mut board, Cause::Command, 5);
+        let state = StateUpdate { mode: Mode::Running.into(), epoch: 1, sequence: 6, ..StateUpdate::default() };
+        board.come_back(&state, "back".into());
+        post(&mut board, Cause::Command, 7);
+        let back = Next::Send { frame: "back".into(), last: false };
+        assert_eq!([reader.next(&board), reader.next(&board), reader.next(&board)], [back, send(7), Next::Wait]);
+    }
+
+    #[test]
+    fn the_end_comes_behind_what_is_up() {
+        let mut board = Board::default();
+        let mut reader = board.reader();
+        post(&mut board, Cause::Command, 1);
+        board.end(Ended::NoUpdates);
+        assert_eq!([reader.next(&board), reader.next(&board)], [send(1), Next::Ended(Ended::NoUpdates)]);
     }
 }

@@ -5,7 +5,7 @@
 
 use axum::{
     Json,
-    http::StatusCode,
+    http::{HeaderName, HeaderValue, StatusCode},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
@@ -18,6 +18,8 @@ pub(super) struct ApiError {
     status: StatusCode,
     code: Code,
     message: String,
+    /// What HTTP wants to be said besides, where it does.
+    headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 #[derive(Serialize)]
@@ -28,7 +30,7 @@ struct Body<'a> {
 
 impl ApiError {
     pub(super) fn new(status: StatusCode, code: Code, message: impl Into<String>) -> Self {
-        Self { status, code, message: message.into() }
+        Self { status, code, message: message.into(), headers: Vec::new() }
     }
 
     /// Something about the request itself: 400.
@@ -39,6 +41,11 @@ impl ApiError {
     /// The same with another status, where HTTP has one of its own.
     pub(super) fn invalid_as(status: StatusCode, message: impl Into<String>) -> Self {
         Self::new(status, Code::InvalidArgument, message)
+    }
+
+    pub(super) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
     }
 
     pub(super) fn message(&self) -> &str {
@@ -60,7 +67,9 @@ impl From<ClientError> for ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = Body { code: self.code.as_str_name(), message: &self.message };
-        (self.status, Json(body)).into_response()
+        let mut response = (self.status, Json(body)).into_response();
+        response.headers_mut().extend(self.headers);
+        response
     }
 }
 

@@ -2,15 +2,21 @@
 
 use std::{sync::Arc, time::Duration};
 
+use axum::body::Bytes;
 use futures_util::future::BoxFuture;
+use serde::Serialize;
 use tokio::{
     sync::{Notify, watch},
-    time::sleep,
+    time::{Instant, sleep, sleep_until},
 };
 
-use super::board::{Board, Next, Reader};
+use super::{
+    board::{Board, Ended, Next, Reader},
+    freshness::Freshness,
+    line::text_frame,
+};
 use crate::client::{
-    Client, ClientError, UpdateStream,
+    Client, ClientError, ServiceState, UpdateStream,
     proto::{Code, Mode, StateUpdate},
     shared::{Holder, Shared},
 };
@@ -19,12 +25,16 @@ use crate::client::{
 const REFRESH_SPREAD_MS: u64 = 500;
 /// How long after a question that got no answer it is asked again, plus the spread.
 const REFRESH_PAUSE: Duration = Duration::from_secs(1);
+/// How long an update that was held up waits for a newer one behind it.
+const LATE_PAUSE: Duration = Duration::from_millis(100);
 
 /// All rooms, by stream.
 #[derive(Debug)]
 pub(super) struct Hub {
     client: Client,
     rooms: Arc<Shared<Arc<str>, Room>>,
+    /// True once the gateway is ending.
+    is_ending: watch::Receiver<bool>,
 }
 
 /// What the sockets of one stream share.
@@ -40,13 +50,12 @@ struct Room {
 #[derive(Debug)]
 pub(super) struct Seat {
     room: Holder<Arc<str>, Room>,
-    board: watch::Receiver<Board>,
     reader: Reader,
 }
 
 impl Hub {
-    pub(super) fn new(client: Client) -> Self {
-        Self { client, rooms: Arc::default() }
+    pub(super) fn new(client: Client, is_ending: watch::Receiver<bool>) -> Self {
+        Self { client, rooms: Arc::default(), is_ending }
     }
 
     /// Takes a seat. When it returns, whatever is published from now on will be on the board.
@@ -55,29 +64,44 @@ impl Hub {
         let make = || Room::new(Arc::clone(&stream_id));
         // Nobody registers before this has succeeded.
         let open = |room: Arc<Room>| {
-            let client = self.client.clone();
+            let (client, is_ending) = (self.client.clone(), self.is_ending.clone());
             async move {
                 let updates = client.updates(&room.stream_id).await?;
-                Ok(async move { room.read(&client, updates).await })
+                Ok(async move {
+                    let mut end = EndOnDrop(&room, Ended::NoUpdates);
+                    end.1 = Reading::new(&room, &client, updates).run(is_ending).await;
+                })
             }
         };
         let room = self.rooms.join(Arc::clone(&stream_id), make, open).await?;
-        let mut board = room.board.subscribe();
-        let reader = board.borrow_and_update().reader();
-        Ok(Seat { room, board, reader })
+        let reader = room.board.borrow().reader();
+        Ok(Seat { room, reader })
+    }
+
+    /// How many rooms there are.
+    pub(super) fn len(&self) -> usize {
+        self.rooms.len()
     }
 }
 
 impl Seat {
+    pub(super) fn stream_id(&self) -> &str {
+        &self.room.stream_id
+    }
+
+    /// What is put up, to read and to wait for.
+    pub(super) fn board(&self) -> watch::Receiver<Board> {
+        self.room.board.subscribe()
+    }
+
     /// The snapshot that this socket has sent: what it contains is not sent again.
     pub(super) fn start_at(&mut self, snapshot: &StateUpdate) {
         self.reader.start_at(snapshot);
     }
 
     /// What to send next.
-    pub(super) fn next(&mut self) -> Next {
-        let board = self.board.borrow_and_update();
-        self.reader.next(&board)
+    pub(super) fn next(&mut self, board: &Board) -> Next {
+        self.reader.next(board)
     }
 
     /// How many ticks were skipped since this was last asked.
@@ -85,15 +109,24 @@ impl Seat {
         std::mem::take(&mut self.reader.skipped)
     }
 
-    /// Resolves when the board has changed since `next`. Cancel safe.
-    pub(super) async fn changed(&mut self) {
-        // The sender lives in the room, and the room in this seat.
-        let _ = self.board.changed().await;
-    }
-
     /// Updates may have been missed: asks for the state, once for all who say so.
     pub(super) fn refresh(&self) {
         self.room.refresh.notify_one();
+    }
+}
+
+impl Room {
+    fn new(stream_id: Arc<str>) -> Self {
+        Self { stream_id, board: watch::Sender::default(), refresh: Notify::new() }
+    }
+}
+
+/// Tells all sockets that nothing more comes, however the task ends.
+struct EndOnDrop<'a>(&'a Room, Ended);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.board.send_modify(|board| board.end(self.1));
     }
 }
 
@@ -107,71 +140,176 @@ async fn answered(asking: &mut Option<Asking<'_>>) -> Result<StateUpdate, Client
     }
 }
 
-impl Room {
-    fn new(stream_id: Arc<str>) -> Self {
-        Self { stream_id, board: watch::Sender::default(), refresh: Notify::new() }
+/// An update that was held up, until when a newer one may take its place.
+struct Held {
+    update: StateUpdate,
+    until: Instant,
+}
+
+async fn held_until(held: &Option<Held>) {
+    match held {
+        Some(held) => sleep_until(held.until).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The task of a room: reads its stream's updates and puts them up.
+struct Reading<'a> {
+    room: &'a Room,
+    client: &'a Client,
+    updates: UpdateStream,
+    freshness: Freshness,
+    held: Option<Held>,
+    asking: Option<Asking<'a>>,
+    /// Why what is up need not be true any more.
+    not_live: Option<String>,
+}
+
+impl<'a> Reading<'a> {
+    fn new(room: &'a Room, client: &'a Client, updates: UpdateStream) -> Self {
+        Self { room, client, updates, freshness: Freshness::default(), held: None, asking: None, not_live: None }
     }
 
-    /// Puts up what comes until the room is given up.
-    async fn read(&self, client: &Client, mut updates: UpdateStream) {
-        let mut connection = client.connection();
+    /// Goes on until there is nothing more to come. (When the last seat is given up, the task is aborted.)
+    async fn run(mut self, mut is_ending: watch::Receiver<bool>) -> Ended {
+        let mut connection = self.client.connection();
         let mut generation = connection.borrow_and_update().generation;
-        let mut watched = true;
-        let mut asking: Option<Asking<'_>> = None;
+        let mut service = self.client.service();
+        service.mark_changed();
         loop {
             tokio::select! {
-                update = updates.next() => {
-                    let Some(update) = update else {
-                        tracing::debug!(stream_id = %self.stream_id, "the subscription ended: the transport is closed");
-                        return;
-                    };
-                    // It is the full state, so there is nothing left to ask.
-                    asking = None;
-                    self.post(&update);
+                biased;
+                _ = is_ending.wait_for(|ending| *ending) => return Ended::ShuttingDown,
+                Ok(()) = service.changed() => {
+                    let state = service.borrow_and_update().clone();
+                    self.look_at_service(&state);
                 }
-                () = self.refresh.notified() => asking = asking.or_else(|| Some(self.ask(client, Duration::ZERO))),
-                changed = connection.changed(), if watched => {
-                    watched = changed.is_ok();
+                Ok(()) = connection.changed() => {
                     let now = *connection.borrow_and_update();
                     if now.connected && now.generation != generation {
                         generation = now.generation;
-                        asking = Some(self.ask(client, Duration::ZERO));
+                        self.ask(Duration::ZERO);
                     }
                 }
-                answer = answered(&mut asking), if asking.is_some() => {
-                    asking = match answer {
-                        Ok(state) => {
-                            if updates.seed(&state) {
-                                self.post(&state);
-                            }
-                            None
-                        }
-                        Err(error) if error.code() == Code::Unavailable => {
-                            Some(self.ask(client, REFRESH_PAUSE))
-                        }
-                        // Not there, or not now: the registrations find out, and say when it is back.
-                        Err(_) => None,
-                    };
+                update = self.updates.next() => match update {
+                    Some(update) => self.receive(update),
+                    None => {
+                        let why = self.updates.end().map(ToString::to_string);
+                        tracing::debug!(stream_id = %self.room.stream_id, why, "the subscription ended");
+                        return Ended::NoUpdates;
+                    }
+                },
+                () = held_until(&self.held) => {
+                    if let Some(Held { update, .. }) = self.held.take() {
+                        self.show(&update);
+                    }
                 }
+                () = self.room.refresh.notified() => {
+                    if self.asking.is_none() {
+                        self.ask(Duration::ZERO);
+                    }
+                }
+                answer = answered(&mut self.asking), if self.asking.is_some() => self.learn(answer),
             }
         }
     }
 
-    fn ask<'a>(&'a self, client: &'a Client, pause: Duration) -> Asking<'a> {
-        let pause = pause + Duration::from_millis(client.random_session() % REFRESH_SPREAD_MS);
-        Box::pin(async move {
-            sleep(pause).await;
-            client.get_state(&self.stream_id).await
-        })
+    fn look_at_service(&mut self, state: &ServiceState) {
+        match (state, state.ready()) {
+            (ServiceState::Unknown, _) => {}
+            (_, Ok(())) if self.not_live.is_some() => self.ask(Duration::ZERO),
+            (_, Err(reason)) if self.not_live.is_none() => self.lose(reason),
+            (_, Ok(()) | Err(_)) => {}
+        }
     }
 
-    fn post(&self, update: &StateUpdate) {
-        match serde_json::to_string(update) {
-            Ok(text) => self.board.send_modify(|board| board.post(update, text)),
-            Err(error) => tracing::debug!(stream_id = %self.stream_id, %error, "an update does not encode"),
+    /// An update as it comes. One that was held up waits for a moment, since behind a stop many come at once, and only the
+    /// newest is worth showing. The last of a stream is never held back.
+    fn receive(&mut self, update: StateUpdate) {
+        let now = Instant::now();
+        let is_late = self.freshness.is_late(update.server_time_ms, now) && update.mode() != Mode::Unknown;
+        if self.held.is_some() {
+            metrics::counter!("gateway_late_updates_skipped_total").increment(1);
         }
+        if is_late {
+            let until = self.held.take().map_or(now + LATE_PAUSE, |held| held.until);
+            self.held = Some(Held { update, until });
+            return;
+        }
+        self.held = None;
+        // It is the full state, so there is nothing left to ask.
+        self.asking = None;
+        self.show(&update);
+    }
+
+    /// What became of a question for the state.
+    fn learn(&mut self, answer: Result<StateUpdate, ClientError>) {
+        self.asking = None;
+        match answer {
+            Ok(state) => {
+                // After an outage viewers are told where the clock is now, also if nothing has changed.
+                if self.updates.seed(&state) || self.not_live.is_some() {
+                    self.show(&state);
+                }
+            }
+            Err(error) if error.code() == Code::Unavailable => self.ask(REFRESH_PAUSE),
+            // The registrations find out when it is back.
+            Err(error) if error.code() == Code::StreamNotFound && self.not_live.is_some() => {
+                self.lose("the service does not know this stream any more".to_owned());
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn ask(&mut self, pause: Duration) {
+        let pause = pause + Duration::from_millis(self.client.random_session() % REFRESH_SPREAD_MS);
+        let (client, room) = (self.client, self.room);
+        self.asking = Some(Box::pin(async move {
+            sleep(pause).await;
+            client.get_state(&room.stream_id).await
+        }));
+    }
+
+    /// Tells that what is up need not be true any more.
+    fn lose(&mut self, reason: String) {
+        if self.not_live.as_ref() == Some(&reason) {
+            return;
+        }
+        tracing::debug!(stream_id = %self.room.stream_id, reason, "the state is not live");
+        if let Some(frame) = encode(&Liveness { live: false, reason: Some(&reason) }) {
+            self.room.board.send_modify(|board| board.lose(frame));
+        }
+        self.not_live = Some(reason);
+    }
+
+    /// Puts an update up, behind the word that it is live where that was not so.
+    fn show(&mut self, update: &StateUpdate) {
+        let Some(frame) = encode(update) else { return };
+        let back = self.not_live.take().and_then(|_| encode(&Liveness { live: true, reason: None }));
+        self.room.board.send_modify(|board| match back {
+            None => board.post(update, frame),
+            Some(back) => board.come_back(update, [back, frame].concat().into()),
+        });
         if update.mode() == Mode::Unknown {
-            tracing::debug!(stream_id = %self.stream_id, "the stream was removed");
+            tracing::debug!(stream_id = %self.room.stream_id, "the stream was removed");
+        }
+    }
+}
+
+/// Whether what viewers see is true: `{"live": false, "reason": "…"}`, and `{"live": true}` before the newest state.
+#[derive(Serialize)]
+struct Liveness<'a> {
+    live: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+}
+
+fn encode(message: &impl Serialize) -> Option<Bytes> {
+    match serde_json::to_string(message) {
+        Ok(text) => Some(text_frame(text)),
+        Err(error) => {
+            tracing::debug!(%error, "a message does not encode");
+            None
         }
     }
 }

@@ -10,7 +10,12 @@
 //! | `bodies` | what a request's body may say |
 //! | `extract` | reading a request so that whatever is wrong with it is answered in JSON |
 //! | `error` | the error's form, and which code is which status |
-//! | `socket` | one viewer's WebSocket from the handshake to the end |
+//! | `handshake` | how a WebSocket is asked for, and the answer |
+//! | `socket` | one viewer's WebSocket from then to the end |
+//! | `line` | its frames, on tungstenite |
+//! | `pace` | how far a viewer may be behind: what is in the kernels' buffers is bounded by its pongs |
+//! | `talk` | how much a viewer may say |
+//! | `freshness` | which updates were held up on their way |
 //! | `hub` | one subscription to a stream's updates for all its sockets |
 //! | `board` | the last updates of a stream, and how far a socket has read |
 //!
@@ -22,6 +27,7 @@ use axum::Router;
 use tokio::{net::TcpListener, sync::watch};
 
 use self::hub::Hub;
+pub use self::talk::TalkLimits;
 use crate::{
     client::{Client, proto::OrchestratorConfig},
     http::{self, ServerOptions},
@@ -31,9 +37,14 @@ mod board;
 mod bodies;
 mod error;
 mod extract;
+mod freshness;
+mod handshake;
 mod hub;
+mod line;
+mod pace;
 mod routes;
 mod socket;
+mod talk;
 
 /// How the gateway treats connections. The defaults fit viewers on the open internet.
 #[derive(Debug, Clone)]
@@ -44,6 +55,8 @@ pub struct GatewayOptions {
     pub max_body_bytes: usize,
     /// The largest message taken from a viewer, bytes. What it says is ignored anyway.
     pub max_viewer_message_bytes: usize,
+    /// How much a viewer may say.
+    pub talk: TalkLimits,
     /// How often a viewer is pinged.
     pub ping_interval: Duration,
     /// A viewer that says nothing for so long, not even a pong, is gone.
@@ -59,7 +72,8 @@ impl Default for GatewayOptions {
         Self {
             http: ServerOptions::default(),
             max_body_bytes: 1 << 20,
-            max_viewer_message_bytes: 64 << 10,
+            max_viewer_message_bytes: 4 << 10,
+            talk: TalkLimits::default(),
             ping_interval: Duration::from_secs(10),
             vanished_after: Duration::from_secs(20),
             write_timeout: Duration::from_secs(5),
@@ -83,15 +97,8 @@ struct App {
     client: Client,
     hub: Hub,
     options: GatewayOptions,
-    /// True once the gateway is ending: sockets say goodbye.
+    /// True once the gateway is ending: then the hub closes all sockets.
     is_ending: watch::Sender<bool>,
-}
-
-impl App {
-    /// Resolves when the gateway is ending.
-    async fn ending(&self) {
-        let _ = self.is_ending.subscribe().wait_for(|ending| *ending).await;
-    }
 }
 
 /// The gateway: routes over a client of the service.
@@ -104,8 +111,15 @@ impl Gateway {
     /// A gateway that calls the service through `client`.
     #[must_use]
     pub fn new(client: Client, options: GatewayOptions) -> Self {
-        let hub = Hub::new(client.clone());
-        Self { app: Arc::new(App { client, hub, options, is_ending: watch::Sender::new(false) }) }
+        let is_ending = watch::Sender::new(false);
+        let hub = Hub::new(client.clone(), is_ending.subscribe());
+        Self { app: Arc::new(App { client, hub, options, is_ending }) }
+    }
+
+    /// How many streams are watched here: for each, there is one subscription.
+    #[must_use]
+    pub fn watched_streams(&self) -> usize {
+        self.app.hub.len()
     }
 
     /// The routes, to serve them as part of something else. They take the viewer's address from

@@ -29,6 +29,9 @@ const PAGE: &str = include_str!("page.html");
 const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
     connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+/// Under which the ids of streams are made that a request with an id of its own creates without naming them.
+const CREATED_BY_REQUEST: uuid::Uuid = uuid::uuid!("6b0f6d0e-3f0a-4b8c-9d53-2f9f6f1c7a41");
+
 /// Streams on one page of `GET /streams`, at most; the service's own limit.
 const MAX_PAGE: u32 = 1_000;
 
@@ -82,7 +85,11 @@ async fn create(
     Asked(conditions): Asked<Conditions>,
     JsonBody(mut body): JsonBody<StreamBody>,
 ) -> Answer<Response> {
-    let stream_id = body.stream_id.take().unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+    let stream_id = body.stream_id.take().unwrap_or_else(|| match &conditions.request_id {
+        // A repeat has to come to the same stream: it is there that the first request is remembered.
+        Some(request_id) => uuid::Uuid::new_v5(&CREATED_BY_REQUEST, request_id.as_bytes()).to_string(),
+        None => uuid::Uuid::new_v4().to_string(),
+    });
     app.tell(&stream_id, Command::Start(Some(body.into_config())), conditions).await?;
     // An id that was accepted consists of characters that need no escaping in a path.
     let location = [(header::LOCATION, format!("/streams/{stream_id}"))];

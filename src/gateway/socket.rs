@@ -3,42 +3,39 @@
 //! The order is what makes the first message the current state and none after it missing: take a seat (subscribe),
 //! register, send the snapshot that the registration brought, then what the board has above it.
 
-use std::{sync::Arc, time::Duration};
-
-use axum::{
-    body::Bytes,
-    extract::{
-        State,
-        ws::{
-            CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code,
-            rejection::WebSocketUpgradeRejection,
-        },
-    },
-    http::Extensions,
-    response::Response,
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
 };
-use futures_util::SinkExt as _;
+
+use axum::{body::Bytes, extract::State, http::Extensions, response::Response};
 use serde::Deserialize;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, Sleep, sleep_until, timeout},
+};
 
 use super::{
     App,
-    board::Next,
+    board::{Ended, Next},
     error::ApiError,
     extract::{Asked, Params, peer},
+    handshake::Handshake,
     hub::Seat,
+    line::{Fault, Heard, Line, ping_frame, text_frame},
+    pace::Pace,
+    talk::Allowance,
 };
 use crate::{
     client::{Registration, Standing, proto::Code},
-    http::ConnectionGuard,
+    http::{ConnectionGuard, patience},
 };
 
 /// How long the closing handshake may take. The viewer is unregistered before it begins.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// What a socket reads at once; the default of 128 KiB is a lot for pongs.
-const READ_BUFFER: usize = 4 << 10;
-/// What a socket collects before it writes. Every message is flushed, so this is only ever one message.
-const WRITE_BUFFER: usize = 0;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -50,32 +47,32 @@ pub(super) struct Viewer {
 /// `GET /streams/{stream_id}/ws`: registers the viewer, then upgrades. A refusal is an ordinary answer.
 pub(super) async fn open(
     State(app): State<Arc<App>>,
+    handshake: Handshake,
     Params(stream_id): Params<String>,
     Asked(viewer): Asked<Viewer>,
     extensions: Extensions,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    let upgrade = upgrade.map_err(|rejection| ApiError::invalid_as(rejection.status(), rejection.body_text()))?;
     let client_id = viewer.client_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     let session = viewer.session.unwrap_or_else(|| app.client.random_session());
-
     let seat = app.hub.join(&stream_id).await?;
     let registration = app.client.register(&stream_id, &client_id, peer(&extensions), session).await?;
     // The connection has its place for as long as the socket lives.
     let guard = extensions.get::<Arc<ConnectionGuard>>().cloned();
-    let max_bytes = app.options.max_viewer_message_bytes;
-    let upgrade = upgrade
-        .max_message_size(max_bytes)
-        .max_frame_size(max_bytes)
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(WRITE_BUFFER);
-    Ok(upgrade.on_upgrade(move |socket| async move {
-        tracing::debug!(stream_id, client_id, session, "socket opened");
-        let end =
-            Connection { app, socket, seat, lost_since: None, last_heard: Instant::now() }.run(registration).await;
-        tracing::debug!(stream_id, client_id, session, reason = end.reason(), "socket closed");
+    let (accept_key, upgrade) = handshake.into_parts();
+    tokio::spawn(async move {
+        // Whoever is gone by now leaves with the registration and the seat.
+        let (stream, read) = match upgrade.upgraded().await {
+            Ok(upgraded) => upgraded,
+            Err(error) => return tracing::debug!(%error, "a connection broke before it was a socket"),
+        };
+        let options = &app.options;
+        let line = Line::new(stream, &read, options.max_viewer_message_bytes, Allowance::new(options.talk));
+        drop(read);
+        // Boxed: what there is only at the beginning needs no room for as long as the socket lives.
+        Box::pin(Socket::new(app, line, seat).run(registration)).await;
         drop(guard);
-    }))
+    });
+    Ok(Handshake::accept(accept_key))
 }
 
 /// Why a socket ended.
@@ -87,13 +84,19 @@ enum End {
     Removed,
     /// The gateway ends.
     ShuttingDown,
+    /// The stream's updates cannot be received any more.
+    UpdatesEnded,
     /// The service does not know the stream, for too long.
     Lost,
     /// More changes waited than are kept, or one message took too long.
     TooSlow,
     /// Nothing was heard, not even a pong.
     Vanished,
-    /// The connection broke, or the viewer broke the protocol or its limits.
+    /// The viewer says more than it may.
+    TooMuch,
+    /// The viewer broke the protocol or its limits; the close code that says how.
+    Protocol(u16),
+    /// The connection broke.
     Failed,
 }
 
@@ -103,124 +106,220 @@ impl End {
             Self::Closed => "closed",
             Self::Removed => "removed",
             Self::ShuttingDown => "shutting_down",
+            Self::UpdatesEnded => "updates_ended",
             Self::Lost => "lost",
             Self::TooSlow => "too_slow",
             Self::Vanished => "vanished",
+            Self::TooMuch => "too_much",
+            Self::Protocol(_) => "protocol",
             Self::Failed => "failed",
         }
     }
 
-    /// What to tell the viewer, if it can still be told.
+    /// What to tell the viewer, where it is for the gateway to speak. The codes are those of RFC 6455, section 7.4.1, and
+    /// of its registry.
     fn farewell(self) -> Option<(u16, &'static str)> {
         match self {
-            Self::Removed => Some((close_code::NORMAL, "the stream was removed")),
-            Self::Lost => Some((close_code::NORMAL, "the stream is gone")),
-            Self::ShuttingDown => Some((close_code::AWAY, "the gateway is shutting down")),
-            Self::TooSlow => Some((close_code::POLICY, "too slow")),
-            Self::Closed | Self::Vanished | Self::Failed => None,
+            Self::Removed => Some((1000, "the stream was removed")),
+            Self::Lost => Some((1000, "the stream is gone")),
+            Self::ShuttingDown => Some((1001, "the gateway is shutting down")),
+            Self::UpdatesEnded => Some((1013, "the stream's updates are not received any more")),
+            Self::TooSlow => Some((1008, "too slow")),
+            Self::Vanished => Some((1008, "no ping was answered")),
+            Self::TooMuch => Some((1008, "too much was said")),
+            Self::Protocol(1007) => Some((1007, "a text message has to be UTF-8")),
+            Self::Protocol(1009) => Some((1009, "the message is too large")),
+            Self::Protocol(code) => Some((code, "the protocol was broken")),
+            Self::Closed | Self::Failed => None,
         }
     }
 
     /// True when it was the gateway that gave the viewer up.
     fn is_drop(self) -> bool {
-        matches!(self, Self::Lost | Self::TooSlow | Self::Vanished | Self::Failed)
+        !matches!(self, Self::Closed | Self::Removed | Self::ShuttingDown)
+    }
+}
+
+impl From<Fault> for End {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Broken => Self::Failed,
+            Fault::Protocol(code) => Self::Protocol(code),
+            Fault::TooMuch => Self::TooMuch,
+        }
     }
 }
 
 /// A socket at work.
-struct Connection {
+struct Socket {
     app: Arc<App>,
-    socket: WebSocket,
+    line: Line,
     seat: Seat,
+    pace: Pace,
     last_heard: Instant,
+    /// When the viewer is pinged next, if nothing asks it before.
+    next_ping: Instant,
+    /// Until when the message that is being written has to be accepted.
+    write_due: Option<Instant>,
     /// Since when the service has not known the stream.
     lost_since: Option<Instant>,
+    /// The board may have something that this socket has not looked at.
+    is_unread: bool,
 }
 
-impl Connection {
-    async fn run(mut self, registration: Registration) -> End {
+/// What a socket waits for.
+enum Event {
+    Heard(Heard),
+    /// All that was sent is written.
+    Sent,
+    /// There is something new on the board.
+    Changed,
+    Due,
+    Standing(watch::Receiver<Standing>),
+}
+
+impl Socket {
+    fn new(app: Arc<App>, line: Line, seat: Seat) -> Self {
+        let now = Instant::now();
+        let next_ping = now + app.options.ping_interval;
+        let pace = Pace::new(now);
+        Self { app, line, seat, pace, last_heard: now, next_ping, write_due: None, lost_since: None, is_unread: true }
+    }
+
+    async fn run(mut self, registration: Registration) {
         let _open = Open::count();
-        let end = self.attend(&registration).await;
-        // Unregistered before the goodbye: it may take a while, and the viewer is gone for the service already.
+        let (client_id, session) = (registration.client_id(), registration.session());
+        tracing::debug!(stream_id = self.seat.stream_id(), client_id, session, "socket opened");
+        let Err(end) = self.attend(&registration).await;
+        let reason = end.reason();
+        tracing::debug!(stream_id = self.seat.stream_id(), client_id, session, reason, "socket closed");
+        // Unregistered before it is closed: that may take a while, and the viewer is gone for the service already.
         drop(registration);
         if end.is_drop() {
-            metrics::counter!("gateway_sockets_dropped_total", "reason" => end.reason()).increment(1);
+            metrics::counter!("gateway_sockets_dropped_total", "reason" => reason).increment(1);
         }
-        match end.farewell() {
-            Some((code, reason)) => _ = timeout(CLOSE_TIMEOUT, self.say_goodbye(code, reason)).await,
-            None if end == End::Closed => _ = timeout(CLOSE_TIMEOUT, self.return_goodbye()).await,
-            None => {}
-        }
-        end
-    }
-
-    async fn attend(&mut self, registration: &Registration) -> End {
-        match self.begin(registration).await {
-            Ok(()) => match self.serve(registration).await {
-                Ok(never) => match never {},
-                Err(end) => end,
-            },
-            Err(end) => end,
+        let is_fault = matches!(end, End::TooMuch | End::Protocol(_));
+        if end != End::Failed {
+            _ = timeout(CLOSE_TIMEOUT, self.line.close(end.farewell(), is_fault)).await;
         }
     }
 
-    async fn begin(&mut self, registration: &Registration) -> Result<(), End> {
+    async fn attend(&mut self, registration: &Registration) -> Result<std::convert::Infallible, End> {
         let snapshot = registration.state();
         self.seat.start_at(snapshot);
         let text = serde_json::to_string(snapshot).map_err(|_| End::Failed)?;
-        self.write(Message::Text(text.into())).await
+        self.send(text_frame(text)).await?;
+        self.serve(registration).await
     }
 
-    /// Reads, pings and writes, one at a time. Reading comes first: a viewer that says it is gone is not written to.
+    /// Reads, pings and writes. Reading comes first: a viewer that says it is gone is not written to.
     async fn serve(&mut self, registration: &Registration) -> Result<std::convert::Infallible, End> {
-        let interval = self.app.options.ping_interval;
-        let mut pings = interval_at(Instant::now() + interval, interval);
-        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let app = Arc::clone(&self.app);
-        let ending = app.ending();
-        tokio::pin!(ending);
-        let mut standing = registration.watch();
-        let mut unread = true;
+        let mut board = self.seat.board();
+        let mut standing = pin!(next_standing(registration.watch()));
+        let mut timer = pin!(sleep_until(self.next_ping));
         loop {
-            tokio::select! {
-                biased;
-                () = &mut ending => return Err(End::ShuttingDown),
-                message = self.socket.recv() => self.hear(message)?,
-                _ = pings.tick() => self.ping().await?,
-                changed = standing.changed() => {
-                    changed.map_err(|_| End::ShuttingDown)?;
-                    let now = *standing.borrow_and_update();
+            let now = Instant::now();
+            let hold = self.pace.hold(now);
+            if self.is_unread && hold.is_none() && self.line.is_clear() {
+                self.write_next(&mut board).await?;
+                continue;
+            }
+            self.set_timer(timer.as_mut(), hold);
+            let event = {
+                let mut changed = pin!(board.changed());
+                poll_fn(|context| self.poll_event(context, changed.as_mut(), timer.as_mut(), standing.as_mut())).await?
+            };
+            match event {
+                Event::Heard(heard) => self.hear(heard)?,
+                Event::Sent => self.write_due = None,
+                Event::Changed => self.is_unread = true,
+                Event::Due => self.look_at_time().await?,
+                Event::Standing(mut receiver) => {
+                    let now = *receiver.borrow_and_update();
                     self.look_at(now)?;
+                    standing.set(next_standing(receiver));
                 }
-                () = self.seat.changed(), if !unread => unread = true,
-                () = std::future::ready(()), if unread => unread = self.write_next().await?,
             }
         }
     }
 
-    fn hear(&mut self, message: Option<Result<Message, axum::Error>>) -> Result<(), End> {
-        match message {
-            Some(Ok(Message::Close(_))) | None => Err(End::Closed),
-            Some(Ok(_)) => {
-                self.last_heard = Instant::now();
-                Ok(())
-            }
-            Some(Err(error)) => {
-                tracing::debug!(%error, "reading from a socket failed");
-                Err(End::Failed)
-            }
+    fn poll_event(
+        &mut self,
+        context: &mut Context<'_>,
+        changed: Pin<&mut impl Future<Output = Result<(), watch::error::RecvError>>>,
+        timer: Pin<&mut Sleep>,
+        standing: Pin<&mut impl Future<Output = watch::Receiver<Standing>>>,
+    ) -> Poll<Result<Event, End>> {
+        if let Poll::Ready(heard) = self.line.poll_heard(context) {
+            return Poll::Ready(heard.map(Event::Heard).map_err(End::from));
+        }
+        if let Poll::Ready(sent) = self.line.poll_sent(context)
+            && self.write_due.is_some()
+        {
+            return Poll::Ready(sent.map(|()| Event::Sent).map_err(End::from));
+        }
+        // What is not looked at for now says nothing new.
+        if !self.is_unread
+            && let Poll::Ready(changed) = changed.poll(context)
+        {
+            return Poll::Ready(changed.map(|()| Event::Changed).map_err(|_| End::UpdatesEnded));
+        }
+        if timer.poll(context).is_ready() {
+            return Poll::Ready(Ok(Event::Due));
+        }
+        standing.poll(context).map(|receiver| Ok(Event::Standing(receiver)))
+    }
+
+    /// Sets the timer, unless it fires before anyway: most times it does.
+    fn set_timer(&self, timer: Pin<&mut Sleep>, hold: Option<Instant>) {
+        let due = [Some(self.next_ping), self.write_due, hold].into_iter().flatten().min().unwrap_or(self.next_ping);
+        if timer.is_elapsed() || due < timer.deadline() {
+            timer.reset(due);
         }
     }
 
-    async fn ping(&mut self) -> Result<(), End> {
+    fn hear(&mut self, heard: Heard) -> Result<(), End> {
+        let now = Instant::now();
+        self.last_heard = now;
+        match heard {
+            Heard::Pong(payload) if self.pace.answered(&payload, now) => self.line.forgive_answer(),
+            Heard::Pong(_) | Heard::Anything => {}
+            Heard::Close => return Err(End::Closed),
+        }
+        Ok(())
+    }
+
+    /// What is due by now. What is due for long is so because this process stood still: nobody is to blame, and what the
+    /// viewer said meanwhile is still to be read.
+    async fn look_at_time(&mut self) -> Result<(), End> {
+        let now = Instant::now();
         let options = &self.app.options;
-        if self.last_heard.elapsed() >= options.vanished_after {
+        if let Some(due) = self.write_due.filter(|due| *due <= now) {
+            if !patience::is_late(due) {
+                return Err(End::TooSlow);
+            }
+            self.write_due = Some(now + options.write_timeout);
+        }
+        if self.next_ping > now {
+            return Ok(());
+        }
+        if patience::is_late(self.next_ping) {
+            self.last_heard = now;
+            self.lost_since = self.lost_since.map(|_| now);
+        }
+        self.next_ping = now + options.ping_interval;
+        if now - self.last_heard >= options.vanished_after {
             return Err(End::Vanished);
         }
-        if self.lost_since.is_some_and(|since| since.elapsed() >= options.lost_after) {
+        if self.lost_since.is_some_and(|since| now - since >= options.lost_after) {
             return Err(End::Lost);
         }
-        self.write(Message::Ping(Bytes::new())).await
+        if self.line.is_clear()
+            && let Some(ping) = self.pace.ping(now)
+        {
+            self.send(ping_frame(ping)).await?;
+        }
+        Ok(())
     }
 
     fn look_at(&mut self, standing: Standing) -> Result<(), End> {
@@ -239,45 +338,48 @@ impl Connection {
         Ok(())
     }
 
-    /// Writes the next update, if there is one; says whether to look again.
-    async fn write_next(&mut self) -> Result<bool, End> {
-        let next = self.seat.next();
+    /// Writes the next update, if there is one.
+    async fn write_next(&mut self, board: &mut watch::Receiver<super::board::Board>) -> Result<(), End> {
+        let next = self.seat.next(&board.borrow_and_update());
         let skipped = self.seat.take_skipped();
         if skipped > 0 {
             metrics::counter!("gateway_ticks_skipped_total").increment(skipped);
         }
         match next {
-            Next::Send { text, last } => {
-                self.write(Message::Text(text)).await?;
-                if last { Err(End::Removed) } else { Ok(true) }
+            Next::Send { frame, last } => {
+                let ping = self.pace.sent(frame.len(), Instant::now());
+                let frame = match ping {
+                    None => frame,
+                    Some(ping) => [frame, ping_frame(ping)].concat().into(),
+                };
+                self.send(frame).await?;
+                if last {
+                    return Err(End::Removed);
+                }
             }
-            Next::Wait => Ok(false),
-            Next::TooSlow => Err(End::TooSlow),
+            Next::Wait => self.is_unread = false,
+            Next::TooSlow => return Err(End::TooSlow),
+            Next::Ended(Ended::ShuttingDown) => return Err(End::ShuttingDown),
+            Next::Ended(Ended::NoUpdates) => return Err(End::UpdatesEnded),
         }
+        Ok(())
     }
 
-    async fn write(&mut self, message: Message) -> Result<(), End> {
-        match timeout(self.app.options.write_timeout, self.socket.send(message)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(End::Failed),
-            Err(_) => Err(End::TooSlow),
+    /// Sends a frame. If the line does not take all of it now, it has until the write timeout.
+    async fn send(&mut self, frame: Bytes) -> Result<(), End> {
+        let mut frame = Some(frame);
+        poll_fn(|context| Poll::Ready(self.line.send(frame.take().unwrap_or_default(), context))).await?;
+        if !self.line.is_clear() {
+            self.write_due = Some(Instant::now() + self.app.options.write_timeout);
         }
+        Ok(())
     }
+}
 
-    /// Sends the close frame and waits for the viewer's own, so that it is not lost in a reset.
-    async fn say_goodbye(&mut self, code: u16, reason: &'static str) {
-        let frame = CloseFrame { code, reason: Utf8Bytes::from_static(reason) };
-        if self.socket.send(Message::Close(Some(frame))).await.is_ok() {
-            while let Some(Ok(_)) = self.socket.recv().await {}
-        }
-    }
-
-    /// Sends the answer to the viewer's own close frame. It was made when that was read, but only waits to be written:
-    /// without this the viewer would see the line break.
-    async fn return_goodbye(&mut self) {
-        // An error means that the line is gone already.
-        let _ = self.socket.flush().await;
-    }
+/// Resolves when the standing has changed. An end without one is the client's.
+async fn next_standing(mut receiver: watch::Receiver<Standing>) -> watch::Receiver<Standing> {
+    let _ = receiver.changed().await;
+    receiver
 }
 
 /// Counts an open socket for as long as it lives.

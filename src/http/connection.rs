@@ -140,7 +140,7 @@ impl Activity {
     fn begin(self: &Arc<Self>) -> UnderWay {
         self.guard.work();
         *self.phase() = Phase::Busy;
-        UnderWay(Arc::clone(self))
+        UnderWay { activity: Arc::clone(self), is_upgrade: false }
     }
 
     /// Resolves when the peer has had its time for the next request.
@@ -183,12 +183,24 @@ impl Activity {
 
 /// A request under way, until its answer is handed over to be written: the peer's time to read it is limited elsewhere.
 #[derive(Debug)]
-pub(super) struct UnderWay(Arc<Activity>);
+pub(super) struct UnderWay {
+    activity: Arc<Activity>,
+    is_upgrade: bool,
+}
+
+impl UnderWay {
+    /// The connection is not one for requests any more: it never waits for one again, and has its place until it ends.
+    pub(super) fn becomes_another(&mut self) {
+        self.is_upgrade = true;
+    }
+}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        *self.0.phase() = Phase::Idle { until: Instant::now() + self.0.idle_timeout };
-        self.0.guard.wait();
+        if !self.is_upgrade {
+            *self.activity.phase() = Phase::Idle { until: Instant::now() + self.activity.idle_timeout };
+            self.activity.guard.wait();
+        }
     }
 }
 

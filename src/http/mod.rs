@@ -25,7 +25,7 @@ pub use self::{
     authority::{HostPattern, OriginPattern},
     guard::AllowList,
     refusal::Refusal,
-    stream::MeteredStream,
+    upgrade::{Upgrade, UpgradedStream},
 };
 
 mod admission;
@@ -38,6 +38,7 @@ mod refusal;
 mod response;
 mod server;
 mod stream;
+mod upgrade;
 
 /// How a server treats connections. The defaults fit viewers on the open internet.
 #[derive(Debug, Clone)]

@@ -29,7 +29,7 @@ pub(super) fn prepare(
     response: Response,
     connection: &Arc<ConnectionGuard>,
     admitted: &Admitted,
-    under_way: UnderWay,
+    mut under_way: UnderWay,
 ) -> Response<TrackedBody> {
     let size = response.body().size_hint().exact().filter(|size| *size > SMALL_BYTES);
     let size = size.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
@@ -41,6 +41,9 @@ pub(super) fn prepare(
             (Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message).into_response(), None)
         }
     };
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        under_way.becomes_another();
+    }
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if let Some(origin) = &admitted.cross_origin {

@@ -24,7 +24,7 @@ const MIN_PROGRESS: usize = 64 << 10;
 ///
 /// Who upgrades it to something else takes the [`TcpStream`] out, with time limits of its own.
 #[derive(Debug)]
-pub struct MeteredStream {
+pub(super) struct MeteredStream {
     stream: TcpStream,
     activity: Arc<Activity>,
     write_timeout: Duration,
@@ -46,8 +46,7 @@ impl MeteredStream {
     }
 
     /// The connection itself.
-    #[must_use]
-    pub fn into_inner(self) -> TcpStream {
+    pub(super) fn into_inner(self) -> TcpStream {
         self.stream
     }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures_util::StreamExt as _;
-use orchestrator_service::wire::proto::StateUpdate;
+use orchestrator_service::wire::proto::{OrchestratorConfig, StateUpdate};
 use tokio::task::JoinHandle;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -16,13 +16,17 @@ use crate::{
     support::messages::{LONG_MS, config, long_config, start},
     support::nats_server::NatsServer,
     support::program::Program,
-    support::waiting::eventually,
+    support::waiting::{eventually, wall_ms},
 };
 
 /// Somebody with a WebSocket, who reads all the time.
 #[derive(Debug)]
 pub(crate) struct Viewer {
     seen: Arc<Mutex<Vec<StateUpdate>>>,
+    /// When it was told whether what it sees is live.
+    liveness: Arc<Mutex<Vec<(Instant, bool)>>>,
+    /// When each update was read, ms since 1970.
+    read_at: Arc<Mutex<Vec<u64>>>,
     reading: JoinHandle<()>,
 }
 
@@ -32,16 +36,34 @@ impl Viewer {
         let url = format!("ws://{}/streams/{stream_id}/ws", gateway.web().await);
         let (mut socket, _) = tokio_tungstenite::connect_async(url).await.expect("a socket");
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let into = Arc::clone(&seen);
+        let liveness: Arc<Mutex<Vec<(Instant, bool)>>> = Arc::default();
+        let read_at: Arc<Mutex<Vec<u64>>> = Arc::default();
+        let (into, words, times) = (Arc::clone(&seen), Arc::clone(&liveness), Arc::clone(&read_at));
         let reading = tokio::spawn(async move {
+            let mut is_back = false;
             while let Some(Ok(message)) = socket.next().await {
-                if let Message::Text(text) = message {
-                    let update = serde_json::from_str(&text).expect("an update");
-                    into.lock().expect("viewers only push").push(update);
+                let Message::Text(text) = message else { continue };
+                let message: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+                match message["live"].as_bool() {
+                    Some(live) => {
+                        words.lock().expect("viewers only push").push((Instant::now(), live));
+                        is_back = live;
+                    }
+                    None => {
+                        let update: StateUpdate = serde_json::from_value(message).expect("an update");
+                        // What was seen is told again when it is live again, since it may not have changed.
+                        let last =
+                            into.lock().expect("viewers only push").last().map(|last: &StateUpdate| last.sequence);
+                        if std::mem::take(&mut is_back) && last == Some(update.sequence) {
+                            continue;
+                        }
+                        into.lock().expect("viewers only push").push(update);
+                        times.lock().expect("viewers only push").push(wall_ms());
+                    }
                 }
             }
         });
-        let viewer = Self { seen, reading };
+        let viewer = Self { seen, liveness, read_at, reading };
         eventually("a viewer sees the state", async || viewer.seen().last().is_some()).await;
         viewer
     }
@@ -52,6 +74,16 @@ impl Viewer {
 
     pub(crate) fn latest(&self) -> StateUpdate {
         self.seen.lock().expect("viewers only push").last().cloned().expect("a viewer has seen something")
+    }
+
+    fn liveness(&self) -> Vec<(Instant, bool)> {
+        self.liveness.lock().expect("viewers only push").clone()
+    }
+
+    /// How old each update was when it was read, ms.
+    fn ages_ms(&self) -> Vec<u64> {
+        let read_at = self.read_at.lock().expect("viewers only push").clone();
+        read_at.iter().zip(self.seen()).map(|(read, update)| read.saturating_sub(update.server_time_ms)).collect()
     }
 
     /// Whether the gateway or the network ended the socket.
@@ -120,6 +152,71 @@ async fn a_killed_gateways_viewers_are_gone_when_they_are_stale_and_others_stay(
         assert!(lost.iter().all(Viewer::is_gone) && !kept.iter().any(Viewer::is_gone));
         let before = kept[0].latest().sequence;
         eventually("the others' stream plays on", async || kept[0].latest().sequence > before).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn viewers_are_told_of_a_killed_service_within_3_s() {
+    shared(async {
+        let nats = NatsServer::start();
+        let mut service = Program::serve(&nats.url(), &[]).ready().await;
+        let gateway = Program::gateway(&nats.url(), &[]).ready().await;
+        let caller = Caller::connect(&nats.url()).await;
+        caller.done(start("show", config(&[("Main", LONG_MS)]))).await;
+        let viewers = [Viewer::open(&gateway, "show").await, Viewer::open(&gateway, "show").await];
+        service.kill();
+        let killed_at = Instant::now();
+        for viewer in &viewers {
+            eventually("the viewer is told", async || !viewer.liveness().is_empty()).await;
+            let (told_at, live) = viewer.liveness()[0];
+            measured("told of a killed service after", format!("{:.2?}", told_at - killed_at));
+            // 3 s is the promise; the rest is for a busy machine.
+            assert!(!live && told_at - killed_at < Duration::from_secs(5));
+        }
+        let warnings = gateway.log().lines().filter(|line| line.contains("WARN") && line.contains("is away")).count();
+        assert_eq!(warnings, 1, "{}", gateway.log());
+
+        let _service = Program::serve(&nats.url(), &[]).ready().await;
+        caller.done(start("show", config(&[("Main", LONG_MS)]))).await;
+        for viewer in &viewers {
+            eventually("the viewer is told that it is live", async || {
+                viewer.liveness().last().is_some_and(|word| word.1)
+            })
+            .await;
+            assert!(!viewer.is_gone());
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_gateway_blames_no_viewer_and_shows_the_newest_state_once() {
+    shared(async {
+        let nats = NatsServer::start();
+        let _service = Program::serve(&nats.url(), &[]).ready().await;
+        let gateway = Program::gateway(&nats.url(), &["--ping-interval", "1s", "--vanished-after", "2s"]).ready().await;
+        let caller = Caller::connect(&nats.url()).await;
+        // Scenes change within the stop, too.
+        let scenes = [("A", 700), ("B", 900), ("C", 500)];
+        caller.done(start("show", OrchestratorConfig { loop_scenes: true, ..config(&scenes) })).await;
+        let mut viewers = Vec::new();
+        for _ in 0..50 {
+            viewers.push(Viewer::open(&gateway, "show").await);
+        }
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+
+        gateway.signal("STOP");
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let before: Vec<usize> = viewers.iter().map(|viewer| viewer.ages_ms().len()).collect();
+        gateway.signal("CONT");
+
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert!(viewers.iter().all(|viewer| !viewer.is_gone()), "nobody is blamed");
+        let oldest = viewers.iter().zip(before).flat_map(|(viewer, before)| viewer.ages_ms().split_off(before)).max();
+        measured("the oldest state shown after a stop of 6 s", format!("{oldest:?} ms"));
+        assert!(oldest.is_some_and(|oldest| oldest < 2_000), "{oldest:?}");
+        viewers.iter().for_each(Viewer::assert_in_order);
     })
     .await;
 }

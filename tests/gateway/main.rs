@@ -7,4 +7,5 @@ mod support;
 mod http;
 mod rest;
 mod sockets;
+mod wire;
 mod world;

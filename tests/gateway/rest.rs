@@ -158,6 +158,22 @@ async fn repeats_get_the_first_answer_and_old_revisions_a_conflict() {
 }
 
 #[tokio::test]
+async fn a_repeated_creation_without_a_stream_id_creates_one_stream() {
+    let world = World::new().await;
+    let create =
+        async |path: &str| world.send(world.request(Method::POST, path).json(&json!({"scenes": scenes()}))).await;
+    let first = create("/streams?request_id=x").await;
+    assert_eq!(first.0, 201);
+    for _ in 0..2 {
+        assert_eq!(create("/streams?request_id=x").await, first);
+    }
+    let other = create("/streams?request_id=y").await;
+    assert_ne!(other.1["stream_id"], first.1["stream_id"]);
+    assert_ne!(create("/streams").await.1["stream_id"], create("/streams").await.1["stream_id"]);
+    assert_eq!(world.get("/stats").await.1["streams"], 4);
+}
+
+#[tokio::test]
 async fn what_the_service_refuses_has_its_status_and_code() {
     let world = World::new().await;
     world.create("s").await;
@@ -207,7 +223,7 @@ async fn what_is_no_request_of_ours_is_refused_in_json() {
     let patch = world.request(Method::PATCH, "/streams/s");
     assert_refused(world.send(patch).await, 405, "INVALID_ARGUMENT", &["PATCH"]);
     assert_refused(world.get("/streams/s/pause").await, 405, "INVALID_ARGUMENT", &["GET"]);
-    assert_refused(world.get("/streams/s/ws").await, 400, "INVALID_ARGUMENT", &[]);
+    assert_refused(world.get("/streams/s/ws").await, 426, "INVALID_ARGUMENT", &[]);
     let untyped = post("/streams").body("{}");
     assert_refused(world.send(untyped).await, 415, "INVALID_ARGUMENT", &["application/json"]);
     let text = post("/streams").header(header::CONTENT_TYPE, "text/plain").body("{}");

@@ -56,12 +56,66 @@ async fn read<S: AsyncRead + AsyncWrite + Unpin>(viewer: &mut Viewer<S>) -> Resu
     loop {
         let message = tokio::time::timeout(Duration::from_secs(20), viewer.next()).await.expect("not for ever");
         match message {
-            Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).expect("JSON")),
+            Some(Ok(Message::Text(text))) => {
+                let message: Value = serde_json::from_str(&text).expect("JSON");
+                // Whether it is live is for who asks with `liveness`.
+                if message.get("live").is_none() {
+                    return Ok(message);
+                }
+            }
             Some(Ok(Message::Close(frame))) => return Err(frame),
             Some(Ok(_)) => {}
             Some(Err(_)) | None => return Err(None),
         }
     }
+}
+
+/// The next word on whether the state is live, and what comes behind it.
+async fn liveness<S: AsyncRead + AsyncWrite + Unpin>(viewer: &mut Viewer<S>) -> (Value, Value) {
+    let text = async |viewer: &mut Viewer<S>| loop {
+        let message = tokio::time::timeout(Duration::from_secs(20), viewer.next()).await.expect("not for ever");
+        if let Message::Text(text) = message.expect("open").expect("open") {
+            return serde_json::from_str::<Value>(&text).expect("JSON");
+        }
+    };
+    loop {
+        let message = text(viewer).await;
+        match message["live"].as_bool() {
+            Some(true) => return (message, text(viewer).await),
+            Some(false) => return (message, Value::Null),
+            None => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn viewers_are_told_when_the_state_is_not_live_and_when_it_is_again() {
+    let mut world = World::new().await;
+    world.create_with("s", json!({"tick_interval_ms": 60_000})).await;
+    let mut viewer = world.watch("s").await;
+    next(&mut viewer).await;
+    // The broker: what was seen is told again, since the viewer's clock may have stopped.
+    world.bus.set_online(false);
+    let (away, _) = liveness(&mut viewer).await;
+    assert_eq!(away, json!({"live": false, "reason": "the connection to the broker is away"}));
+    world.bus.set_online(true);
+    let (back, state) = liveness(&mut viewer).await;
+    assert_eq!((back, &state["mode"]), (json!({"live": true}), &json!("RUNNING")));
+    // The service.
+    let begun = std::time::Instant::now();
+    world.stop_service().await;
+    let (away, _) = liveness(&mut viewer).await;
+    assert_eq!(away["live"], false);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    // Another one does not know the stream, until it is created again.
+    world.start_service().await;
+    let (away, _) = liveness(&mut viewer).await;
+    assert!(away["reason"].as_str().expect("words").contains("does not know"), "{away}");
+    let refused = world.try_watch("/streams/s/ws").await;
+    assert!(matches!(refused, Err(Error::Http(_))), "nobody joins what is not there");
+    world.create("s").await;
+    let (back, state) = liveness(&mut viewer).await;
+    assert_eq!((back, &state["stream_id"]), (json!({"live": true}), &json!("s")));
 }
 
 /// Reads until the socket is closed and says with which code.

@@ -19,7 +19,12 @@ impl Viewer {
     pub(crate) async fn next(&mut self) -> Option<Value> {
         loop {
             match tokio::time::timeout(LIMIT, self.0.next()).await.expect("an update") {
-                Some(Ok(Message::Text(text))) => return Some(serde_json::from_str(&text).expect("JSON")),
+                Some(Ok(Message::Text(text))) => {
+                    let message: Value = serde_json::from_str(&text).expect("JSON");
+                    if message.get("live").is_none() {
+                        return Some(message);
+                    }
+                }
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
                 Some(Ok(_)) => {}
             }
