@@ -92,8 +92,11 @@ fn check_transition(before: &Update, update: &Update, truth: &Truth) {
     }
 }
 
-/// A scene is told when it begins, unless the shard is known to have woken late; and none begins untold while somebody
-/// watches.
+/// A stream's scenes are told no more often than that, ms: one that begins sooner behind another waits for so long.
+const LEAST_SCENE_INTERVAL_MS: u64 = 10;
+
+/// A scene is told when it begins, unless the shard is known to have woken late or another has just begun; and none
+/// begins untold while somebody watches.
 pub struct ScenesBeginAtTheirBoundary;
 
 impl Checker for ScenesBeginAtTheirBoundary {
@@ -101,6 +104,7 @@ impl Checker for ScenesBeginAtTheirBoundary {
         let Fact::Seen { before, covered, update, .. } = fact else { return };
         if update.cause() == Cause::Scene {
             let late = truth.lateness(truth.streams[update.stream].shard, truth.tick_of(update));
+            let late = late + LEAST_SCENE_INTERVAL_MS;
             assert!(update.scene_elapsed <= late, "boundary: {late} ms late at most: {}", in_short(update));
             assert_eq!(update.mode(), Mode::Running, "boundary: {}", in_short(update));
         }
