@@ -26,7 +26,7 @@ const MAY_USE: [(&str, Option<&[&str]>); 13] = [
 
 /// Crate, and the parts that may name it. What is to be replaced one day, such as the broker's client, or must not spread,
 /// such as how options are read, has one home.
-const HOMES: [(&str, &[&str]); 32] = [
+const HOMES: [(&str, &[&str]); 33] = [
     ("async_nats", &["transport"]),
     ("axum", &["gateway", "http", "telemetry"]),
     ("bytemuck", &["engine"]),
@@ -44,7 +44,7 @@ const HOMES: [(&str, &[&str]); 32] = [
     ("metrics", &["client", "gateway", "http", "service", "shard", "telemetry", "transport"]),
     ("metrics_exporter_prometheus", &["telemetry"]),
     ("percent_encoding", &["transport"]),
-    ("prost", &["client", "shard", "wire"]),
+    ("prost", &["client", "service", "shard", "wire"]),
     ("rustix", &["http"]),
     ("safe_arch", &["engine"]),
     ("serde", &["gateway", "wire"]),

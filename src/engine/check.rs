@@ -120,7 +120,8 @@ mod tests {
     fn whatever_differs_makes_another_digest() {
         let same = engine().digest();
         assert_eq!(same, engine().digest(), "the same history");
-        let changes: [(&str, fn(&mut Engine)); 14] = [
+        type Change = fn(&mut Engine);
+        let changes: [(&str, Change); 14] = [
             ("settings", |engine| engine.settings.stale_after_ms += 1),
             ("quota", |engine| engine.quota.config_bytes -= 1),
             ("clock", |engine| engine.clock = crate::engine::WallClock::read(Tick(1), 2)),

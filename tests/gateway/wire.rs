@@ -12,7 +12,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::world::{Options, World};
+use crate::{
+    support::waiting::eventually,
+    world::{Options, World},
+};
 
 /// How long anything that is waited for may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -333,5 +336,5 @@ async fn handshakes_that_are_refused_or_given_up_leave_nothing() {
         }
     }
     world.until_viewers("s", 0).await;
-    crate::world::eventually(|| async { world.gateway.watched_streams() == 0 }).await;
+    eventually("nothing is watched", async || world.gateway.watched_streams() == 0).await;
 }

@@ -33,7 +33,7 @@ fn session() -> Vec<Step> {
             None => {
                 open = open + line + "\n";
                 // A body in quotes goes over several lines.
-                if open.matches('\'').count() % 2 == 0 {
+                if open.matches('\'').count().is_multiple_of(2) {
                     steps.push(Step { command: std::mem::take(&mut open), shown: None });
                 }
             }

@@ -31,6 +31,7 @@ pub(crate) async fn within_limit(test: impl Future<Output = ()>) {
 }
 
 /// A broker of one kind.
+#[allow(clippy::large_enum_variant, reason = "there are few of them, one a test")]
 pub(crate) enum World {
     Memory(MemoryBus),
     /// Services reach the server through the proxy, callers directly.

@@ -57,7 +57,7 @@ impl Program {
         let (lines, written) = (BufReader::new(child.stderr.take().expect("piped")).lines(), Arc::clone(&log));
         let reader = thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                *written.lock().unwrap() += &(line + "\n");
+                *written.lock().expect("nobody panicked with it") += &(line + "\n");
             }
         });
         let http = reqwest::Client::builder().timeout(LIMIT).build().expect("a client");
@@ -71,7 +71,7 @@ impl Program {
     }
 
     pub(crate) fn log(&self) -> String {
-        self.log.lock().unwrap().clone()
+        self.log.lock().expect("nobody panicked with it").clone()
     }
 
     /// Waits until the log says this, and gives the line.

@@ -291,7 +291,7 @@ impl Subscriptions {
             match (made, refusal) {
                 (Ok(subscriber), None) if room > 0 => {
                     room -= 1;
-                    recovered += usize::from(self.accept(&mut state, task, subscriber));
+                    recovered += usize::from(self.accept(&state, task, subscriber));
                 }
                 (Ok(_), refusal) => self.turn_down(&mut state, task, refusal.as_ref().unwrap_or(&too_many)),
                 (Err(error), _) => Self::put_off(&mut state, task, error),
