@@ -14,7 +14,6 @@ use std::{
 
 use futures_util::FutureExt as _;
 use metrics::counter;
-use prost::Message as _;
 use tokio::{sync::watch, time::Instant};
 use tracing::{debug, error, info, warn};
 
@@ -222,7 +221,7 @@ impl Announcer {
         if self.refused_until.is_some_and(|until| Instant::now() < until) {
             return;
         }
-        let payload = proto::Presence { leaving, ..self.own.clone() }.encode_to_vec().into();
+        let payload = presence::write(&proto::Presence { leaving, ..self.own.clone() });
         let mut messages = VecDeque::from([Outgoing { subject: subject::presence(&self.own.instance), payload }]);
         let said = tokio::time::timeout(PATIENCE, self.transport.publish(&mut messages).boxed()).await;
         match said {

@@ -1,5 +1,6 @@
 //! What instances say of themselves to each other. Strangers can say it too, so all of it is checked.
 
+use bytes::Bytes;
 use prost::Message as _;
 
 use super::{proto, subject};
@@ -26,6 +27,12 @@ pub fn read(to: &str, payload: &[u8]) -> Option<proto::Presence> {
         && !name.chars().any(char::is_control)
         && subject::presence(instance).as_str() == to;
     fine.then_some(presence)
+}
+
+/// A presence as it is published.
+#[must_use]
+pub fn write(presence: &proto::Presence) -> Bytes {
+    presence.encode_to_vec().into()
 }
 
 #[cfg(test)]
