@@ -292,13 +292,14 @@ impl Service {
     }
 }
 
-/// What the broker refuses that the service cannot do without: requests, and updates. Which subjects there are for
+/// What the broker refuses that the service cannot do without: requests, its inbox (for barriers), and updates. Which subjects there are for
 /// answers, strangers decide.
 fn refusal(denied: &Denied) -> Option<String> {
     let requests = denied.subscribe.get(subject::ALL_REQUESTS);
     let requests =
         requests.map(|reason| format!("the broker refuses to subscribe to {}: {reason}", subject::ALL_REQUESTS));
-    requests.or_else(|| denied.publishing(subject::carries_updates).map(|denial| denial.to_string()))
+    let inbox = denied.inbox.as_ref().map(ToString::to_string);
+    requests.or(inbox).or_else(|| denied.publishing(subject::carries_updates).map(|denial| denial.to_string()))
 }
 
 impl Drop for Service {

@@ -57,7 +57,7 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>, t
             barrier = None;
         }
         if let Some(passed) = until_done(&mut barrier).now_or_never() {
-            barrier = None;
+            barrier = again_if_denied(&transport, &passed);
             confirm(&outlet, &mut delivery, passed, *connection.borrow(), &mut refusals);
         }
         if outlet.is_finished() {
@@ -96,14 +96,14 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>, t
             }
             Step::Barrier => {
                 let transport = Arc::clone(&transport);
-                barrier = Some(Box::pin(async move { transport.barrier().await }));
+                barrier = Some(async move { transport.barrier().await }.boxed());
             }
             Step::Wait => tokio::select! {
                 () = outlet.filled.notified() => {}
                 changed = connection.changed() => if changed.is_err() { return },
                 () = refusals.changed() => {}
                 passed = until_done(&mut barrier) => {
-                    barrier = None;
+                    barrier = again_if_denied(&transport, &passed);
                     confirm(&outlet, &mut delivery, passed, *connection.borrow(), &mut refusals);
                 }
             },
@@ -188,6 +188,17 @@ async fn until_done(barrier: &mut Option<Barrier>) -> Result<(), TransportError>
     }
 }
 
+/// Where the broker refuses barriers, which is not known to lose anything: the same again, after a while.
+fn again_if_denied(transport: &Arc<dyn Transport>, passed: &Result<(), TransportError>) -> Option<Barrier> {
+    let Err(TransportError::Denied(_)) = passed else { return None };
+    let transport = Arc::clone(transport);
+    let again = async move {
+        tokio::time::sleep(RETRY_HELD).await;
+        transport.barrier().await
+    };
+    Some(again.boxed())
+}
+
 fn confirm(
     outlet: &Outlet,
     delivery: &mut Delivery,
@@ -196,6 +207,8 @@ fn confirm(
     refusals: &mut Refusals,
 ) {
     match passed {
+        // It is being repeated, and speaks for the same changes.
+        Err(TransportError::Denied(_)) => {}
         Ok(()) => refusals.confirm(delivery, now, &mut outlet.owed.borrow_mut()),
         Err(error) => {
             debug!(%error, "not known whether the broker has the last changes; publishing them again");

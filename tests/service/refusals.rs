@@ -1,13 +1,22 @@
 //! A broker that refuses what the service needs, and takes the refusal back.
 
+use std::sync::Arc;
+
 use orchestrator_service::{
     service::Service,
-    transport::{Operation, memory::MemoryBus},
+    transport::{
+        Operation, Transport,
+        memory::MemoryBus,
+        nats::{NatsOptions, NatsTransport},
+    },
     wire::proto::{Cause, Code, Mode},
 };
 
 use crate::{
-    support::messages::*,
+    support::{
+        messages::*,
+        nats_server::{NatsServer, ServerOptions},
+    },
     world::{Caller, World, assert_gapless, eventually, settings, within_limit},
 };
 
@@ -99,6 +108,95 @@ async fn a_refused_reply_subject_is_nobodys_business_but_the_askers() {
         let (service, caller) = world.with_service().await;
         caller.done(start("show", long_config())).await;
         assert_eq!(service.ready(), Ok(()));
+    })
+    .await;
+}
+
+/// A server with a service's login that may do so much, and a caller's that may do all.
+fn permitting(publish: &str, subscribe: &str) -> String {
+    format!(
+        "authorization {{ users: [ {{ user: service, password: service, permissions: {{\n\
+         publish: {publish}, subscribe: {subscribe} }} }},\n{{ user: caller, password: caller }} ] }}\n"
+    )
+}
+
+const ALL: &str = "{ allow: [\">\"] }";
+
+async fn login(server: &NatsServer, user: &str) -> Arc<dyn Transport> {
+    let url = server.url().replace("nats://", &format!("nats://{user}:{user}@"));
+    let transport = NatsTransport::connect(NatsOptions::new(url, user)).await.expect("a transport");
+    crate::world::wait_until_connected(&*transport).await;
+    transport
+}
+
+async fn service_on(server: &NatsServer) -> (Service, Caller) {
+    let publishers = vec![login(server, "service").await, login(server, "service").await];
+    let service = Service::start(settings(), login(server, "service").await, publishers).await.expect("it starts");
+    (service, Caller { transport: login(server, "caller").await })
+}
+
+fn server_that(more: String) -> NatsServer {
+    NatsServer::start_with(ServerOptions { more, ..Default::default() })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_login_with_three_subjects_is_told_that_it_needs_a_pattern_and_served_once_it_has_it() {
+    within_limit(async {
+        let three = "{ allow: [\"orchestrator.command\", \"orchestrator.subscription\", \"orchestrator.query\", \"_INBOX.>\"] }";
+        let mut server = server_that(permitting(ALL, three));
+        let (service, caller) = service_on(&server).await;
+        eventually("it says so", async || says(&service, "orchestrator.*")).await;
+        server.reload(&permitting(ALL, ALL));
+        eventually("it is ready", async || service.ready().is_ok()).await;
+        assert_eq!(caller.command(start("show", long_config())).await.code(), Code::Ok);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_that_a_nats_server_refused_arrive_after_a_reload() {
+    within_limit(async {
+        let mut server = server_that(permitting("{ deny: [\"stream.>\"] }", ALL));
+        let (service, caller) = service_on(&server).await;
+        let mut updates = caller.updates("show").await;
+        caller.done(start("show", long_config())).await;
+        caller.subscription(register("show", "viewer")).await;
+        for _ in 0..3 {
+            caller.done(seek("show", 1_000)).await;
+        }
+        eventually("it says so", async || says(&service, "stream.show.updates")).await;
+        assert_eq!(updates.arrived(), []);
+        server.reload(&permitting(ALL, ALL));
+        let seen = updates.until(|update| update.revision == 5).await;
+        assert_gapless(&seen);
+        assert_eq!(seen[0].mode(), Mode::Idle, "from the first on");
+        eventually("it is ready", async || service.ready().is_ok()).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_an_inbox_the_service_is_not_ready_and_sends_nothing_twice_a_moment() {
+    within_limit(async {
+        let mut server = server_that(permitting("{ deny: [\"_INBOX.>\"] }", ALL));
+        let (service, caller) = service_on(&server).await;
+        eventually("it says so", async || says(&service, "_INBOX")).await;
+        server.reload(&permitting(ALL, ALL));
+        eventually("it is ready", async || service.ready().is_ok()).await;
+        let mut updates = caller.updates("show").await;
+        caller.done(start("show", long_config())).await;
+        server.reload(&permitting("{ deny: [\"_INBOX.>\"] }", ALL));
+        // Without a reply subject, which would be an inbox too.
+        for _ in 0..5 {
+            caller.tell([crate::world::say(seek("show", 1_000))]).await;
+        }
+        updates.until(|update| update.revision == 6).await;
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        updates.arrived();
+        assert!(updates.repeats <= 12, "{} repeats", updates.repeats);
+        server.reload(&permitting(ALL, ALL));
+        eventually("it is ready again", async || service.ready().is_ok()).await;
+        service.drain().await;
     })
     .await;
 }
