@@ -21,7 +21,7 @@ use orchestrator_service::{
     http::{ServerOptions, descriptors},
     service::{Service, ServiceSettings},
     shard::record::{self, Replayed},
-    telemetry::{self, Checkup, Log},
+    telemetry::{self, HealthCheck, Log},
     transport::{
         Transport,
         memory::MemoryBus,
@@ -90,10 +90,10 @@ async fn serve(options: ServeOptions, log: &Log) -> Fallible<()> {
     let nats = nats(&options.nats).await?;
     let settings = options.service.settings()?;
     let watched = Watched::default();
-    let checkup = UntilStopped { stopping, checkup: watched.clone() };
+    let health = UntilStopped { stopping, health: watched.clone() };
     let mut http = options.http.admin();
     fit_descriptors(settings.shards as u64 + 1, [&mut http]);
-    let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, checkup, http).await?;
+    let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, health, http).await?;
     tokio::pin!(stop);
     let starting = async {
         let ingress = connect(&nats, "orchestrator ingress").await?;
@@ -120,9 +120,9 @@ async fn gateway(options: GatewayCommand, log: &Log) -> Fallible<()> {
     let (stopping, stop) = stop_signal(log)?;
     let transport = connect(&nats(&options.nats).await?, "orchestrator gateway").await?;
     let client = Client::new(Arc::clone(&transport), options.client());
-    let checkup = UntilStopped { stopping, checkup: GatewayHealth { service: client.service() } };
+    let health = UntilStopped { stopping, health: GatewayHealth { service: client.service() } };
     let (gateway, http) = http_servers(&options.gateway, &options.http, 1);
-    let admin = telemetry::serve_admin(options.admin_addr, telemetry::init_metrics()?, checkup, http).await?;
+    let admin = telemetry::serve_admin(options.admin_addr, telemetry::init_metrics()?, health, http).await?;
     let gateway = Gateway::new(client, gateway);
     let listener = listen(&options.gateway).await?;
     gateway.serve(listener, stop).await?;
@@ -138,9 +138,9 @@ async fn standalone(options: StandaloneOptions, log: &Log) -> Fallible<()> {
     let settings = options.service.settings()?;
     let bus = MemoryBus::new();
     let watched = Watched::default();
-    let checkup = UntilStopped { stopping, checkup: watched.clone() };
+    let health = UntilStopped { stopping, health: watched.clone() };
     let (gateway, http) = http_servers(&options.gateway, &options.http, 0);
-    let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, checkup, http).await?;
+    let admin = telemetry::serve_admin(options.admin.admin_addr, telemetry::init_metrics()?, health, http).await?;
     let listener = listen(&options.gateway).await?;
     watched.set(start_in_memory(settings, &bus).await?);
     let gateway = Gateway::new(Client::new(bus.connect(), client), gateway);
@@ -277,19 +277,19 @@ fn stop_signal(log: &Log) -> io::Result<(Arc<AtomicBool>, impl Future<Output = (
 /// What a process says of itself; once it is stopping, it is not ready, whatever may still work.
 struct UntilStopped<C> {
     stopping: Arc<AtomicBool>,
-    checkup: C,
+    health: C,
 }
 
-impl<C: Checkup> Checkup for UntilStopped<C> {
+impl<C: HealthCheck> HealthCheck for UntilStopped<C> {
     fn ready(&self) -> Result<(), String> {
         if self.stopping.load(Ordering::Relaxed) {
             return Err("stopping".to_owned());
         }
-        self.checkup.ready()
+        self.health.ready()
     }
 
     fn record_gauges(&self) {
-        self.checkup.record_gauges();
+        self.health.record_gauges();
     }
 }
 
@@ -309,7 +309,7 @@ impl Watched {
     }
 }
 
-impl Checkup for Watched {
+impl HealthCheck for Watched {
     fn ready(&self) -> Result<(), String> {
         let place = self.0.read().map_err(|_| "broken".to_owned())?;
         place.as_ref().map_or_else(|| Err("not running".to_owned()), Service::ready)
@@ -327,7 +327,7 @@ struct GatewayHealth {
     service: watch::Receiver<ServiceState>,
 }
 
-impl Checkup for GatewayHealth {
+impl HealthCheck for GatewayHealth {
     fn ready(&self) -> Result<(), String> {
         self.service.borrow().ready()
     }

@@ -84,7 +84,7 @@ fn describe() {
 }
 
 /// What the administrator's pages ask.
-pub trait Checkup: Send + Sync + 'static {
+pub trait HealthCheck: Send + Sync + 'static {
     /// Whether the process can do its work.
     ///
     /// # Errors
@@ -97,7 +97,7 @@ pub trait Checkup: Send + Sync + 'static {
 
 struct Admin {
     metrics: PrometheusHandle,
-    checkup: Box<dyn Checkup>,
+    health: Box<dyn HealthCheck>,
 }
 
 /// Serves `/livez`, `/readyz` and `/metrics` until the task is aborted. They have connections of their own, so that they are
@@ -108,7 +108,7 @@ struct Admin {
 pub async fn serve_admin(
     address: SocketAddr,
     metrics: PrometheusHandle,
-    checkup: impl Checkup,
+    health: impl HealthCheck,
     options: ServerOptions,
 ) -> io::Result<JoinHandle<()>> {
     let listener = TcpListener::bind(address)
@@ -118,7 +118,7 @@ pub async fn serve_admin(
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(render))
-        .with_state(Arc::new(Admin { metrics, checkup: Box::new(checkup) }));
+        .with_state(Arc::new(Admin { metrics, health: Box::new(health) }));
     info!("http://{} serves /livez, /readyz and /metrics", listener.local_addr()?);
     Ok(tokio::spawn(async move {
         if let Err(error) = http::serve(listener, router, options, std::future::pending()).await {
@@ -128,14 +128,14 @@ pub async fn serve_admin(
 }
 
 async fn readyz(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    match admin.checkup.ready() {
+    match admin.health.ready() {
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
     }
 }
 
 async fn render(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    admin.checkup.record_gauges();
+    admin.health.record_gauges();
     admin.metrics.run_upkeep();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], admin.metrics.render())
 }

@@ -1,4 +1,5 @@
-//! One subscription to a stream's updates for all sockets that show it: a room, there from its first seat to its last.
+//! One subscription to a stream's updates for all sockets that show it: a channel, there from its first subscriber to its
+//! last.
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,8 +12,8 @@ use tokio::{
 };
 
 use super::{
-    board::{Board, Ended, Next, Reader},
     freshness::Freshness,
+    latest::{Ended, Latest, Next, Reader},
     line::text_frame,
 };
 use crate::client::{
@@ -21,77 +22,77 @@ use crate::client::{
     shared::{Holder, Shared},
 };
 
-/// Over how long the rooms of a gateway spread asking for the state, when all have a reason to at once.
+/// Over how long the channels of a gateway spread asking for the state, when all have a reason to at once.
 const REFRESH_SPREAD_MS: u64 = 500;
 /// How long after a question that got no answer it is asked again, plus the spread.
 const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 /// How long an update that was held up waits for a newer one behind it.
 const LATE_PAUSE: Duration = Duration::from_millis(100);
 
-/// All rooms, by stream.
+/// All channels, by stream.
 #[derive(Debug)]
 pub(super) struct Hub {
     client: Client,
-    rooms: Arc<Shared<Arc<str>, Room>>,
+    channels: Arc<Shared<Arc<str>, Channel>>,
     /// True once the gateway is ending.
     is_ending: watch::Receiver<bool>,
 }
 
 /// What the sockets of one stream share.
 #[derive(Debug)]
-struct Room {
+struct Channel {
     stream_id: Arc<str>,
-    board: watch::Sender<Board>,
+    latest: watch::Sender<Latest>,
     /// Somebody has reason to think that updates were missed.
     refresh: Notify,
 }
 
-/// A socket's place in a room. With the last one the subscription ends.
+/// A socket's part in a channel. With the last one the subscription ends.
 #[derive(Debug)]
-pub(super) struct Seat {
-    room: Holder<Arc<str>, Room>,
+pub(super) struct Subscriber {
+    channel: Holder<Arc<str>, Channel>,
     reader: Reader,
 }
 
 impl Hub {
     pub(super) fn new(client: Client, is_ending: watch::Receiver<bool>) -> Self {
-        Self { client, rooms: Arc::default(), is_ending }
+        Self { client, channels: Arc::default(), is_ending }
     }
 
-    /// Takes a seat. When it returns, whatever is published from now on will be on the board.
-    pub(super) async fn join(&self, stream_id: &str) -> Result<Seat, ClientError> {
+    /// Subscribes to a channel. When it returns, whatever is published from now on will be among its latest updates.
+    pub(super) async fn join(&self, stream_id: &str) -> Result<Subscriber, ClientError> {
         let stream_id: Arc<str> = stream_id.into();
-        let make = || Room::new(Arc::clone(&stream_id));
+        let make = || Channel::new(Arc::clone(&stream_id));
         // Nobody registers before this has succeeded.
-        let open = |room: Arc<Room>| {
+        let open = |channel: Arc<Channel>| {
             let (client, is_ending) = (self.client.clone(), self.is_ending.clone());
             async move {
-                let updates = client.updates(&room.stream_id).await?;
+                let updates = client.updates(&channel.stream_id).await?;
                 Ok(async move {
-                    let mut end = EndOnDrop(&room, Ended::NoUpdates);
-                    end.1 = Reading::new(&room, &client, updates).run(is_ending).await;
+                    let mut end = EndOnDrop(&channel, Ended::NoUpdates);
+                    end.1 = Reading::new(&channel, &client, updates).run(is_ending).await;
                 })
             }
         };
-        let room = self.rooms.join(Arc::clone(&stream_id), make, open).await?;
-        let reader = room.board.borrow().reader();
-        Ok(Seat { room, reader })
+        let channel = self.channels.join(Arc::clone(&stream_id), make, open).await?;
+        let reader = channel.latest.borrow().reader();
+        Ok(Subscriber { channel, reader })
     }
 
-    /// How many rooms there are.
+    /// How many channels there are.
     pub(super) fn len(&self) -> usize {
-        self.rooms.len()
+        self.channels.len()
     }
 }
 
-impl Seat {
+impl Subscriber {
     pub(super) fn stream_id(&self) -> &str {
-        &self.room.stream_id
+        &self.channel.stream_id
     }
 
     /// What is put up, to read and to wait for.
-    pub(super) fn board(&self) -> watch::Receiver<Board> {
-        self.room.board.subscribe()
+    pub(super) fn latest(&self) -> watch::Receiver<Latest> {
+        self.channel.latest.subscribe()
     }
 
     /// The snapshot that this socket has sent: what it contains is not sent again.
@@ -100,8 +101,8 @@ impl Seat {
     }
 
     /// What to send next.
-    pub(super) fn next(&mut self, board: &Board) -> Next {
-        self.reader.next(board)
+    pub(super) fn next(&mut self, latest: &Latest) -> Next {
+        self.reader.next(latest)
     }
 
     /// How many ticks were skipped since this was last asked.
@@ -111,22 +112,22 @@ impl Seat {
 
     /// Updates may have been missed: asks for the state, once for all who say so.
     pub(super) fn refresh(&self) {
-        self.room.refresh.notify_one();
+        self.channel.refresh.notify_one();
     }
 }
 
-impl Room {
+impl Channel {
     fn new(stream_id: Arc<str>) -> Self {
-        Self { stream_id, board: watch::Sender::default(), refresh: Notify::new() }
+        Self { stream_id, latest: watch::Sender::default(), refresh: Notify::new() }
     }
 }
 
 /// Tells all sockets that nothing more comes, however the task ends.
-struct EndOnDrop<'a>(&'a Room, Ended);
+struct EndOnDrop<'a>(&'a Channel, Ended);
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.board.send_modify(|board| board.end(self.1));
+        self.0.latest.send_modify(|latest| latest.end(self.1));
     }
 }
 
@@ -153,9 +154,9 @@ async fn held_until(held: &Option<Held>) {
     }
 }
 
-/// The task of a room: reads its stream's updates and puts them up.
+/// The task of a channel: reads its stream's updates and posts them.
 struct Reading<'a> {
-    room: &'a Room,
+    channel: &'a Channel,
     client: &'a Client,
     updates: UpdateStream,
     freshness: Freshness,
@@ -166,11 +167,11 @@ struct Reading<'a> {
 }
 
 impl<'a> Reading<'a> {
-    fn new(room: &'a Room, client: &'a Client, updates: UpdateStream) -> Self {
-        Self { room, client, updates, freshness: Freshness::default(), held: None, asking: None, not_live: None }
+    fn new(channel: &'a Channel, client: &'a Client, updates: UpdateStream) -> Self {
+        Self { channel, client, updates, freshness: Freshness::default(), held: None, asking: None, not_live: None }
     }
 
-    /// Goes on until there is nothing more to come. (When the last seat is given up, the task is aborted.)
+    /// Goes on until there is nothing more to come. (When the last subscriber leaves, the task is aborted.)
     async fn run(mut self, mut is_ending: watch::Receiver<bool>) -> Ended {
         let mut connection = self.client.connection();
         let mut generation = connection.borrow_and_update().generation;
@@ -195,7 +196,7 @@ impl<'a> Reading<'a> {
                     Some(update) => self.receive(update),
                     None => {
                         let why = self.updates.end().map(ToString::to_string);
-                        tracing::debug!(stream_id = %self.room.stream_id, why, "the subscription ended");
+                        tracing::debug!(stream_id = %self.channel.stream_id, why, "the subscription ended");
                         return Ended::NoUpdates;
                     }
                 },
@@ -204,7 +205,7 @@ impl<'a> Reading<'a> {
                         self.show(&update);
                     }
                 }
-                () = self.room.refresh.notified() => {
+                () = self.channel.refresh.notified() => {
                     if self.asking.is_none() {
                         self.ask(Duration::ZERO);
                     }
@@ -263,10 +264,10 @@ impl<'a> Reading<'a> {
 
     fn ask(&mut self, pause: Duration) {
         let pause = pause + Duration::from_millis(self.client.random_session() % REFRESH_SPREAD_MS);
-        let (client, room) = (self.client, self.room);
+        let (client, channel) = (self.client, self.channel);
         self.asking = Some(Box::pin(async move {
             sleep(pause).await;
-            client.get_state(&room.stream_id).await
+            client.get_state(&channel.stream_id).await
         }));
     }
 
@@ -275,9 +276,9 @@ impl<'a> Reading<'a> {
         if self.not_live.as_ref() == Some(&reason) {
             return;
         }
-        tracing::debug!(stream_id = %self.room.stream_id, reason, "the state is not live");
+        tracing::debug!(stream_id = %self.channel.stream_id, reason, "the state is not live");
         if let Some(frame) = encode(&Liveness { live: false, reason: Some(&reason) }) {
-            self.room.board.send_modify(|board| board.lose(frame));
+            self.channel.latest.send_modify(|latest| latest.lose(frame));
         }
         self.not_live = Some(reason);
     }
@@ -286,12 +287,12 @@ impl<'a> Reading<'a> {
     fn show(&mut self, update: &StateUpdate) {
         let Some(frame) = encode(update) else { return };
         let back = self.not_live.take().and_then(|_| encode(&Liveness { live: true, reason: None }));
-        self.room.board.send_modify(|board| match back {
-            None => board.post(update, frame),
-            Some(back) => board.come_back(update, [back, frame].concat().into()),
+        self.channel.latest.send_modify(|latest| match back {
+            None => latest.post(update, frame),
+            Some(back) => latest.come_back(update, [back, frame].concat().into()),
         });
         if update.mode() == Mode::Unknown {
-            tracing::debug!(stream_id = %self.room.stream_id, "the stream was removed");
+            tracing::debug!(stream_id = %self.channel.stream_id, "the stream was removed");
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! It knows the [client](crate::client) only: not where the service runs, and nothing of NATS. It keeps no streams;
 //! what it has of its own are connections, and for each stream that somebody watches one subscription
-//! (`hub`) whose updates are encoded once for all its sockets (`board`).
+//! (`hub`) whose updates are encoded once for all its sockets (`latest`).
 //!
 //! | file | holds |
 //! |---|---|
@@ -17,7 +17,7 @@
 //! | `talk` | how much a viewer may say |
 //! | `freshness` | which updates were held up on their way |
 //! | `hub` | one subscription to a stream's updates for all its sockets |
-//! | `board` | the last updates of a stream, and how far a socket has read |
+//! | `latest` | the last updates of a stream, and how far a socket has read |
 //!
 //! Connections are [`http`](crate::http)'s. There is no authentication here: put a proxy in front of it before it faces strangers.
 
@@ -33,13 +33,13 @@ use crate::{
     http::{self, ServerOptions},
 };
 
-mod board;
 mod bodies;
 mod error;
 mod extract;
 mod freshness;
 mod handshake;
 mod hub;
+mod latest;
 mod line;
 mod pace;
 mod routes;

@@ -15,7 +15,7 @@ use super::{
     App,
     bodies::{StatusBody, StreamBody},
     error::ApiError,
-    extract::{Asked, Conditions, JsonBody, OptionalJsonBody, Params, number},
+    extract::{Conditions, JsonBody, OptionalJsonBody, Params, QueryParams, number},
     socket,
 };
 use crate::client::{
@@ -82,7 +82,7 @@ struct Created {
 
 async fn create(
     State(app): Shared,
-    Asked(conditions): Asked<Conditions>,
+    QueryParams(conditions): QueryParams<Conditions>,
     JsonBody(mut body): JsonBody<StreamBody>,
 ) -> Answer<Response> {
     let stream_id = body.stream_id.take().unwrap_or_else(|| match &conditions.request_id {
@@ -99,7 +99,7 @@ async fn create(
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct PageAsked {
+struct PageParams {
     limit: Option<u64>,
     cursor: Option<String>,
 }
@@ -110,7 +110,7 @@ struct StreamPage {
     cursor: Option<String>,
 }
 
-async fn list(State(app): Shared, Asked(asked): Asked<PageAsked>) -> Answer<Json<StreamPage>> {
+async fn list(State(app): Shared, QueryParams(asked): QueryParams<PageParams>) -> Answer<Json<StreamPage>> {
     let limit = match asked.limit {
         None => 0,
         Some(limit) => u32::try_from(limit)
@@ -173,7 +173,7 @@ macro_rules! plain_command {
         async fn $name(
             State(app): Shared,
             Params(stream_id): Params<String>,
-            Asked(conditions): Asked<Conditions>,
+            QueryParams(conditions): QueryParams<Conditions>,
         ) -> Answer<Json<Done>> {
             app.done(&stream_id, $command, conditions, $message).await
         }
@@ -191,7 +191,7 @@ plain_command!(remove, Command::Remove, "Stream removed");
 async fn start(
     State(app): Shared,
     Params(stream_id): Params<String>,
-    Asked(conditions): Asked<Conditions>,
+    QueryParams(conditions): QueryParams<Conditions>,
     OptionalJsonBody(body): OptionalJsonBody<StreamBody>,
 ) -> Answer<Json<Done>> {
     let config = body.map(|body| body.config_of(&stream_id)).transpose()?;
@@ -201,7 +201,7 @@ async fn start(
 async fn force_scene(
     State(app): Shared,
     Params((stream_id, scene_name)): Params<(String, String)>,
-    Asked(conditions): Asked<Conditions>,
+    QueryParams(conditions): QueryParams<Conditions>,
 ) -> Answer<Json<Done>> {
     app.done(&stream_id, Command::ForceScene { scene_name }, conditions, "Scene forced").await
 }
@@ -209,7 +209,7 @@ async fn force_scene(
 async fn seek(
     State(app): Shared,
     Params((stream_id, position)): Params<(String, String)>,
-    Asked(conditions): Asked<Conditions>,
+    QueryParams(conditions): QueryParams<Conditions>,
 ) -> Answer<Json<Done>> {
     let position_ms = number("position_ms", &position, u64::MIN, u64::MAX)?;
     app.done(&stream_id, Command::Seek { position_ms }, conditions, "Position changed").await
@@ -218,7 +218,7 @@ async fn seek(
 async fn adjust(
     State(app): Shared,
     Params((stream_id, delta)): Params<(String, String)>,
-    Asked(conditions): Asked<Conditions>,
+    QueryParams(conditions): QueryParams<Conditions>,
 ) -> Answer<Json<Done>> {
     let delta_ms = number("delta_ms", &delta, i64::MIN, i64::MAX)?;
     app.done(&stream_id, Command::AdjustScene { delta_ms }, conditions, "Scene adjusted").await
@@ -227,7 +227,7 @@ async fn adjust(
 async fn status(
     State(app): Shared,
     Params(stream_id): Params<String>,
-    Asked(conditions): Asked<Conditions>,
+    QueryParams(conditions): QueryParams<Conditions>,
     JsonBody(body): JsonBody<StatusBody>,
 ) -> Answer<Json<Done>> {
     let StatusBody { is_streaming, stream_time, timecode } = body;
@@ -238,7 +238,7 @@ async fn status(
 async fn configure(
     State(app): Shared,
     Params(stream_id): Params<String>,
-    Asked(conditions): Asked<Conditions>,
+    QueryParams(conditions): QueryParams<Conditions>,
     JsonBody(body): JsonBody<StreamBody>,
 ) -> Answer<Json<Done>> {
     let config = body.config_of(&stream_id)?;

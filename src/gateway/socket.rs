@@ -1,7 +1,7 @@
 //! One viewer's WebSocket, from the handshake to the end.
 //!
-//! The order is what makes the first message the current state and none after it missing: take a seat (subscribe),
-//! register, send the snapshot that the registration brought, then what the board has above it.
+//! The order is what makes the first message the current state and none after it missing: subscribe to the
+//! stream's channel, register, send the snapshot that the registration brought, then the latest updates above it.
 
 use std::{
     future::{Future, poll_fn},
@@ -20,11 +20,11 @@ use tokio::{
 
 use super::{
     App,
-    board::{Ended, Next},
     error::ApiError,
-    extract::{Asked, Params, peer},
+    extract::{Params, QueryParams, peer},
     handshake::Handshake,
-    hub::Seat,
+    hub::Subscriber,
+    latest::{Ended, Next},
     line::{Fault, Heard, Line, ping_frame, text_frame},
     pace::Pace,
     talk::Allowance,
@@ -49,18 +49,18 @@ pub(super) async fn open(
     State(app): State<Arc<App>>,
     handshake: Handshake,
     Params(stream_id): Params<String>,
-    Asked(viewer): Asked<Viewer>,
+    QueryParams(viewer): QueryParams<Viewer>,
     extensions: Extensions,
 ) -> Result<Response, ApiError> {
     let client_id = viewer.client_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     let session = viewer.session.unwrap_or_else(|| app.client.random_session());
-    let seat = app.hub.join(&stream_id).await?;
+    let subscriber = app.hub.join(&stream_id).await?;
     let registration = app.client.register(&stream_id, &client_id, peer(&extensions), session).await?;
     // The connection has its place for as long as the socket lives.
     let guard = extensions.get::<Arc<ConnectionGuard>>().cloned();
     let (accept_key, upgrade) = handshake.into_parts();
     tokio::spawn(async move {
-        // Whoever is gone by now leaves with the registration and the seat.
+        // Whoever is gone by now leaves with the registration and the subscription.
         let (stream, read) = match upgrade.upgraded().await {
             Ok(upgraded) => upgraded,
             Err(error) => return tracing::debug!(%error, "a connection broke before it was a socket"),
@@ -68,8 +68,8 @@ pub(super) async fn open(
         let options = &app.options;
         let line = Line::new(stream, &read, options.max_viewer_message_bytes, Allowance::new(options.talk));
         drop(read);
-        // Boxed: what there is only at the beginning needs no room for as long as the socket lives.
-        Box::pin(Socket::new(app, line, seat).run(registration)).await;
+        // Boxed: what there is only at the beginning takes no memory for as long as the socket lives.
+        Box::pin(Socket::new(app, line, subscriber).run(registration)).await;
         drop(guard);
     });
     Ok(Handshake::accept(accept_key))
@@ -118,7 +118,7 @@ impl End {
 
     /// What to tell the viewer, where it is for the gateway to speak. The codes are those of RFC 6455, section 7.4.1, and
     /// of its registry.
-    fn farewell(self) -> Option<(u16, &'static str)> {
+    fn close_frame(self) -> Option<(u16, &'static str)> {
         match self {
             Self::Removed => Some((1000, "the stream was removed")),
             Self::Lost => Some((1000, "the stream is gone")),
@@ -154,7 +154,7 @@ impl From<Fault> for End {
 struct Socket {
     app: Arc<App>,
     line: Line,
-    seat: Seat,
+    subscriber: Subscriber,
     pace: Pace,
     last_heard: Instant,
     /// When the viewer is pinged next, if nothing asks it before.
@@ -163,7 +163,7 @@ struct Socket {
     write_due: Option<Instant>,
     /// Since when the service has not known the stream.
     lost_since: Option<Instant>,
-    /// The board may have something that this socket has not looked at.
+    /// There may be an update that this socket has not looked at.
     is_unread: bool,
 }
 
@@ -172,27 +172,37 @@ enum Event {
     Heard(Heard),
     /// All that was sent is written.
     Sent,
-    /// There is something new on the board.
+    /// There is something new in the channel.
     Changed,
     Due,
     Standing(watch::Receiver<Standing>),
 }
 
 impl Socket {
-    fn new(app: Arc<App>, line: Line, seat: Seat) -> Self {
+    fn new(app: Arc<App>, line: Line, subscriber: Subscriber) -> Self {
         let now = Instant::now();
         let next_ping = now + app.options.ping_interval;
         let pace = Pace::new(now);
-        Self { app, line, seat, pace, last_heard: now, next_ping, write_due: None, lost_since: None, is_unread: true }
+        Self {
+            app,
+            line,
+            subscriber,
+            pace,
+            last_heard: now,
+            next_ping,
+            write_due: None,
+            lost_since: None,
+            is_unread: true,
+        }
     }
 
     async fn run(mut self, registration: Registration) {
         let _open = Open::count();
         let (client_id, session) = (registration.client_id(), registration.session());
-        tracing::debug!(stream_id = self.seat.stream_id(), client_id, session, "socket opened");
+        tracing::debug!(stream_id = self.subscriber.stream_id(), client_id, session, "socket opened");
         let Err(end) = self.attend(&registration).await;
         let reason = end.reason();
-        tracing::debug!(stream_id = self.seat.stream_id(), client_id, session, reason, "socket closed");
+        tracing::debug!(stream_id = self.subscriber.stream_id(), client_id, session, reason, "socket closed");
         // Unregistered before it is closed: that may take a while, and the viewer is gone for the service already.
         drop(registration);
         if end.is_drop() {
@@ -200,13 +210,13 @@ impl Socket {
         }
         let is_fault = matches!(end, End::TooMuch | End::Protocol(_));
         if end != End::Failed {
-            _ = timeout(CLOSE_TIMEOUT, self.line.close(end.farewell(), is_fault)).await;
+            _ = timeout(CLOSE_TIMEOUT, self.line.close(end.close_frame(), is_fault)).await;
         }
     }
 
     async fn attend(&mut self, registration: &Registration) -> Result<std::convert::Infallible, End> {
         let snapshot = registration.state();
-        self.seat.start_at(snapshot);
+        self.subscriber.start_at(snapshot);
         let text = serde_json::to_string(snapshot).map_err(|_| End::Failed)?;
         self.send(text_frame(text)).await?;
         self.serve(registration).await
@@ -214,19 +224,19 @@ impl Socket {
 
     /// Reads, pings and writes. Reading comes first: a viewer that says it is gone is not written to.
     async fn serve(&mut self, registration: &Registration) -> Result<std::convert::Infallible, End> {
-        let mut board = self.seat.board();
+        let mut latest = self.subscriber.latest();
         let mut standing = pin!(next_standing(registration.watch()));
         let mut timer = pin!(sleep_until(self.next_ping));
         loop {
             let now = Instant::now();
             let hold = self.pace.hold(now);
             if self.is_unread && hold.is_none() && self.line.is_clear() {
-                self.write_next(&mut board).await?;
+                self.write_next(&mut latest).await?;
                 continue;
             }
             self.set_timer(timer.as_mut(), hold);
             let event = {
-                let mut changed = pin!(board.changed());
+                let mut changed = pin!(latest.changed());
                 poll_fn(|context| self.poll_event(context, changed.as_mut(), timer.as_mut(), standing.as_mut())).await?
             };
             match event {
@@ -327,7 +337,7 @@ impl Socket {
             Standing::Registered { .. } => {
                 // What was published while the service did not know this viewer may not have been published at all.
                 self.lost_since = None;
-                self.seat.refresh();
+                self.subscriber.refresh();
             }
             Standing::Lost(Code::StreamNotFound) => {
                 self.lost_since.get_or_insert_with(Instant::now);
@@ -339,9 +349,9 @@ impl Socket {
     }
 
     /// Writes the next update, if there is one.
-    async fn write_next(&mut self, board: &mut watch::Receiver<super::board::Board>) -> Result<(), End> {
-        let next = self.seat.next(&board.borrow_and_update());
-        let skipped = self.seat.take_skipped();
+    async fn write_next(&mut self, latest: &mut watch::Receiver<super::latest::Latest>) -> Result<(), End> {
+        let next = self.subscriber.next(&latest.borrow_and_update());
+        let skipped = self.subscriber.take_skipped();
         if skipped > 0 {
             metrics::counter!("gateway_ticks_skipped_total").increment(skipped);
         }

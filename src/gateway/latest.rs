@@ -32,7 +32,7 @@ pub(super) struct Post {
 
 /// A stream's last updates.
 #[derive(Debug, Default)]
-pub(super) struct Board {
+pub(super) struct Latest {
     /// The latest changes, each with how many ticks there were before it; at most [`MAX_CHANGES`].
     changes: VecDeque<(Post, u64)>,
     /// How many changes there ever were; the last in `changes` is the one of this number.
@@ -55,7 +55,7 @@ pub(super) enum Ended {
     NoUpdates,
 }
 
-/// How far one socket has read a board.
+/// How far one socket has read the latest updates.
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     changes: u64,
@@ -76,7 +76,7 @@ pub(super) enum Next {
         /// The stream was removed.
         last: bool,
     },
-    /// Wait for the board to change.
+    /// Wait for something new.
     Wait,
     /// Give up: a change that was not read is gone.
     TooSlow,
@@ -84,7 +84,7 @@ pub(super) enum Next {
     Ended(Ended),
 }
 
-impl Board {
+impl Latest {
     /// Puts an update up.
     pub(super) fn post(&mut self, update: &StateUpdate, frame: Bytes) {
         let last = update.mode() == Mode::Unknown;
@@ -137,38 +137,38 @@ impl Reader {
     }
 
     /// What is next for this reader.
-    pub(super) fn next(&mut self, board: &Board) -> Next {
-        match self.next_update(board) {
-            Next::Wait => board.ended.map_or(Next::Wait, Next::Ended),
+    pub(super) fn next(&mut self, latest: &Latest) -> Next {
+        match self.next_update(latest) {
+            Next::Wait => latest.ended.map_or(Next::Wait, Next::Ended),
             next => next,
         }
     }
 
-    fn next_update(&mut self, board: &Board) -> Next {
-        if self.notices < board.notice_count
-            && let Some((frame, state)) = &board.notice
+    fn next_update(&mut self, latest: &Latest) -> Next {
+        if self.notices < latest.notice_count
+            && let Some((frame, state)) = &latest.notice
         {
-            self.notices = board.notice_count;
+            self.notices = latest.notice_count;
             // What is older than that state is not shown behind it.
             if let Some(mark) = state {
                 self.mark.raise(*mark);
             }
             return Next::Send { frame: frame.clone(), last: false };
         }
-        while self.changes < board.change_count {
-            let behind = usize::try_from(board.change_count - self.changes).unwrap_or(usize::MAX);
-            let Some(index) = board.changes.len().checked_sub(behind) else { return Next::TooSlow };
-            let (post, ticks_before) = &board.changes[index];
+        while self.changes < latest.change_count {
+            let behind = usize::try_from(latest.change_count - self.changes).unwrap_or(usize::MAX);
+            let Some(index) = latest.changes.len().checked_sub(behind) else { return Next::TooSlow };
+            let (post, ticks_before) = &latest.changes[index];
             self.changes += 1;
             self.skip_ticks(*ticks_before);
             if self.mark.raise(post.mark) {
                 return Next::Send { frame: post.frame.clone(), last: post.last };
             }
         }
-        match &board.tick {
-            Some(post) if self.ticks < board.tick_count => {
-                self.skip_ticks(board.tick_count - 1);
-                self.ticks = board.tick_count;
+        match &latest.tick {
+            Some(post) if self.ticks < latest.tick_count => {
+                self.skip_ticks(latest.tick_count - 1);
+                self.ticks = latest.tick_count;
                 match self.mark.raise(post.mark) {
                     true => Next::Send { frame: post.frame.clone(), last: false },
                     false => Next::Wait,
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
     use crate::client::proto::Cause;
 
-    fn post(board: &mut Board, cause: Cause, sequence: u64) {
+    fn post(latest: &mut Latest, cause: Cause, sequence: u64) {
         let update = StateUpdate {
             cause: cause.into(),
             mode: Mode::Running.into(),
@@ -197,7 +197,7 @@ mod tests {
             sequence,
             ..StateUpdate::default()
         };
-        board.post(&update, sequence.to_string().into());
+        latest.post(&update, sequence.to_string().into());
     }
 
     fn send(sequence: u64) -> Next {
@@ -206,130 +206,130 @@ mod tests {
 
     #[test]
     fn a_newer_tick_replaces_one_that_was_not_read() {
-        let mut board = Board::default();
-        let mut reader = board.reader();
-        (1..=5).for_each(|sequence| post(&mut board, Cause::Tick, sequence));
-        assert_eq!([reader.next(&board), reader.next(&board)], [send(5), Next::Wait]);
+        let mut latest = Latest::default();
+        let mut reader = latest.reader();
+        (1..=5).for_each(|sequence| post(&mut latest, Cause::Tick, sequence));
+        assert_eq!([reader.next(&latest), reader.next(&latest)], [send(5), Next::Wait]);
         assert_eq!(reader.skipped, 4);
     }
 
     #[test]
     fn snapshots_for_others_make_no_reader_too_slow() {
-        let mut board = Board::default();
-        let mut reader = board.reader();
-        post(&mut board, Cause::Command, 1);
-        (2..=1_000).for_each(|sequence| post(&mut board, Cause::Snapshot, sequence));
-        assert_eq!(std::array::from_fn(|_| reader.next(&board)), [send(1), send(1_000), Next::Wait]);
+        let mut latest = Latest::default();
+        let mut reader = latest.reader();
+        post(&mut latest, Cause::Command, 1);
+        (2..=1_000).for_each(|sequence| post(&mut latest, Cause::Snapshot, sequence));
+        assert_eq!(std::array::from_fn(|_| reader.next(&latest)), [send(1), send(1_000), Next::Wait]);
         assert_eq!(reader.skipped, 998);
     }
 
     #[test]
     fn changes_are_read_in_order_and_replace_the_ticks_before_them() {
-        let mut board = Board::default();
-        let mut reader = board.reader();
+        let mut latest = Latest::default();
+        let mut reader = latest.reader();
         for (cause, sequence) in
             [(Cause::Tick, 1), (Cause::Scene, 2), (Cause::Tick, 3), (Cause::Command, 4), (Cause::Tick, 5)]
         {
-            post(&mut board, cause, sequence);
+            post(&mut latest, cause, sequence);
         }
-        assert_eq!(std::array::from_fn(|_| reader.next(&board)), [send(2), send(4), send(5), Next::Wait]);
+        assert_eq!(std::array::from_fn(|_| reader.next(&latest)), [send(2), send(4), send(5), Next::Wait]);
         assert_eq!(reader.skipped, 2);
     }
 
     #[test]
     fn a_reader_that_keeps_up_skips_nothing() {
-        let mut board = Board::default();
-        let mut reader = board.reader();
+        let mut latest = Latest::default();
+        let mut reader = latest.reader();
         for sequence in 1..=1_000 {
-            post(&mut board, if sequence % 3 == 0 { Cause::Scene } else { Cause::Tick }, sequence);
-            assert_eq!([reader.next(&board), reader.next(&board)], [send(sequence), Next::Wait]);
+            post(&mut latest, if sequence % 3 == 0 { Cause::Scene } else { Cause::Tick }, sequence);
+            assert_eq!([reader.next(&latest), reader.next(&latest)], [send(sequence), Next::Wait]);
         }
         assert_eq!(reader.skipped, 0);
     }
 
     #[test]
     fn a_reader_may_be_64_changes_behind_and_not_65() {
-        let mut board = Board::default();
-        let (mut slow, mut too_slow) = (board.reader(), board.reader());
+        let mut latest = Latest::default();
+        let (mut slow, mut too_slow) = (latest.reader(), latest.reader());
         for sequence in 1..=65 {
-            post(&mut board, Cause::Command, sequence);
+            post(&mut latest, Cause::Command, sequence);
             if sequence == 1 {
-                assert_eq!(slow.next(&board), send(1));
+                assert_eq!(slow.next(&latest), send(1));
             }
         }
-        assert_eq!(too_slow.next(&board), Next::TooSlow);
+        assert_eq!(too_slow.next(&latest), Next::TooSlow);
         for sequence in 2..=65 {
-            assert_eq!(slow.next(&board), send(sequence));
+            assert_eq!(slow.next(&latest), send(sequence));
         }
-        assert_eq!(slow.next(&board), Next::Wait);
+        assert_eq!(slow.next(&latest), Next::Wait);
     }
 
     #[test]
     fn what_was_up_before_or_is_in_the_snapshot_is_not_sent() {
-        let mut board = Board::default();
-        post(&mut board, Cause::Command, 1);
-        post(&mut board, Cause::Tick, 2);
-        let mut reader = board.reader();
-        assert_eq!(reader.next(&board), Next::Wait);
-        post(&mut board, Cause::Command, 3);
-        post(&mut board, Cause::Command, 4);
+        let mut latest = Latest::default();
+        post(&mut latest, Cause::Command, 1);
+        post(&mut latest, Cause::Tick, 2);
+        let mut reader = latest.reader();
+        assert_eq!(reader.next(&latest), Next::Wait);
+        post(&mut latest, Cause::Command, 3);
+        post(&mut latest, Cause::Command, 4);
         reader.start_at(&StateUpdate { epoch: 1, sequence: 3, ..StateUpdate::default() });
-        assert_eq!([reader.next(&board), reader.next(&board)], [send(4), Next::Wait]);
+        assert_eq!([reader.next(&latest), reader.next(&latest)], [send(4), Next::Wait]);
     }
 
     #[test]
     fn the_update_of_a_removed_stream_is_the_last_and_no_tick_replaces_it() {
-        let mut board = Board::default();
-        let mut reader = board.reader();
+        let mut latest = Latest::default();
+        let mut reader = latest.reader();
         let removed = StateUpdate { epoch: 1, sequence: 9, ..StateUpdate::default() };
-        board.post(&removed, "9".into());
-        post(&mut board, Cause::Tick, 10);
-        assert_eq!(reader.next(&board), Next::Send { frame: "9".into(), last: true });
+        latest.post(&removed, "9".into());
+        post(&mut latest, Cause::Tick, 10);
+        assert_eq!(reader.next(&latest), Next::Send { frame: "9".into(), last: true });
     }
 
     #[test]
     fn that_a_state_is_not_live_is_told_at_once_and_of_several_only_the_last() {
-        let mut board = Board::default();
-        let mut reader = board.reader();
-        post(&mut board, Cause::Tick, 1);
-        board.lose("away".into());
+        let mut latest = Latest::default();
+        let mut reader = latest.reader();
+        post(&mut latest, Cause::Tick, 1);
+        latest.lose("away".into());
         let away = Next::Send { frame: "away".into(), last: false };
-        assert_eq!([reader.next(&board), reader.next(&board), reader.next(&board)], [away, send(1), Next::Wait]);
-        let mut newcomer = board.reader();
-        assert!(matches!(newcomer.next(&board), Next::Send { .. }), "it is told too");
+        assert_eq!([reader.next(&latest), reader.next(&latest), reader.next(&latest)], [away, send(1), Next::Wait]);
+        let mut newcomer = latest.reader();
+        assert!(matches!(newcomer.next(&latest), Next::Send { .. }), "it is told too");
         let state = StateUpdate { mode: Mode::Running.into(), epoch: 1, sequence: 1, ..StateUpdate::default() };
-        board.come_back(&state, "back 1".into());
-        board.lose("away again".into());
-        board.come_back(&state, "back 2".into());
+        latest.come_back(&state, "back 1".into());
+        latest.lose("away again".into());
+        latest.come_back(&state, "back 2".into());
         for reader in [&mut reader, &mut newcomer] {
             let back = Next::Send { frame: "back 2".into(), last: false };
             assert_eq!(
-                [reader.next(&board), reader.next(&board)],
+                [reader.next(&latest), reader.next(&latest)],
                 [back, Next::Wait],
                 "though it has the state already"
             );
         }
-        assert_eq!(board.reader().next(&board), Next::Wait);
+        assert_eq!(latest.reader().next(&latest), Next::Wait);
     }
 
     #[test]
     fn what_is_older_than_the_state_that_is_live_again_is_not_shown_behind_it() {
-        let mut board = Board::default();
-        let mut reader = board.reader();
-        post(&mut board, Cause::Command, 5);
+        let mut latest = Latest::default();
+        let mut reader = latest.reader();
+        post(&mut latest, Cause::Command, 5);
         let state = StateUpdate { mode: Mode::Running.into(), epoch: 1, sequence: 6, ..StateUpdate::default() };
-        board.come_back(&state, "back".into());
-        post(&mut board, Cause::Command, 7);
+        latest.come_back(&state, "back".into());
+        post(&mut latest, Cause::Command, 7);
         let back = Next::Send { frame: "back".into(), last: false };
-        assert_eq!([reader.next(&board), reader.next(&board), reader.next(&board)], [back, send(7), Next::Wait]);
+        assert_eq!([reader.next(&latest), reader.next(&latest), reader.next(&latest)], [back, send(7), Next::Wait]);
     }
 
     #[test]
     fn the_end_comes_behind_what_is_up() {
-        let mut board = Board::default();
-        let mut reader = board.reader();
-        post(&mut board, Cause::Command, 1);
-        board.end(Ended::NoUpdates);
-        assert_eq!([reader.next(&board), reader.next(&board)], [send(1), Next::Ended(Ended::NoUpdates)]);
+        let mut latest = Latest::default();
+        let mut reader = latest.reader();
+        post(&mut latest, Cause::Command, 1);
+        latest.end(Ended::NoUpdates);
+        assert_eq!([reader.next(&latest), reader.next(&latest)], [send(1), Next::Ended(Ended::NoUpdates)]);
     }
 }
