@@ -6,7 +6,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use orchestrator_service::{
     client::{ClientOptions, StreamId},
-    transport::Transport as _,
+    transport::{Operation, Transport as _},
 };
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
@@ -116,6 +116,59 @@ async fn viewers_are_told_when_the_state_is_not_live_and_when_it_is_again() {
     world.create("s").await;
     let (back, state) = liveness(&mut viewer).await;
     assert_eq!((back, &state["stream_id"]), (json!({"live": true}), &json!("s")));
+}
+
+#[tokio::test]
+async fn a_viewer_whose_updates_the_broker_refuses_is_refused_and_leaves_nothing() {
+    for (options, subject) in
+        [(Options::default(), "stream.*.updates"), (Options::over_the_feed(), "orchestrator.feed.*")]
+    {
+        let world = World::with(options).await;
+        world.create_with("s", json!({"tick_interval_ms": 10})).await;
+        world.bus.deny(Operation::Subscribe, subject);
+        let Err(Error::Http(response)) = world.try_watch("/streams/s/ws").await.map(|_| ()) else { panic!("upgraded") };
+        assert_eq!(response.status(), 503, "{subject}");
+        let body: Value = serde_json::from_slice(response.body().as_deref().unwrap_or_default()).expect("JSON");
+        assert_eq!(body["code"], "UNAVAILABLE");
+        assert!(
+            body["message"]
+                .as_str()
+                .is_some_and(|message| message.contains(subject.split('.').next().expect("a word"))),
+            "{body}"
+        );
+        assert_eq!((world.stats("s").await.total, world.gateway.watched_streams()), (0, 0), "{subject}");
+
+        world.bus.allow(Operation::Subscribe, subject);
+        let mut viewer = world.watch("s").await;
+        next(&mut viewer).await;
+        // What is refused later than it was made ends the socket instead of leaving it in silence.
+        world.bus.deny(Operation::Subscribe, subject);
+        assert_eq!(closed(&mut viewer).await.0, 1013, "{subject}");
+        world.until_viewers("s", 0).await;
+        eventually("nothing is subscribed", async || world.gateway.watched_streams() == 0).await;
+
+        world.bus.allow(Operation::Subscribe, subject);
+        next(&mut world.watch("s").await).await;
+    }
+}
+
+#[tokio::test]
+async fn a_viewer_whose_registration_is_not_answered_leaves_nothing() {
+    let mut options = Options::default();
+    options.client.attempt_timeout = Duration::from_millis(100);
+    options.client.total_timeout = Duration::from_millis(300);
+    let mut world = World::with(options).await;
+    world.create("s").await;
+    world.bus.set_black_hole(true);
+    let Err(Error::Http(response)) = world.try_watch("/streams/s/ws").await.map(|_| ()) else { panic!("upgraded") };
+    assert_eq!(response.status(), 503);
+    world.bus.set_black_hole(false);
+    world.until_viewers("s", 0).await;
+    eventually("nothing is subscribed", async || world.gateway.watched_streams() == 0).await;
+    // It may have arrived all the same: what is registered is unregistered again.
+    drop(world.watch("s").await);
+    world.until_viewers("s", 0).await;
+    world.stop_gateway().await;
 }
 
 /// Reads until the socket is closed and says with which code.
