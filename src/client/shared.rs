@@ -20,7 +20,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
-use tokio::{sync::watch, task::AbortHandle};
+use tokio::{sync::Notify, task::AbortHandle};
 
 use super::ClientError;
 
@@ -44,7 +44,10 @@ struct Entry<K, T> {
 struct Slot<K, T> {
     key: K,
     value: Arc<T>,
-    progress: watch::Sender<Progress>,
+    progress: Mutex<Progress>,
+    /// Told when that changes. A watch would wake those who wait in an order that chance decides, and a run of a client
+    /// could not be repeated.
+    changed: Notify,
     /// Set by whoever holds it first, before anybody can leave.
     task: OnceLock<AbortHandle>,
 }
@@ -91,12 +94,10 @@ impl<K: Key, T: Send + Sync + 'static> Shared<K, T> {
         // From here on, dropping this future leaves.
         let holder = self.hold(key, make);
         holder.start(open);
-        let mut progress = holder.slot.progress.subscribe();
-        // An error would mean that the sender is gone, which the holder holds.
-        match progress.wait_for(|progress| !matches!(progress, Progress::Opening)).await.as_deref() {
-            Ok(Progress::Failed(error)) => Err(error.clone()),
-            Ok(Progress::Ended) | Err(_) => Err(ClientError::closed()),
-            Ok(Progress::Open | Progress::Opening) => Ok(holder),
+        match holder.slot.wait_for(|progress| !matches!(progress, Progress::Opening)).await {
+            Progress::Failed(error) => Err(error),
+            Progress::Ended => Err(ClientError::closed()),
+            Progress::Open | Progress::Opening => Ok(holder),
         }
     }
 
@@ -115,8 +116,8 @@ impl<K: Key, T: Send + Sync + 'static> Shared<K, T> {
     fn hold(self: &Arc<Self>, key: K, make: impl FnOnce() -> T) -> Holder<K, T> {
         let mut entries = self.entries();
         let entry = entries.entry(key).or_insert_with_key(|key| {
-            let (progress, task) = (watch::Sender::new(Progress::Opening), OnceLock::new());
-            let slot = Arc::new(Slot { key: key.clone(), value: Arc::new(make()), progress, task });
+            let (progress, changed, task) = (Mutex::new(Progress::Opening), Notify::new(), OnceLock::new());
+            let slot = Arc::new(Slot { key: key.clone(), value: Arc::new(make()), progress, changed, task });
             Entry { slot, holders: 0 }
         });
         entry.holders += 1;
@@ -144,14 +145,10 @@ impl<K: Key, T: Send + Sync + 'static> Shared<K, T> {
             entries.remove(&slot.key);
         }
         drop(entries);
-        slot.progress.send_if_modified(|progress| {
-            let next = match progress {
-                Progress::Opening => Progress::Failed(error.unwrap_or_else(ClientError::closed)),
-                Progress::Open => Progress::Ended,
-                Progress::Failed(_) | Progress::Ended => return false,
-            };
-            *progress = next;
-            true
+        slot.become_next(|progress| match progress {
+            Progress::Opening => Some(Progress::Failed(error.unwrap_or_else(ClientError::closed))),
+            Progress::Open => Some(Progress::Ended),
+            Progress::Failed(_) | Progress::Ended => None,
         });
     }
 
@@ -169,6 +166,35 @@ fn entry_of<'a, K: Key, T>(
     entries.get_mut(&slot.key).filter(|entry| Arc::ptr_eq(&entry.slot, slot))
 }
 
+impl<K, T> Slot<K, T> {
+    /// How far its task has come, once that is so. Cancel safe.
+    async fn wait_for(&self, is_so: impl Fn(&Progress) -> bool) -> Progress {
+        loop {
+            // Before the look: whatever changes behind it wakes this.
+            let changed = self.changed.notified();
+            let progress = self.progress().clone();
+            if is_so(&progress) {
+                return progress;
+            }
+            changed.await;
+        }
+    }
+
+    /// Replaces its progress, if by anything.
+    fn become_next(&self, next: impl FnOnce(&Progress) -> Option<Progress>) {
+        let mut progress = self.progress();
+        if let Some(next) = next(&progress) {
+            *progress = next;
+            drop(progress);
+            self.changed.notify_waiters();
+        }
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl<K: Key, T: Send + Sync + 'static> Holder<K, T> {
     /// The key.
     #[must_use]
@@ -178,9 +204,7 @@ impl<K: Key, T: Send + Sync + 'static> Holder<K, T> {
 
     /// Resolves when the task has ended by itself: nothing comes any more. Cancel safe.
     pub async fn ended(&self) {
-        let mut progress = self.slot.progress.subscribe();
-        // An error would mean that the sender is gone, which `self` holds.
-        let _ = progress.wait_for(|progress| matches!(progress, Progress::Ended | Progress::Failed(_))).await;
+        self.slot.wait_for(|progress| matches!(progress, Progress::Ended | Progress::Failed(_))).await;
     }
 
     /// Starts the task, unless another holder has. Without the lock on the entries, which the task needs at its end: a
@@ -224,7 +248,7 @@ impl<K: Key, T: Send + Sync + 'static> Task<K, T> {
     async fn run<Running: Future<Output = ()>>(mut self, opening: impl Future<Output = Result<Running, ClientError>>) {
         match opening.await {
             Ok(running) => {
-                self.slot.progress.send_replace(Progress::Open);
+                self.slot.become_next(|_| Some(Progress::Open));
                 running.await;
             }
             Err(error) => self.error = Some(error),
