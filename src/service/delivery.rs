@@ -1,7 +1,7 @@
 //! What a publisher does next, as a plain state machine: the publisher drives it over a transport, and a simulator in
 //! virtual time. It waits for nothing and sends nothing.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
@@ -41,13 +41,23 @@ pub struct Delivery {
     taken: VecDeque<Taken>,
     /// While a barrier is under way: how many changes had been handed over before it.
     barrier: Option<u64>,
+    /// The subjects of messages that were refused before they were sent, before the barrier and since.
+    refused_before: BTreeSet<String>,
+    refused_since: BTreeSet<String>,
 }
 
 impl Delivery {
     /// Nothing taken over, on a connection as it is now.
     #[must_use]
     pub const fn new(connection: Connection) -> Self {
-        Self { connection, outgoing: VecDeque::new(), taken: VecDeque::new(), barrier: None }
+        Self {
+            connection,
+            outgoing: VecDeque::new(),
+            taken: VecDeque::new(),
+            barrier: None,
+            refused_before: BTreeSet::new(),
+            refused_since: BTreeSet::new(),
+        }
     }
 
     /// What to do next, on a connection that takes messages of `max_payload` bytes at present.
@@ -60,6 +70,7 @@ impl Delivery {
             // Before more is taken over, so that a shard that always owes something is confirmed something too.
             if self.barrier.is_none() && owed.has_unconfirmed() {
                 self.barrier = Some(owed.handed_over());
+                self.refused_before.append(&mut self.refused_since);
                 return Step::Barrier;
             }
             owed.hand_over(owed.at_once(), max_payload, |publication| {
@@ -111,6 +122,15 @@ impl Delivery {
         }
     }
 
+    /// The last message that was removed was not sent, because the broker had refused this subject before. It may have
+    /// taken it again by the time the next barrier passes, so that is noted here: a change is held behind the barrier.
+    pub fn refused(&mut self, subject: String, owed: &Owed) {
+        // Without changes no barrier comes that would forget it.
+        if owed.has_unconfirmed() {
+            self.refused_since.insert(subject);
+        }
+    }
+
     /// The connection is this now. If it is another, what was under way is lost, the barrier too, and it says how many
     /// messages were dropped.
     pub fn connection_is(&mut self, now: Connection, owed: &mut Owed) -> Option<usize> {
@@ -128,6 +148,8 @@ impl Delivery {
         self.outgoing.clear();
         self.taken.clear();
         self.barrier = None;
+        self.refused_before.clear();
+        self.refused_since.clear();
         owed.owe_again();
         dropped
     }
@@ -141,8 +163,9 @@ impl Delivery {
     /// As [`Delivery::barrier_passed`], but messages to subjects that are `refused` have not gone anywhere.
     pub fn barrier_passed_but(&mut self, now: Connection, owed: &mut Owed, refused: impl Fn(&str) -> bool) {
         if let Some(until) = self.barrier.take().filter(|_| now == self.connection) {
-            owed.confirm_but(until, refused);
+            owed.confirm_but(until, |subject| refused(subject) || self.refused_before.contains(subject));
         }
+        self.refused_before.clear();
     }
 
     /// Whether the broker is known to have everything.
@@ -212,6 +235,39 @@ mod tests {
         assert_eq!(delivery.connection_is(again, &mut owed), Some(0));
         assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
         assert_eq!(delivery.taken().len(), 1);
+    }
+
+    #[test]
+    fn a_change_that_was_not_sent_is_held_though_its_subject_is_taken_again_when_the_barrier_passes() {
+        let (mut delivery, mut owed) = (Delivery::new(UP), owing(1));
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
+        let subject = delivery.taken().pop_front().unwrap().subject;
+        delivery.refused(subject.as_str().to_owned(), &owed);
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Barrier);
+        delivery.barrier_passed(UP, &mut owed);
+        assert!(owed.has_held() && delivery.refused_before.is_empty());
+        owed.release_held();
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
+        delivery.taken().clear();
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Barrier);
+        delivery.barrier_passed(UP, &mut owed);
+        assert!(delivery.is_settled(&owed) && !owed.has_held());
+    }
+
+    #[test]
+    fn a_barrier_from_before_forgets_nothing_that_was_refused_behind_it() {
+        let (mut delivery, mut owed) = (Delivery::new(UP), owing(1));
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
+        delivery.taken().clear();
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Barrier);
+        owe_changes(&mut owed, 1);
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
+        let subject = delivery.taken().pop_front().unwrap().subject;
+        delivery.refused(subject.as_str().to_owned(), &owed);
+        delivery.barrier_passed(UP, &mut owed);
+        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Barrier);
+        delivery.barrier_passed(UP, &mut owed);
+        assert!(owed.has_held());
     }
 
     /// Publishes over a connection that takes no more than `limit` bytes, as a transport does; gives what got through.

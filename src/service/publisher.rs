@@ -85,7 +85,9 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>, t
                         counter!("orchestrator_dropped_total", "reason" => "refused_by_broker").increment(1);
                     }
                     // A change is held behind the next barrier. The transport logs it, once in a while.
-                    Err(TransportError::Denied(_)) => {}
+                    Err(TransportError::Denied(denial)) => {
+                        delivery.refused(denial.subject, &outlet.owed.borrow());
+                    }
                     Err(error) => {
                         debug!(%error, "publishing stopped");
                         barrier = None;
@@ -117,6 +119,8 @@ struct Refusals {
     denied: watch::Receiver<Denied>,
     /// How many refusals were counted.
     counted: u64,
+    /// How many of them since the barrier before the last.
+    recent: u64,
     /// How often refusals may have been missed, as was known at the last barrier.
     missed: u64,
     /// When to try again what is held.
@@ -127,7 +131,7 @@ impl Refusals {
     fn of(transport: &dyn Transport) -> Self {
         let denied = transport.denied();
         let (counted, missed) = (denied.borrow().refused, denied.borrow().missed);
-        Self { denied, counted, missed, retry_at: None }
+        Self { denied, counted, recent: 0, missed, retry_at: None }
     }
 
     /// Tries what is held again when it is time, or when nothing is refused any more.
@@ -160,6 +164,10 @@ impl Refusals {
         let missed = std::mem::replace(&mut self.missed, denied.missed) != denied.missed;
         let refused = denied.refused.saturating_sub(self.counted);
         self.counted = denied.refused;
+        // What was refused before the broker took everything again cannot be told from the rest any more. A message may have
+        // been refused before the last barrier that is behind the barrier only now.
+        let recent = refused + std::mem::replace(&mut self.recent, refused);
+        let missed = missed || recent > 0 && denied.publish.is_empty();
         if refused > 0 {
             counter!("orchestrator_publish_denied_total").increment(refused);
         }
