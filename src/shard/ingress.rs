@@ -162,9 +162,10 @@ impl Ingress {
         }
     }
 
-    /// Refuses a batch whose answer could not be sent, before anybody is registered by it.
+    /// Refuses a batch whose answer could not be sent, before anybody is registered by it. One subscriber is taken as a
+    /// Register is: else nobody could be registered over a connection that takes less than the longest answer.
     fn check_answer(&self, shard: usize, registers: usize) -> Result<(), Refusal> {
-        let bytes = if registers > 0 { encode::MAX_REPLY_BYTES + 8 * registers } else { 0 };
+        let bytes = if registers > 1 { encode::MAX_REPLY_BYTES + 8 * registers } else { 0 };
         let limit = self.router.mailbox(shard).max_answer();
         if bytes > limit { Err(Refusal::TooLarge { bytes, limit }) } else { Ok(()) }
     }
@@ -296,6 +297,21 @@ mod tests {
             assert_eq!(proto::Reply::decode(answer).unwrap().code(), proto::Code::Unavailable, "{to}");
             assert!([0, 1, 2].iter().all(|shard| ingress.router.mailbox(*shard).is_empty()), "{to}");
         }
+    }
+
+    #[test]
+    fn one_subscriber_is_taken_as_a_batch_over_a_connection_that_takes_less_than_the_longest_answer() {
+        let ingress = ingress([8; 3]);
+        (0..3).for_each(|shard| ingress.router.mailbox(shard).set_max_answer(1_024));
+        let register = |count: usize| {
+            let subscriber = proto::Subscriber { client_id: "viewer".into(), ..Default::default() };
+            let batch = proto::RegisterBatch { stream_id: "show".into(), subscriber: vec![subscriber; count] };
+            let message = proto::SubscriptionCommand { command: Some(Command::RegisterBatch(batch)) };
+            ingress.accept(subject::SUBSCRIPTION, message.encode_to_vec().into(), Some(Subject::from_static("answer")))
+        };
+        assert_eq!(register(1), None);
+        let (_, answer) = register(2).expect("it is refused");
+        assert_eq!(proto::Reply::decode(answer).unwrap().code(), proto::Code::ResourceExhausted);
     }
 
     #[test]

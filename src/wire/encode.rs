@@ -313,13 +313,15 @@ pub fn reply(accepted: &Accepted, stream_id: &str, now: Now) -> proto::Reply {
 
 /// The most that an answer has besides its lists: ids, words and a state, bytes.
 pub const MAX_REPLY_BYTES: usize = 1_536;
+/// The same without a state: a stream's id, and a message of two lines.
+const MAX_WORDS_BYTES: usize = 384;
 
 /// The answer to a batch: what it could not place, as far as that fits into `max_bytes`. The message says how many more
 /// there are: the next heartbeat tells of them.
 #[must_use]
 pub fn batch_reply(unplaced: &Unplaced, stream_id: &str, max_bytes: usize) -> proto::Reply {
     let unknown = unplaced.handles.len() + unplaced.clients.len();
-    let mut room = max_bytes.saturating_sub(MAX_REPLY_BYTES);
+    let mut room = max_bytes.saturating_sub(MAX_WORDS_BYTES);
     let handles = &unplaced.handles[..unplaced.handles.len().min(room / 8)];
     room -= 8 * handles.len();
     let clients: Vec<String> = (unplaced.clients.iter())
@@ -449,7 +451,7 @@ mod tests {
             handles: (0..3_000).map(Handle).collect(),
             clients: (0..3_000).map(|n| format!("{n:036}")).collect(),
         };
-        for (max_bytes, all) in [(16_384, false), (65_536, false), (1 << 20, true)] {
+        for (max_bytes, all) in [(1_024, false), (16_384, false), (65_536, false), (1 << 20, true)] {
             let reply = batch_reply(&unplaced, "show", max_bytes);
             let listed = reply.unknown_handle.len() + reply.unknown_client_id.len();
             assert!(reply.encoded_len() <= max_bytes && listed > 0, "{max_bytes}: {listed}");
