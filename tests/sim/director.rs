@@ -3,7 +3,8 @@
 use std::rc::Rc;
 
 use orchestrator_service::{
-    engine::DEFAULT_EMPTY_GRACE_MS,
+    engine::{DEFAULT_EMPTY_GRACE_MS, StreamId},
+    shard::owed::PublishTo,
     wire::{
         proto::{self, orchestrator_command::Command, query},
         subject,
@@ -12,7 +13,7 @@ use orchestrator_service::{
 
 use crate::{
     checkers::Fact,
-    gateway::encoded,
+    gateway::{SubId, encoded},
     net::{Answer, AnswerBody, Party, Sent, What},
     reading::stream_id,
     service::round,
@@ -23,10 +24,15 @@ use crate::{
 pub struct Director {
     /// A command with a request id, to be sent again.
     last: Option<(Rc<Sent>, bool)>,
+    /// The streams and ids of some of those before.
+    before: Vec<(usize, usize)>,
     /// Numbers of the questions of the audit.
     questions: Vec<usize>,
     answers: Vec<(usize, proto::QueryReply)>,
 }
+
+/// What streams tick at.
+const INTERVALS_MS: [Option<u64>; 7] = [None, Some(60), Some(250), Some(500), Some(1_000), Some(1_000), Some(5_000)];
 
 /// How many request ids all directors of a world share out: one after the other.
 fn next_request_id(world: &mut World) -> usize {
@@ -45,14 +51,17 @@ impl World {
         if self.rng.chance(self.plan.faults) {
             return self.something_breaks();
         }
-        let gateway = self.rng.below(self.gateways.len());
+        let gateway = self.rng.below(self.plan.all_gateways());
+        let choice = self.rng.weighted(&[30, 12, 6, 8, 30, 4, 3, 5]);
+        if let Some(client) = gateway.checked_sub(self.gateways.len()).filter(|_| choice < 4) {
+            return self.real_gateway_acts(client, choice);
+        }
+        let gateway = gateway.min(self.gateways.len() - 1);
         let here = self.gateways[gateway].viewers.len();
-        let all: usize = self.gateways.iter().map(|gateway| gateway.viewers.len()).sum();
-        let choice = self.rng.weighted(&[30, 12, 6, 8, 30, 4, 3]);
         match choice {
             0 if self.gateways[gateway].alive => {
                 let many = if self.plan.is_crowd() { self.rng.within(1, 400) } else { 1 };
-                for _ in 0..many.min((self.plan.viewers - self.plan.viewers.min(all)) as u64) {
+                for _ in 0..many.min(self.places_left()) {
                     self.viewer_comes(gateway);
                 }
             }
@@ -67,14 +76,52 @@ impl World {
             4 => self.command_something(),
             5 => self.ask_something(),
             6 => self.send_again(),
+            7 if here > 1 => self.several_go(gateway),
             _ => {}
+        }
+    }
+
+    /// Somebody commands a stream as fast as nobody should, and comes again.
+    pub fn flood(&mut self) {
+        let Some(every_ms) = self.plan.flood_every_ms.filter(|_| self.phase == Phase::Safety) else { return };
+        self.at(self.now + every_ms, Event::Flood);
+        let seek = proto::Seek { stream_id: stream_id(0), position_ms: self.rng.within(0, 2_000) };
+        let answered = self.rng.chance(500);
+        let request_id = self.plan.flood_has_ids.then(|| next_request_id(self));
+        self.command(0, 0, Command::Seek(seek), request_id, None, answered);
+    }
+
+    /// How many viewers may still come.
+    fn places_left(&self) -> u64 {
+        let here: usize = self.gateways.iter().map(|gateway| gateway.viewers.len()).sum();
+        (self.plan.viewers - self.plan.viewers.min(here + self.real_viewers().count())) as u64
+    }
+
+    /// The same choices for a gateway with a client.
+    fn real_gateway_acts(&mut self, client: usize, choice: usize) {
+        let here: Vec<usize> = self.clients.each[client].viewers.keys().copied().collect();
+        if choice == 0 {
+            let many = if self.plan.is_crowd() { self.rng.within(1, 100) } else { 1 };
+            for _ in 0..many.min(self.places_left()) {
+                let sub = self.somebody_perhaps_elsewhere();
+                self.real_viewer_comes(client, sub);
+            }
+        } else if !here.is_empty() {
+            let viewer = self.rng.pick(&here);
+            if choice == 3 {
+                let sub = self.clients.each[client].viewers[&viewer].sub;
+                let (stream, client_id) = (self.truth.subs[sub].stream, Rc::clone(&self.truth.subs[sub].client));
+                let sub = self.another_session(stream, client_id);
+                self.real_viewer_comes(client, sub);
+            }
+            self.real_viewer_goes(client, viewer);
         }
     }
 
     fn something_breaks(&mut self) {
         let shard = self.rng.below(self.plan.shards);
-        let gateway = self.rng.below(self.gateways.len());
-        match self.rng.weighted(&[40, 8, 30, 6, 6, 4]) {
+        let gateway = self.rng.below(self.plan.all_gateways());
+        match self.rng.weighted(&[40, 8, 30, 6, 6, 6, 6, 6]) {
             0 => {
                 let parties = self.parties();
                 let party = self.rng.pick(&parties);
@@ -85,6 +132,7 @@ impl World {
             1 => {
                 // The broker is gone, and everybody with it.
                 let for_ms = self.rng.within(10, 8_000);
+                self.max_payload = self.rng.pick(&self.plan.max_payloads.clone());
                 for party in self.parties() {
                     let later = self.rng.within(0, 1_000);
                     self.break_link(party, for_ms + later);
@@ -100,12 +148,33 @@ impl World {
                 self.stall(shard, for_ms.min(20_000));
             }
             4 => self.panic_next(shard),
-            _ => {
-                if self.gateways[gateway].alive {
-                    self.gateway_dies(gateway);
-                }
+            5 => self.something_is_denied(),
+            6 => {
+                let max_payload = self.rng.pick(&self.plan.max_payloads.clone());
+                self.broker_takes(max_payload);
             }
+            _ => match gateway.checked_sub(self.gateways.len()) {
+                None if self.gateways[gateway].alive => self.gateway_dies(gateway),
+                Some(client) if self.clients.each[client].is_alive() => self.client_dies(client),
+                _ => {}
+            },
         }
+    }
+
+    /// The broker refuses subscriptions to a stream's updates, or to a feed, for a while; or messages to it.
+    fn something_is_denied(&mut self) {
+        let stream_id = stream_id(self.rng.below(self.plan.streams));
+        let id = StreamId::parse(&stream_id).expect("a stream's name");
+        let feed =
+            self.plan.publish_to == PublishTo::Feed || self.plan.publish_to == PublishTo::Both && self.rng.chance(500);
+        let subject = if feed { subject::feed(id.partition()) } else { subject::updates(id) };
+        let for_ms = self.rng.within(1, 8_000);
+        let subject = subject.as_str().to_owned();
+        if self.rng.chance(500) {
+            return self.broker_refuses(subject, for_ms);
+        }
+        self.at(self.now + for_ms, Event::Allow(subject.clone()));
+        self.broker_denies(subject);
     }
 
     // --- commands ------------------------------------------------------------------------------------------------
@@ -145,9 +214,14 @@ impl World {
         let request_id = self.rng.chance(300).then(|| next_request_id(self));
         let said = self.truth.streams[stream].said.as_ref().map_or(0, |said| said.revision);
         let expected_revision = self.rng.chance(100).then(|| said + u64::from(self.rng.chance(200)));
-        let director = self.rng.below(self.directors.len());
+        let place = self.rng.below(self.directors.len() + self.clients.each.len());
+        if let Some(client) = place.checked_sub(self.directors.len()) {
+            // Its attempts are one command, so they need an id.
+            let request_id = request_id.unwrap_or_else(|| next_request_id(self));
+            return self.client_commands(client, stream, command, request_id, expected_revision);
+        }
         let answered = !self.rng.chance(self.plan.unanswered);
-        self.command(director, stream, command, request_id, expected_revision, answered);
+        self.command(place, stream, command, request_id, expected_revision, answered);
     }
 
     fn command(
@@ -174,19 +248,44 @@ impl World {
         };
         if request_id.is_some() {
             self.directors[director].last = Some((Rc::new(sent()), answered));
+            if let Some(id) = request_id {
+                let before = &mut self.directors[director].before;
+                before.push((stream, id));
+                // What is remembered for two minutes was said a while ago.
+                let place = self.rng.below(before.len());
+                if before.len() > 8 {
+                    before.swap_remove(place);
+                }
+            }
         }
         self.ask(sent(), answered);
     }
 
-    /// A director has waited for an answer in vain, or is impatient: the same request, under the same id.
+    /// A director has waited for an answer in vain, or is impatient: the same request, under the same id. Or it confuses
+    /// the ids, and asks for something else under one that it has used.
     fn send_again(&mut self) {
         let director = self.rng.below(self.directors.len());
+        if self.rng.chance(300) && !self.directors[director].before.is_empty() {
+            let before = self.rng.pick(&self.directors[director].before.clone());
+            return self.confuse(director, before);
+        }
         let Some((last, answered)) = self.directors[director].last.clone() else { return };
         let What::Command { stream, request_id } = last.what else { return };
         let what = What::Command { stream, request_id };
         let Sent { from, subject, ref payload, ref round, .. } = *last;
         let (payload, round) = (payload.clone(), round.clone());
         self.ask(Sent { from, subject, payload, request: None, what, round }, answered);
+    }
+
+    fn confuse(&mut self, director: usize, (stream, id): (usize, usize)) {
+        let stream_id = stream_id(stream);
+        let command = match self.rng.below(4) {
+            0 => Command::Pause(proto::Pause { stream_id }),
+            1 => Command::Resume(proto::Resume { stream_id }),
+            2 => Command::Stop(proto::Stop { stream_id }),
+            _ => Command::Seek(proto::Seek { stream_id, position_ms: self.rng.within(0, 3) * 1_000 }),
+        };
+        self.command(director, stream, command, Some(id), None, true);
     }
 
     fn config(&mut self) -> proto::OrchestratorConfig {
@@ -206,7 +305,7 @@ impl World {
             .collect();
         proto::OrchestratorConfig {
             scenes,
-            tick_interval_ms: rng.pick(&[None, Some(60), Some(250), Some(500), Some(1_000), Some(1_000), Some(5_000)]),
+            tick_interval_ms: self.plan.tick_interval_ms.or_else(|| rng.pick(&INTERVALS_MS)),
             loop_scenes: rng.chance(500),
             when_empty: rng.within(0, 2) as i32,
             empty_grace_ms,
@@ -222,7 +321,7 @@ impl World {
         ];
         let config = Some(proto::OrchestratorConfig {
             scenes,
-            tick_interval_ms: Some(1_000),
+            tick_interval_ms: Some(self.plan.tick_interval_ms.unwrap_or(1_000)),
             loop_scenes: true,
             empty_grace_ms: Some(self.plan.grace_ms),
             ..Default::default()
@@ -286,11 +385,23 @@ impl World {
 
     /// A viewer that its gateway has not registered: gateway, client and stream.
     pub fn unregistered(&self) -> Option<(usize, String, usize)> {
-        self.gateways.iter().enumerate().find_map(|(number, gateway)| {
+        let of_gateways = self.gateways.iter().enumerate().find_map(|(number, gateway)| {
             let viewer = gateway.viewers.iter().find(|viewer| !viewer.registered)?;
-            let sub = &self.truth.subs[viewer.sub];
-            Some((number, sub.client.to_string(), sub.stream))
-        })
+            Some((number, viewer.sub))
+        });
+        let of_clients = || {
+            let unregistered = self.real_viewers().find(|(_, viewer)| !viewer.registered);
+            unregistered.map(|(client, viewer)| (self.gateways.len() + client, viewer.sub))
+        };
+        let (gateway, sub) = of_gateways.or_else(of_clients)?;
+        let sub = &self.truth.subs[sub];
+        Some((gateway, sub.client.to_string(), sub.stream))
+    }
+
+    /// Who watches, by their gateways: each subscriber, perhaps of several.
+    pub fn watchers(&self) -> impl Iterator<Item = SubId> {
+        let of_gateways = self.gateways.iter().flat_map(|gateway| &gateway.viewers).map(|viewer| viewer.sub);
+        of_gateways.chain(self.real_viewers().map(|(_, viewer)| viewer.sub))
     }
 
     /// Tells the checkers what came of it.
@@ -300,34 +411,56 @@ impl World {
             seat.shard.engine().check();
             seat.owed.check();
         }
+        self.check_clients_see_the_service();
         let answers = std::mem::take(&mut self.directors[0].answers);
         assert_eq!(answers.len(), 2 * self.plan.streams, "convergence: every question of the audit is answered");
         for (request, reply) in answers {
             let sent = Rc::clone(&self.truth.requests[request].sent);
             match sent.what {
                 What::Stats { stream: Some(stream) } => {
-                    let viewers: Vec<_> = (self.gateways.iter())
-                        .flat_map(|gateway| &gateway.viewers)
-                        .map(|viewer| &self.truth.subs[viewer.sub])
+                    let viewers: Vec<_> = (self.watchers())
+                        .map(|sub| &self.truth.subs[sub])
                         .filter(|sub| sub.stream == stream)
                         .map(|sub| (sub.client.to_string(), sub.session))
                         .collect();
                     self.fact(&Fact::QuietCounts { stream, answer: &reply, viewers: &viewers });
                 }
                 What::State { stream } => {
-                    let watched = (self.gateways.iter())
-                        .flat_map(|gateway| &gateway.viewers)
-                        .any(|viewer| self.truth.subs[viewer.sub].stream == stream);
+                    let watched = self.watchers().any(|sub| self.truth.subs[sub].stream == stream);
                     for gateway in 0..self.gateways.len() {
                         let view = self.gateways[gateway].views[stream].clone();
                         let view = view.as_ref().map(|(_, view)| &**view);
                         let connected_since = self.gateways[gateway].connected_since;
-                        let answer = &reply;
-                        self.fact(&Fact::QuietView { gateway, stream, answer, view, connected_since, watched });
+                        let (answer, reads_feed) = (&reply, self.gateways[gateway].reads_feed);
+                        self.fact(&Fact::QuietView {
+                            gateway,
+                            stream,
+                            answer,
+                            view,
+                            connected_since,
+                            reads_feed,
+                            watched,
+                        });
                     }
+                    self.check_quiet_clients(stream, &reply);
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// The viewers of clients see what is, too.
+    fn check_quiet_clients(&mut self, stream: usize, answer: &proto::QueryReply) {
+        let views: Vec<_> = (self.real_viewers())
+            .filter(|(_, viewer)| self.truth.subs[viewer.sub].stream == stream)
+            .map(|(client, viewer)| (client, viewer.view.clone(), viewer.since))
+            .collect();
+        for (client, view, since) in views {
+            let connected_since = self.clients.each[client].connected_since.max(since);
+            let (gateway, view) = (self.gateways.len() + client, view.as_ref().map(|(_, view)| &**view));
+            let reads_feed = self.clients.each[client].reads_feed();
+            let watched = true;
+            self.fact(&Fact::QuietView { gateway, stream, answer, view, connected_since, reads_feed, watched });
         }
     }
 }

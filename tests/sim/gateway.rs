@@ -3,7 +3,10 @@
 //! A gateway registers its viewers, heartbeats for them, registers again whom the service does not know and everybody
 //! after a reconnect, and shows them the updates that it has not had yet.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+};
 
 use bytes::Bytes;
 use orchestrator_service::{
@@ -33,6 +36,8 @@ const PATIENCE_MS: u64 = 2_500;
 const RETRY_MS: u64 = 1_000;
 /// Most subscribers in one message: no more than a shard handles at once, so that `truth` knows one moment of each.
 const MOST_IN_A_BATCH: usize = 400;
+/// The same in worlds where that takes a shard several turns.
+const MOST_IN_A_LARGE_BATCH: usize = 2_500;
 
 #[derive(Debug)]
 pub struct Viewer {
@@ -82,35 +87,47 @@ impl World {
 
     /// A viewer opens a page.
     pub fn viewer_comes(&mut self, gateway: usize) {
+        if self.gateways[gateway].style != Style::Names {
+            let sub = self.somebody_perhaps_elsewhere();
+            return self.let_in(gateway, sub);
+        }
         let stream = self.rng.below(self.plan.streams);
-        let (client, session): (Rc<str>, u64) = match self.gateways[gateway].style {
-            Style::Names => {
-                self.gateways[gateway].named += 1;
-                let number = self.gateways[gateway].named;
-                // Somebody who was here before comes again, perhaps before anybody missed it.
-                let old = self.gateways[gateway].named.min(1 + self.plan.viewers as u64 / 2);
-                let number = if self.rng.chance(500) { self.rng.within(1, old) } else { number };
-                (format!("viewer {number} of {gateway}").into(), 0)
-            }
-            Style::Handles | Style::Singles => {
-                // Several tabs and gateways share a client.
-                let number = self.rng.below(self.plan.viewers) as u64;
-                let session = self.truth.subs.len() as u64 + 1;
-                let uuid = format!("00000000-0000-4000-8000-{number:012x}");
-                (if number.is_multiple_of(2) { uuid } else { format!("client {number}") }.into(), session)
-            }
-        };
-        self.let_in(gateway, stream, client, session);
+        self.gateways[gateway].named += 1;
+        let number = self.gateways[gateway].named;
+        // Somebody who was here before comes again, perhaps before anybody missed it.
+        let old = self.gateways[gateway].named.min(1 + self.plan.viewers as u64 / 2);
+        let number = if self.rng.chance(500) { self.rng.within(1, old) } else { number };
+        let client: Rc<str> = format!("viewer {number} of {gateway}").into();
+        let sub = self.truth.sub(stream, &client, 0).unwrap_or_else(|| self.truth.new_sub(stream, client, 0));
+        self.let_in(gateway, sub);
     }
 
-    fn let_in(&mut self, gateway: usize, stream: usize, client: Rc<str>, session: u64) {
-        let known = (session == 0)
-            .then(|| {
-                let named = |sub: &&SubId| self.truth.subs[**sub].client == client;
-                self.truth.streams[stream].subs.iter().find(named).copied()
-            })
-            .flatten();
-        let sub = known.unwrap_or_else(|| self.truth.new_sub(stream, client, session));
+    /// Another tab of somebody's, of whom there may be others at this gateway and elsewhere.
+    pub fn somebody(&mut self) -> SubId {
+        let (stream, number) = (self.rng.below(self.plan.streams), self.rng.below(self.plan.viewers) as u64);
+        let uuid = format!("00000000-0000-4000-8000-{number:012x}");
+        let client = if number.is_multiple_of(2) { uuid } else { format!("client {number}") };
+        self.another_session(stream, client.into())
+    }
+
+    /// The same, or somebody who watches at some gateway already, session and all.
+    pub fn somebody_perhaps_elsewhere(&mut self) -> SubId {
+        if self.rng.chance(self.plan.shared) {
+            let elsewhere: Vec<SubId> = self.watchers().filter(|sub| self.truth.subs[*sub].session != 0).collect();
+            if !elsewhere.is_empty() {
+                return self.rng.pick(&elsewhere);
+            }
+        }
+        self.somebody()
+    }
+
+    /// A new session of a client.
+    pub fn another_session(&mut self, stream: usize, client: Rc<str>) -> SubId {
+        let session = self.truth.subs.len() as u64 + 1;
+        self.truth.new_sub(stream, client, session)
+    }
+
+    fn let_in(&mut self, gateway: usize, sub: SubId) {
         if self.gateways[gateway].viewer(sub).is_some() {
             return;
         }
@@ -130,6 +147,82 @@ impl World {
         }
     }
 
+    /// Several viewers close their pages at once, of whichever streams, and some of them come again over the same
+    /// connection, before anybody has answered.
+    pub fn several_go(&mut self, gateway: usize) {
+        let most = self.most_in_a_batch(gateway).min(self.gateways[gateway].viewers.len());
+        let many = if self.plan.is_crowd() { most } else { most.min(8) };
+        let many = self.rng.within(1, many as u64) as usize;
+        let from = self.rng.below(self.gateways[gateway].viewers.len() + 1 - many);
+        let gone: Vec<(SubId, Option<u64>)> = (self.gateways[gateway].viewers.drain(from..from + many))
+            .map(|viewer| (viewer.sub, viewer.handle))
+            .collect();
+        self.log.note(self.clock(), "viewers go", &[gateway as u64, gone.len() as u64], &[]);
+        match self.gateways[gateway].style {
+            Style::Handles => {
+                let (handled, named): (Vec<_>, Vec<_>) = gone.iter().partition(|(_, handle)| handle.is_some());
+                if !handled.is_empty() {
+                    let handle = handled.iter().filter_map(|(_, handle)| *handle).collect();
+                    let batch = proto::UnregisterBatch { handle, ..Default::default() };
+                    let answered = !self.rng.chance(self.plan.unanswered);
+                    self.subscribe(gateway, Command::UnregisterBatch(batch), What::Leave(handled), answered);
+                }
+                named.into_iter().for_each(|viewer| self.unregister(gateway, &[viewer]));
+            }
+            Style::Names => {
+                let mut streams: BTreeMap<usize, Vec<SubId>> = BTreeMap::new();
+                for (sub, _) in &gone {
+                    streams.entry(self.truth.subs[*sub].stream).or_default().push(*sub);
+                }
+                for (stream, subs) in streams {
+                    let client_id = subs.iter().map(|sub| self.truth.subs[*sub].client.to_string()).collect();
+                    let batch = proto::UnregisterBatch { stream_id: stream_id(stream), client_id, handle: vec![] };
+                    let what = What::Leave(subs.into_iter().map(|sub| (sub, None)).collect());
+                    let answered = !self.rng.chance(self.plan.unanswered);
+                    self.subscribe(gateway, Command::UnregisterBatch(batch), what, answered);
+                }
+            }
+            Style::Singles => gone.iter().for_each(|viewer| self.unregister(gateway, &[*viewer])),
+        }
+        for (sub, _) in gone.into_iter().take(3) {
+            if self.rng.chance(400) {
+                self.let_in(gateway, sub);
+            }
+        }
+    }
+
+    /// Who watches under the same session at several gateways goes at all but one of them.
+    pub fn sessions_end_elsewhere(&mut self) {
+        let mut known: BTreeSet<SubId> = BTreeSet::new();
+        for client in 0..self.clients.each.len() {
+            let viewers: Vec<_> =
+                self.clients.each[client].viewers.iter().map(|(number, one)| (*number, one.sub)).collect();
+            for (viewer, sub) in viewers {
+                if !known.insert(sub) {
+                    self.real_viewer_goes(client, viewer);
+                }
+            }
+        }
+        for gateway in 0..self.gateways.len() {
+            for place in (0..self.gateways[gateway].viewers.len()).rev() {
+                if !known.insert(self.gateways[gateway].viewers[place].sub) {
+                    self.viewer_goes(gateway, place, false);
+                }
+            }
+        }
+    }
+
+    /// How many subscribers go into one message: no more than a shard handles at once, unless the world is for that, and
+    /// no more than the broker takes, their answer included.
+    fn most_in_a_batch(&mut self, gateway: usize) -> usize {
+        /// What one takes at most in these worlds, and what the service keeps free for the rest of an answer.
+        const BYTES: usize = 80;
+        const REST: usize = 1_536;
+        let most = if self.plan.large_batches { MOST_IN_A_LARGE_BATCH } else { MOST_IN_A_BATCH };
+        let limit = self.link(Party::Gateway(gateway)).max_payload;
+        most.min(limit / BYTES).min(limit.saturating_sub(REST) / 8).max(1)
+    }
+
     /// A viewer reloads its page: a new session, while the old one goes late, or never.
     pub fn viewer_reloads(&mut self, gateway: usize, place: usize) {
         let sub = self.gateways[gateway].viewers[place].sub;
@@ -138,8 +231,8 @@ impl World {
             self.register(gateway, &[sub], true);
             return;
         }
-        let session = self.truth.subs.len() as u64 + 1;
-        self.let_in(gateway, stream, client, session);
+        let sub = self.another_session(stream, client);
+        self.let_in(gateway, sub);
         let quietly = self.rng.chance(300);
         self.viewer_goes(gateway, place, quietly);
     }
@@ -250,10 +343,11 @@ impl World {
             .map(|viewer| (viewer.sub, viewer.handle))
             .collect();
         let by_handle = |viewer: &(SubId, Option<u64>)| viewer.1.is_some();
+        let most = self.most_in_a_batch(gateway);
         match self.gateways[gateway].style {
             Style::Handles => {
                 let (handled, named): (Vec<_>, Vec<_>) = viewers.into_iter().partition(by_handle);
-                for chunk in handled.chunks(MOST_IN_A_BATCH) {
+                for chunk in handled.chunks(most) {
                     let handle = chunk.iter().filter_map(|(_, handle)| *handle).collect();
                     let batch = proto::HeartbeatBatch { handle, ..Default::default() };
                     self.subscribe(gateway, Command::HeartbeatBatch(batch), What::Beat(chunk.to_vec()), answered);
@@ -266,7 +360,7 @@ impl World {
                     streams.entry(self.truth.subs[sub].stream).or_default().push(sub);
                 }
                 for (stream, subs) in streams {
-                    for chunk in subs.chunks(MOST_IN_A_BATCH) {
+                    for chunk in subs.chunks(most) {
                         let client_id = chunk.iter().map(|sub| self.truth.subs[*sub].client.to_string()).collect();
                         let batch = proto::HeartbeatBatch { stream_id: stream_id(stream), client_id, handle: vec![] };
                         let what = What::Beat(chunk.iter().map(|sub| (*sub, None)).collect());
@@ -294,7 +388,7 @@ impl World {
         }
         let later = self.rng.within(0, 300);
         self.at(self.now + RETRY_MS + later, Event::Tend(gateway));
-        let now = self.now;
+        let (now, most) = (self.now, self.most_in_a_batch(gateway));
         let mut streams: BTreeMap<usize, Vec<SubId>> = BTreeMap::new();
         for viewer in &self.gateways[gateway].viewers {
             if !viewer.registered && viewer.not_before <= now {
@@ -302,7 +396,7 @@ impl World {
             }
         }
         for (stream, subs) in streams {
-            for chunk in subs.chunks(MOST_IN_A_BATCH) {
+            for chunk in subs.chunks(most) {
                 self.register(gateway, chunk, true);
             }
             if self.phase == Phase::Liveness {
@@ -375,7 +469,7 @@ impl World {
 
     /// Updates reach a gateway: it drops those of a lower epoch and those that it has had.
     pub fn see_updates(&mut self, gateway: usize, updates: &Updates) {
-        let generation = self.link(Party::Gateway(gateway)).generation;
+        let generation = self.course(Party::Gateway(gateway), 0);
         for update in &updates.updates {
             let before = self.gateways[gateway].views[update.stream].take();
             let is_new = before
@@ -403,6 +497,7 @@ impl World {
                 self.viewer_goes(gateway, 0, quietly);
             }
         }
+        self.clients_close();
         self.phase = Phase::Empty;
     }
 }

@@ -17,6 +17,8 @@ pub enum Party {
     Publisher(usize),
     Gateway(usize),
     Director(usize),
+    /// A gateway with the real client.
+    Client(usize),
 }
 
 /// One connection.
@@ -24,6 +26,8 @@ pub enum Party {
 pub struct Link {
     pub alive: bool,
     pub generation: u64,
+    /// What it takes, bytes.
+    pub max_payload: usize,
     /// What its holder knows of it.
     pub believed: Connection,
     out_last: u64,
@@ -45,6 +49,29 @@ pub enum Message {
     Answer(Rc<Answer>),
     /// A publisher's, to itself.
     Barrier(u64),
+    /// To a publisher: the broker refuses messages to that subject.
+    Refused(String),
+    /// A publisher's, to itself, behind a message that may be refused: how many had been before.
+    Probe(u64),
+    /// To a client: nobody listens who could answer that request.
+    NoResponders(usize),
+    /// To a client: an answer to that request that is not the service's.
+    Another {
+        request: usize,
+        payload: Bytes,
+    },
+    /// A client's subscription, by its number, and that the broker has it.
+    Subscribe {
+        number: u64,
+        subject: String,
+    },
+    Subscribed {
+        number: u64,
+        denied: bool,
+    },
+    Unsubscribe {
+        number: u64,
+    },
 }
 
 /// A request as it was sent.
@@ -81,10 +108,22 @@ pub enum What {
     List,
 }
 
+impl What {
+    /// How many subscribers it is about.
+    pub fn entries(&self) -> usize {
+        match self {
+            Self::Join(subs) => subs.len(),
+            Self::Beat(subs) | Self::Leave(subs) => subs.len(),
+            Self::Command { .. } | Self::State { .. } | Self::Stats { .. } | Self::List => 1,
+        }
+    }
+}
+
 /// An answer as it was handed over.
 #[derive(Debug)]
 pub struct Answer {
     pub request: usize,
+    pub payload: Bytes,
     pub body: AnswerBody,
 }
 
@@ -106,6 +145,8 @@ impl AnswerBody {
 /// A published message with its updates.
 #[derive(Debug)]
 pub struct Updates {
+    pub subject: String,
+    pub payload: Bytes,
     pub feed: bool,
     pub updates: Vec<Rc<Update>>,
 }
@@ -127,9 +168,9 @@ impl std::ops::Deref for Update {
 }
 
 impl Link {
-    pub fn new() -> Self {
+    pub fn new(max_payload: usize) -> Self {
         let believed = Connection { connected: true, generation: 1 };
-        Self { alive: true, generation: 1, believed, out_last: 0, in_last: 0 }
+        Self { alive: true, generation: 1, max_payload, believed, out_last: 0, in_last: 0 }
     }
 
     /// When what is sent now reaches the broker; never, if the connection is broken.

@@ -1,9 +1,9 @@
 //! What the service publishes, as somebody reads it.
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::LazyLock};
 
 use bytes::Bytes;
-use orchestrator_service::wire::proto;
+use orchestrator_service::{engine::partition, wire::proto};
 use prost::Message as _;
 
 use crate::{
@@ -19,13 +19,33 @@ pub enum Read {
     Answer(Rc<Answer>),
 }
 
+/// How many streams have a partition of their own; all others share these.
+const SPREAD: usize = 3;
+/// Most streams of a world.
+const MOST_STREAMS: usize = 64;
+
 /// The name of a stream. Its number can be read from it.
 pub fn stream_id(stream: usize) -> String {
-    format!("show-{stream}")
+    NAMES[stream].clone()
 }
 
-fn stream_number(id: &str) -> usize {
-    id.strip_prefix("show-").and_then(|number| number.parse().ok()).expect("an update of a stream of this world")
+/// Streams that share a partition share the messages of a feed.
+static NAMES: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let name = |stream: usize| {
+        if stream < SPREAD {
+            return format!("show-{stream}");
+        }
+        let shared = partition(&format!("show-{}", stream % SPREAD));
+        let mut names = (0..).map(|salt| format!("show-{stream}-{salt}"));
+        names.find(|name| partition(name) == shared).expect("one in 256 is")
+    };
+    (0..MOST_STREAMS).map(name).collect()
+});
+
+/// The number of a stream of that name.
+pub fn stream_number(id: &str) -> usize {
+    let number = id.strip_prefix("show-").map(|rest| rest.split('-').next().unwrap_or(rest));
+    number.and_then(|number| number.parse().ok()).expect("a stream of this world")
 }
 
 pub fn read(subject: &str, payload: Bytes, requests: &[Request]) -> Read {
@@ -33,16 +53,16 @@ pub fn read(subject: &str, payload: Bytes, requests: &[Request]) -> Read {
         let request: usize = request.parse().expect("an answer's subject ends in a number");
         let body = match requests[request].sent.what {
             What::State { .. } | What::Stats { .. } | What::List => {
-                AnswerBody::Query(proto::QueryReply::decode(payload).expect("an answer decodes"))
+                AnswerBody::Query(proto::QueryReply::decode(payload.clone()).expect("an answer decodes"))
             }
-            _ => AnswerBody::Reply(proto::Reply::decode(payload).expect("an answer decodes")),
+            _ => AnswerBody::Reply(proto::Reply::decode(payload.clone()).expect("an answer decodes")),
         };
-        return Read::Answer(Rc::new(Answer { request, body }));
+        return Read::Answer(Rc::new(Answer { request, payload, body }));
     }
     if subject.starts_with("orchestrator.feed.") {
-        let batch = proto::UpdateBatch::decode(payload).expect("a feed decodes");
+        let batch = proto::UpdateBatch::decode(payload.clone()).expect("a feed decodes");
         let updates = batch.update.into_iter().map(|state| update(hash_of(&state.encode_to_vec()), state)).collect();
-        return Read::Updates(Updates { feed: true, updates });
+        return Read::Updates(Updates { subject: subject.to_owned(), payload, feed: true, updates });
     }
     let state = proto::StateUpdate::decode(payload.clone()).expect("an update decodes");
     assert!(
@@ -50,7 +70,8 @@ pub fn read(subject: &str, payload: Bytes, requests: &[Request]) -> Read {
         "an update of {} on {subject}",
         state.stream_id
     );
-    Read::Updates(Updates { feed: false, updates: vec![update(hash_of(&payload), state)] })
+    let updates = vec![update(hash_of(&payload), state)];
+    Read::Updates(Updates { subject: subject.to_owned(), payload, feed: false, updates })
 }
 
 fn update(bytes_hash: u64, state: proto::StateUpdate) -> Rc<Update> {

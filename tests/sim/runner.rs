@@ -33,7 +33,11 @@ pub fn run(seed: u64, print: bool) -> Result<Log, String> {
             }
         }));
     });
-    catch_unwind(AssertUnwindSafe(|| World::new(seed, print).run())).map_err(|_| LAST_PANIC.take())
+    LAST_PANIC.take();
+    let log = catch_unwind(AssertUnwindSafe(|| World::new(seed, print).run())).map_err(|_| LAST_PANIC.take())?;
+    // A task of a client that panics takes nobody with it.
+    let panic = LAST_PANIC.take();
+    if panic.is_empty() { Ok(log) } else { Err(panic) }
 }
 
 /// What the environment asks for: one seed, or many.

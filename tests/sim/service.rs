@@ -14,29 +14,40 @@ use orchestrator_service::{
     shard::{
         clock::Now,
         ingress::Ingress,
-        mailbox::{MAILBOX_BYTES, Mailbox},
-        owed::{DEFAULT_MAX_PAYLOAD, Owed},
+        mailbox::Mailbox,
+        owed::Owed,
         record::Tape,
         router::Router,
         totals::Totals,
-        turn::{Next, Shard, ShardSettings, TurnLimits},
+        turn::{Next, Shard, ShardSettings},
     },
     transport::{BARRIER_TIMEOUT, Connection, Subject},
     wire::WireLimits,
 };
 
 use crate::{
-    checkers::Fact,
+    checkers::{Fact, is_change},
     net::{Message, Party, Sent, Updates, What},
     plan::Plan,
     reading::{self, Read},
-    world::{Event, Phase, World},
+    world::{Event, Phase, T0, World},
 };
 
 /// As `service/publisher.rs` waits after an error.
 const PAUSE_MS: u64 = 100;
+/// As the transport sends a message to a subject that was refused, and as `service/publisher.rs` tries again.
+const PROBE_MS: u64 = 1_000;
 /// So many turns at one moment are one too many: somebody says `Again` for ever.
 const MOST_TURNS_AT_ONCE: u32 = 20_000;
+
+/// A message, or a part of it, that a shard has not handled yet.
+struct Waiting {
+    sent: Rc<Sent>,
+    /// Its number among all that reached the service.
+    arrival: u64,
+    /// When the shard may have begun with it, if it took several turns.
+    begun: Option<u64>,
+}
 
 /// A shard and what its thread has.
 pub struct Seat {
@@ -46,12 +57,13 @@ pub struct Seat {
     /// What was taken over and is not published, as it reads.
     read: VecDeque<Read>,
     /// What is in the mailbox, in the same order.
-    mail: VecDeque<Rc<Sent>>,
+    mail: VecDeque<Waiting>,
     /// Of the wake-up that counts.
     token: u64,
     wakes_at: Option<u64>,
-    /// When the next turn is due.
+    /// When the next turn is due, and since when something is.
     due: Option<Tick>,
+    deadline: Option<Tick>,
     blocked: bool,
     stalled_until: u64,
     panics_next: bool,
@@ -59,6 +71,16 @@ pub struct Seat {
     barriers: u64,
     /// Publishing waits until then.
     publishes_at: u64,
+    /// Subjects that the broker is known to refuse messages to, and when one is sent to see whether it still does.
+    pub denied: BTreeSet<String>,
+    probes_at: u64,
+    /// How many it has refused since the last barrier and since the one before, and ever.
+    refused: (u64, u64),
+    refusals: u64,
+    /// When what is held for them is tried again.
+    retries_at: Option<u64>,
+    /// For how long its connection has still to do with what was published, µs.
+    busy_us: u64,
     turns: u64,
     turns_at_once: u32,
     last_turn: u64,
@@ -69,50 +91,58 @@ pub struct Service {
     ingress: Ingress,
     totals: Arc<Totals>,
     settings: Vec<ShardSettings>,
+    arrivals: u64,
     pub seats: Vec<Seat>,
 }
 
 impl Service {
     pub fn new(plan: &Plan, seed: u64, tape: Option<Arc<Tape>>) -> Self {
-        let mailboxes = (0..plan.shards).map(|_| Mailbox::new(plan.mailbox_capacity, MAILBOX_BYTES)).collect();
+        let mailboxes = (0..plan.shards).map(|_| Mailbox::with_limits(plan.mailbox)).collect();
         let router = Arc::new(Router::new(mailboxes));
         let wire = Arc::new(WireLimits::default());
         let totals = Arc::new(Totals::new(plan.shards));
         let settings: Vec<ShardSettings> = (0..plan.shards)
             .map(|number| ShardSettings {
                 engine: Settings {
-                    limits: Limits::default(),
+                    limits: Limits { max_remembered_of_stream: plan.remembered_of_stream, ..Limits::default() },
                     stale_after_ms: plan.stale_after_ms,
                     seed: seed ^ number as u64,
                 },
                 wire: Arc::clone(&wire),
                 tape: tape.clone(),
-                turn: TurnLimits::default(),
+                turn: plan.turn,
             })
             .collect();
         let seats = (settings.iter().enumerate())
             .map(|(number, settings)| Seat {
                 shard: Shard::new(number, settings.clone(), Arc::clone(&router), Arc::clone(&totals)),
-                owed: Owed::new(plan.publish_to),
+                owed: Owed::with_limits(plan.publish_to, plan.publish.clone()),
                 delivery: Delivery::new(Connection { connected: true, generation: 1 }),
                 read: VecDeque::new(),
                 mail: VecDeque::new(),
                 token: 0,
                 wakes_at: None,
                 due: None,
+                deadline: None,
                 blocked: false,
                 stalled_until: 0,
                 panics_next: false,
                 barrier: None,
                 barriers: 0,
                 publishes_at: 0,
+                denied: BTreeSet::new(),
+                probes_at: 0,
+                refused: (0, 0),
+                refusals: 0,
+                retries_at: None,
+                busy_us: 0,
                 turns: 0,
                 turns_at_once: 0,
                 last_turn: 0,
             })
             .collect();
-        let ingress = Ingress::new(Arc::clone(&router), wire);
-        Self { router, ingress, totals, settings, seats }
+        let ingress = Ingress::with_limits(Arc::clone(&router), wire, plan.ingress);
+        Self { router, ingress, totals, settings, arrivals: 0, seats }
     }
 
     pub fn shard_of(&self, stream_id: &str) -> usize {
@@ -135,11 +165,13 @@ impl World {
         }
         let reply = sent.request.map(|request| Subject::from(format!("answer.{request}")));
         let refused = self.service.ingress.accept(sent.subject, sent.payload.clone(), reply);
+        self.service.arrivals += 1;
+        let arrival = self.service.arrivals;
         let mut taken = 0;
         for shard in 0..self.plan.shards {
             let seat = &mut self.service.seats[shard];
             if self.service.router.mailbox(shard).len() > seat.mail.len() {
-                seat.mail.push_back(Rc::clone(sent));
+                seat.mail.push_back(Waiting { sent: Rc::clone(sent), arrival, begun: None });
                 taken += 1;
                 self.wake(shard, self.now);
             }
@@ -153,7 +185,7 @@ impl World {
             let read = self.read(&subject, payload);
             let Read::Answer(answer) = read else { panic!("ingress published something else than an answer") };
             self.truth.requests[answer.request].refused_at_the_door(&answer);
-            self.fact(&Fact::Answered { answer: &answer, handled: None });
+            self.fact(&Fact::Answered { answer: &answer, handled: None, by: None });
             self.send(Party::Ingress, Message::Answer(answer));
         }
     }
@@ -206,16 +238,21 @@ impl World {
             return;
         }
         let full = seat.owed.is_full();
-        if let Some(due) = seat.due.filter(|_| !full) {
-            self.truth.note_turn(shard, now, now.saturating_sub(due.0));
-        } else if !full {
-            self.truth.note_turn(shard, now, 0);
+        if !full {
+            let since = |due: Option<Tick>| due.map_or(0, |due| now.saturating_sub(due.0));
+            self.truth.note_turn(shard, now, since(seat.due), since(seat.deadline));
         }
         let next = seat.shard.turn(Now { tick: Tick(now), wall_ms: now + self.plan.skew_ms }, &mut seat.owed);
         assert_eq!(full, next == Next::Blocked, "shard {shard} stops exactly when too much is owed");
         if !full {
-            // As the shard does: what is due at once is due now.
-            seat.due = seat.shard.engine().next_deadline().map(|due| due.max(Tick(now)));
+            // As the shard does: what is due at once is due now, or when it has rested. Since when it is due is another
+            // matter: a turn may leave some of it.
+            let deadline = seat.shard.engine().next_deadline();
+            let at_least = match next {
+                Next::Sleep(Some(until)) if deadline <= Some(Tick(now)) => until,
+                _ => Tick(now),
+            };
+            (seat.due, seat.deadline) = (deadline.map(|due| due.max(at_least)), deadline);
         }
         let turns = seat.turns;
         self.note_handled(shard);
@@ -229,7 +266,10 @@ impl World {
                     self.wake(shard, due.0.max(now) + late);
                 }
             }
-            Next::Blocked => self.service.seats[shard].blocked = true,
+            Next::Blocked => {
+                self.service.seats[shard].blocked = true;
+                self.truth.blocked(shard, now);
+            }
         }
         self.pump(shard);
         let rare = if self.plan.is_crowd() { 2_000 } else { 32 };
@@ -242,9 +282,19 @@ impl World {
     fn note_handled(&mut self, shard: usize) {
         let waiting = self.service.router.mailbox(shard).len();
         let seat = &mut self.service.seats[shard];
-        let handled: Vec<Rc<Sent>> = seat.mail.drain(..seat.mail.len() - waiting).collect();
-        for sent in handled {
-            self.truth.handled(shard, self.now, &sent);
+        let handled: Vec<Waiting> = seat.mail.drain(..seat.mail.len().saturating_sub(waiting)).collect();
+        let now = self.now;
+        for Waiting { sent, arrival, begun } in handled {
+            let handled = self.truth.handled(shard, begun.unwrap_or(now), now, &sent, arrival);
+            self.fact(&Fact::Handled { shard, sent: &sent, handled });
+        }
+        // It may have done a piece of the next one.
+        let next = self.service.seats[shard].mail.front_mut();
+        let most = self.plan.ingress.max_piece_entries;
+        let next = next.filter(|next| next.begun.is_none() && next.sent.what.entries() > most);
+        if let Some(Waiting { sent, begun, .. }) = next {
+            *begun = Some(now);
+            self.truth.begun(shard, now, &Rc::clone(sent));
         }
     }
 
@@ -254,22 +304,24 @@ impl World {
         for _ in 0..self.rng.within(0, 2) {
             let mail = self.service.router.mailbox(shard).open().take();
             let seat = &mut self.service.seats[shard];
-            if let Some((mail, sent)) = mail.zip(seat.mail.pop_front()) {
+            if let Some((mail, waiting)) = mail.zip(seat.mail.pop_front()) {
                 seat.shard.lose(mail, &mut seat.owed);
-                self.truth.lost(self.now, &sent);
+                self.truth.lost(self.now, &waiting.sent);
             }
         }
         let Service { settings, router, totals, seats, .. } = &mut self.service;
         settings[shard] = settings[shard].clone().for_successor();
         seats[shard].shard = Shard::new(shard, settings[shard].clone(), Arc::clone(router), Arc::clone(totals));
-        seats[shard].due = None;
+        (seats[shard].due, seats[shard].deadline) = (None, None);
         self.truth.panicked(shard, self.now);
+        self.truth.hindered(shard, self.now, self.now);
     }
 
     pub fn stall(&mut self, shard: usize, for_ms: u64) {
         self.log.note(self.clock(), "stall", &[shard as u64, for_ms], &[]);
         let seat = &mut self.service.seats[shard];
         seat.stalled_until = seat.stalled_until.max(self.now + for_ms);
+        self.truth.hindered(shard, self.now, self.now + for_ms);
     }
 
     pub fn panic_next(&mut self, shard: usize) {
@@ -296,7 +348,7 @@ impl World {
         seat.owed.check();
         let counts = seat.shard.engine().counts();
         // What is known of the world comes from what was handed over: only then is it all there.
-        let all_known = seat.owed.is_empty();
+        let all_known = seat.owed.is_empty() && !seat.owed.has_held();
         self.fact(&Fact::Sampled { shard, counts, all_known });
     }
 
@@ -304,10 +356,13 @@ impl World {
 
     /// Publishes what a shard owes, as far as it goes now.
     pub fn pump(&mut self, shard: usize) {
+        self.retry_held(shard);
+        self.note_what_waits(shard);
         while self.now >= self.service.seats[shard].publishes_at {
+            let max_payload = self.link(Party::Publisher(shard)).max_payload;
             let seat = &mut self.service.seats[shard];
             let fresh = seat.delivery.taken().is_empty();
-            match seat.delivery.next(&mut seat.owed, DEFAULT_MAX_PAYLOAD) {
+            match seat.delivery.next(&mut seat.owed, max_payload) {
                 Step::Wait => break,
                 Step::Barrier => {
                     seat.barriers += 1;
@@ -325,11 +380,18 @@ impl World {
                 }
             }
         }
+        self.note_what_waits(shard);
         let seat = &mut self.service.seats[shard];
         if seat.blocked && !seat.owed.is_full() {
             seat.blocked = false;
+            self.truth.unblocked(shard, self.now);
             self.wake(shard, self.now);
         }
+    }
+
+    fn note_what_waits(&mut self, shard: usize) {
+        let owed = &self.service.seats[shard].owed;
+        self.truth.holds(shard, owed.has_held(), !owed.is_empty());
     }
 
     fn note_taken_over(&mut self, shard: usize) {
@@ -339,26 +401,37 @@ impl World {
         for (subject, payload) in taken {
             self.log.note(self.clock(), "owed", &[shard as u64], &payload);
             let read = self.read(&subject, payload);
-            self.learn(shard, &read);
             self.service.seats[shard].read.push_back(read);
         }
+        // Of one hand-over, the messages of feeds come last, so an answer may stand before the change that it follows from.
+        let read = std::mem::take(&mut self.service.seats[shard].read);
+        let (updates, answers): (Vec<&Read>, Vec<&Read>) =
+            read.iter().partition(|read| matches!(read, Read::Updates(_)));
+        updates.into_iter().chain(answers).for_each(|read| self.learn(shard, read));
+        self.service.seats[shard].read = read;
     }
 
     /// What is handed over is said by the service, wherever it gets.
     fn learn(&mut self, shard: usize, read: &Read) {
         match read {
-            Read::Updates(Updates { updates, .. }) => {
+            Read::Updates(Updates { updates, feed, .. }) => {
                 for update in updates {
                     self.log.tell(|| reading::in_short(update));
                     let first_time = self.truth.said(shard, update);
                     self.fact(&Fact::Said { shard, update, first_time });
-                    self.truth.remember(self.now, update);
+                    if first_time && is_change(update.cause()) {
+                        for feed in self.plan.routes() {
+                            let change = (update.stream, update.epoch, update.sequence, *feed);
+                            self.unpublished.insert(change, self.now);
+                        }
+                    }
+                    self.truth.remember(self.now, update, *feed);
                 }
             }
             Read::Answer(answer) => {
                 self.log.tell(|| format!("answer to {}: {:?}", answer.request, answer.body));
                 let handled = self.truth.answered(answer);
-                self.fact(&Fact::Answered { answer, handled });
+                self.fact(&Fact::Answered { answer, handled, by: Some(shard) });
             }
         }
     }
@@ -366,21 +439,52 @@ impl World {
     /// Publishes what was taken over: all, or some of it if the connection is slow or fails.
     fn publish(&mut self, shard: usize) {
         let mut most = self.service.seats[shard].read.len();
+        self.log.note(self.clock(), "publishes", &[shard as u64, most as u64], &[]);
         let trouble = self.phase == Phase::Safety && self.plan.faults > 0 && self.rng.chance(self.plan.faults / 10);
         if trouble {
             most = self.rng.below(most + 1);
         }
+        let mut probe = None;
         for _ in 0..most {
+            let limit = self.link(Party::Publisher(shard)).max_payload;
             let seat = &mut self.service.seats[shard];
-            seat.delivery.taken().pop_front();
-            let message = match seat.read.pop_front() {
-                Some(Read::Updates(updates)) => Message::Updates(Rc::new(updates)),
-                Some(Read::Answer(answer)) => Message::Answer(answer),
-                None => break,
+            let (Some(outgoing), Some(read)) = (seat.delivery.taken().pop_front(), seat.read.pop_front()) else {
+                break;
+            };
+            if outgoing.payload.len() > limit {
+                self.too_large(shard, outgoing.payload.len(), limit);
+                continue;
+            }
+            if seat.denied.contains(outgoing.subject.as_str()) {
+                if self.now < seat.probes_at {
+                    self.log.tell(|| format!("not sent, since it was refused: {}", outgoing.subject.as_str()));
+                    seat.refused.0 += 1;
+                    seat.delivery.refused(outgoing.subject.as_str().to_owned(), &seat.owed);
+                    continue;
+                }
+                seat.probes_at = self.now + PROBE_MS;
+                probe = Some(seat.refusals);
+            }
+            seat.busy_us += self.plan.publish_us;
+            let message = match read {
+                Read::Updates(updates) => Message::Updates(Rc::new(updates)),
+                Read::Answer(answer) => Message::Answer(answer),
             };
             self.send(Party::Publisher(shard), message);
         }
+        if let Some(refusals) = probe {
+            self.send(Party::Publisher(shard), Message::Probe(refusals));
+        }
+        let seat = &mut self.service.seats[shard];
+        let busy_ms = std::mem::take(&mut seat.busy_us);
+        let (busy_ms, rest) = (busy_ms / 1_000, busy_ms % 1_000);
+        seat.busy_us = rest;
+        if busy_ms > 0 && !trouble {
+            seat.publishes_at = self.now + busy_ms;
+            self.at(self.now + busy_ms, Event::Pump(shard));
+        }
         if trouble {
+            self.log.tell(|| format!("only {most}"));
             let fails = self.rng.chance(500);
             let pause = if fails { PAUSE_MS } else { self.rng.within(1, 2_000) };
             let seat = &mut self.service.seats[shard];
@@ -390,7 +494,64 @@ impl World {
                 seat.barrier = None;
             }
             seat.publishes_at = self.now + pause;
+            self.truth.hindered(shard, self.now, self.now + pause);
             self.at(self.now + pause, Event::Pump(shard));
+        }
+    }
+
+    /// Changes that the broker refused are tried again once in a while, and when it refuses nothing any more, as
+    /// `service/publisher.rs` does.
+    fn retry_held(&mut self, shard: usize) {
+        let now = self.now;
+        let seat = &mut self.service.seats[shard];
+        if !seat.owed.has_held() {
+            seat.retries_at = None;
+            return;
+        }
+        let is_first = seat.retries_at.is_none();
+        let at = *seat.retries_at.get_or_insert(now + PROBE_MS);
+        if at <= now || seat.denied.is_empty() {
+            seat.retries_at = None;
+            seat.owed.release_held();
+            self.messages_are_out_of_order();
+        } else if is_first {
+            self.at(at, Event::Pump(shard));
+        }
+    }
+
+    /// The broker has refused a message.
+    pub fn publishing_refused(&mut self, shard: usize, subject: String) {
+        self.log.note(self.clock(), "refused", &[shard as u64], subject.as_bytes());
+        let seat = &mut self.service.seats[shard];
+        seat.refused.0 += 1;
+        seat.refusals += 1;
+        seat.denied.insert(subject);
+    }
+
+    /// A message to a subject that was refused has reached the broker: if nothing was refused meanwhile, it takes all
+    /// again.
+    pub fn probe_passed(&mut self, shard: usize, refusals: u64) {
+        let seat = &mut self.service.seats[shard];
+        if seat.refusals == refusals {
+            seat.denied.clear();
+            self.messages_are_out_of_order();
+            self.pump(shard);
+        }
+    }
+
+    /// A message is larger than its connection takes, which takes less since it was handed over.
+    fn too_large(&mut self, shard: usize, bytes: usize, limit: usize) {
+        self.log.note(self.clock(), "too large", &[shard as u64, bytes as u64, limit as u64], &[]);
+        let seat = &mut self.service.seats[shard];
+        seat.delivery.too_large(bytes, limit, &mut seat.owed);
+        // What goes in its place reads otherwise.
+        let more = seat.delivery.taken().len() - seat.read.len();
+        let instead: Vec<(Subject, Bytes)> = (seat.delivery.taken().iter().take(more))
+            .map(|outgoing| (outgoing.subject.clone(), outgoing.payload.clone()))
+            .collect();
+        for (subject, payload) in instead.into_iter().rev() {
+            let read = self.read(&subject, payload);
+            self.service.seats[shard].read.push_front(read);
         }
     }
 
@@ -401,6 +562,7 @@ impl World {
             seat.read.clear();
             seat.barrier = None;
             seat.publishes_at = 0;
+            seat.denied.clear();
         }
         self.pump(shard);
     }
@@ -409,8 +571,13 @@ impl World {
         let believed = self.link(Party::Publisher(shard)).believed;
         let seat = &mut self.service.seats[shard];
         if seat.barrier == Some(barrier) {
+            self.log.note(self.now - T0, "barrier passes", &[shard as u64, barrier], &[]);
             seat.barrier = None;
-            seat.delivery.barrier_passed(believed, &mut seat.owed);
+            // As `service/publisher.rs` has it.
+            let (denied, (refused, before)) = (&seat.denied, seat.refused);
+            let unknown = refused + before > 0 && denied.is_empty();
+            seat.refused = (0, refused);
+            seat.delivery.barrier_passed_but(believed, &mut seat.owed, |subject| unknown || denied.contains(subject));
             self.pump(shard);
         }
     }

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, rc::Rc};
 
-use orchestrator_service::wire::proto::{Code, Mode};
+use orchestrator_service::wire::proto::{Cause, Code, Mode};
 
 use crate::{
     gateway::SubId,
@@ -58,6 +58,10 @@ pub struct Sub {
     may_until: Option<(u64, u64)>,
     sure: Option<Sure>,
     left: u64,
+    /// Of the latest register that was handled.
+    joined: u64,
+    /// Which of the messages that reached the service about it was handled last.
+    arrival: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -70,9 +74,8 @@ struct May {
 #[derive(Clone, Copy, Debug)]
 struct Sure {
     epoch: u64,
-    handle: u64,
     since: u64,
-    /// When the latest register was handled of which this is known.
+    /// Of the latest register of which this is known.
     joined: u64,
     heard: u64,
     /// Not stale before, because the shard had stood still while it was there.
@@ -90,8 +93,10 @@ pub struct StreamTruth {
     pub shard: usize,
     /// The newest update that was said.
     pub said: Option<Rc<Update>>,
-    /// When an update with a new revision was last handed over, first or again.
-    pub revision_said_at: u64,
+    /// When an update with a new revision was last handed over, first or again: for its subject, and for a feed.
+    pub revision_said_at: [u64; 2],
+    /// The time of its newest scene.
+    pub scene_at: u64,
     /// When somebody was last known to watch it.
     pub surely_until: u64,
     pub subs: Vec<SubId>,
@@ -103,6 +108,20 @@ struct ShardTruth {
     late: BTreeMap<u64, u64>,
     pardoned_until: u64,
     panicked: Option<Handled>,
+    /// It keeps back changes that the broker refuses: answers are handed over before them.
+    is_holding: bool,
+    /// It has something to hand over.
+    is_behind: bool,
+    /// When it could not do its work, or its publisher could not.
+    hindered: Vec<(u64, u64)>,
+}
+
+/// A handle that was given out.
+#[derive(Clone, Copy, Debug)]
+pub struct Given {
+    pub sub: SubId,
+    /// Of the register that it answers.
+    pub serial: u64,
 }
 
 /// See the module.
@@ -111,11 +130,18 @@ pub struct Truth {
     pub requests: Vec<Request>,
     pub streams: Vec<StreamTruth>,
     pub subs: Vec<Sub>,
+    by_name: BTreeMap<(usize, Rc<str>, u64), SubId>,
+    /// The handles that were given out.
+    pub handles: BTreeMap<u64, Given>,
     pub stale_after_ms: u64,
     pub skew_ms: u64,
     pub grace_ms: u64,
     /// How many request ids were given out.
     pub request_ids: usize,
+    /// How many answers a stream remembers.
+    pub remembered_of_stream: usize,
+    /// For how long a stream that plays may be untold of, where that is known, ms.
+    pub longest_gap_ms: Option<u64>,
     shards: Vec<ShardTruth>,
     serial: u64,
 }
@@ -128,18 +154,38 @@ impl Truth {
             requests: Vec::new(),
             streams: streams.collect(),
             subs: Vec::new(),
+            by_name: BTreeMap::new(),
+            handles: BTreeMap::new(),
             stale_after_ms: plan.stale_after_ms,
             skew_ms: plan.skew_ms,
             grace_ms: plan.grace_ms,
             request_ids: 0,
+            remembered_of_stream: plan.remembered_of_stream,
+            longest_gap_ms: plan.longest_gap_ms(),
             shards: (0..plan.shards).map(|_| ShardTruth::default()).collect(),
             serial: 0,
         }
     }
 
+    /// The subscriber of that name.
+    pub fn sub(&self, stream: usize, client: &str, session: u64) -> Option<SubId> {
+        self.by_name.get(&(stream, client.into(), session)).copied()
+    }
+
     pub fn new_sub(&mut self, stream: usize, client: Rc<str>, session: u64) -> SubId {
         let sub = self.subs.len();
-        self.subs.push(Sub { stream, client, session, may: None, may_until: None, sure: None, left: 0 });
+        self.by_name.insert((stream, Rc::clone(&client), session), sub);
+        self.subs.push(Sub {
+            stream,
+            client,
+            session,
+            may: None,
+            may_until: None,
+            sure: None,
+            left: 0,
+            joined: 0,
+            arrival: 0,
+        });
         self.streams[stream].subs.push(sub);
         sub
     }
@@ -151,11 +197,12 @@ impl Truth {
 
     // --- turns ---------------------------------------------------------------------------------------------------
 
-    pub fn note_turn(&mut self, shard: usize, now: u64, late_ms: u64) {
+    /// A turn comes so late, and so long after something fell due.
+    pub fn note_turn(&mut self, shard: usize, now: u64, late_ms: u64, overdue_ms: u64) {
         let own = &mut self.shards[shard];
-        if late_ms > 0 {
+        if overdue_ms > 0 {
             let late = own.late.entry(now).or_default();
-            *late = late_ms.max(*late);
+            *late = overdue_ms.max(*late);
         }
         if late_ms >= OVERSLEPT_MS {
             let (due, until) = (now - late_ms, now + late_ms.min(self.stale_after_ms));
@@ -189,6 +236,39 @@ impl Truth {
         }
     }
 
+    /// A shard, or its publisher, cannot do its work from then to then.
+    pub fn hindered(&mut self, shard: usize, from: u64, to: u64) {
+        self.shards[shard].hindered.push((from, to));
+    }
+
+    pub fn holds(&mut self, shard: usize, is_holding: bool, is_behind: bool) {
+        (self.shards[shard].is_holding, self.shards[shard].is_behind) = (is_holding, is_behind);
+    }
+
+    /// Whether all that happened to a stream was handed over before what a shard has just answered.
+    pub fn is_up_to_date(&self, stream: usize, by: usize) -> bool {
+        let shard = self.streams[stream].shard;
+        let own = &self.shards[shard];
+        !own.is_holding && (shard == by || !own.is_behind)
+    }
+
+    /// A shard stops working, because too much is owed.
+    pub fn blocked(&mut self, shard: usize, now: u64) {
+        self.hindered(shard, now, u64::MAX);
+    }
+
+    /// It goes on.
+    pub fn unblocked(&mut self, shard: usize, now: u64) {
+        let open = self.shards[shard].hindered.iter_mut().rfind(|(_, ended)| *ended == u64::MAX);
+        if let Some((_, ended)) = open {
+            *ended = now;
+        }
+    }
+
+    pub fn was_hindered(&self, shard: usize, from: u64, to: u64) -> bool {
+        self.shards[shard].hindered.iter().any(|(begun, ended)| *begun <= to && from <= *ended)
+    }
+
     /// When a shard last lost everything.
     pub fn panicked_at(&self, shard: usize) -> Option<u64> {
         self.shards[shard].panicked.map(|panicked| panicked.tick)
@@ -198,54 +278,115 @@ impl Truth {
         self.streams[self.subs[sub].stream].shard
     }
 
-    /// A shard handled a request, or its part of one.
-    pub fn handled(&mut self, shard: usize, now: u64, sent: &Sent) {
+    fn of_shard(&self, shard: usize, subs: &[(SubId, Option<u64>)]) -> Vec<(SubId, Option<u64>)> {
+        subs.iter().copied().filter(|(sub, _)| self.shard_of(*sub) == shard).collect()
+    }
+
+    /// A shard handled a request, or its part of one: the `arrival`-th message that reached the service, between `begun` and
+    /// `now`.
+    pub fn handled(&mut self, shard: usize, begun: u64, now: u64, sent: &Sent, arrival: u64) -> Handled {
         self.serial += 1;
         if let Some(request) = sent.request.filter(|_| sent.round.is_empty()) {
             self.requests[request].handled.push(Handled { serial: self.serial, tick: now });
         }
-        let (pardoned, stale) = (self.shards[shard].pardoned_until, self.stale_after_ms);
-        // In a turn that is late, mail comes before what has fallen due.
-        let due = now - self.lateness(shard, now);
-        let present = |may: &May| due <= (may.heard + stale).max(pardoned) + REMOVED_WITHIN_MS;
         match &sent.what {
             What::Join(subs) => {
                 for sub in subs {
-                    let sub = &mut self.subs[*sub];
-                    let since = sub.may.filter(present);
-                    let since = since.map_or(now, |may| may.since);
-                    sub.may = Some(May { since, joined: now, heard: now });
-                    sub.keep_sure(now, stale, None);
+                    self.in_order(*sub, arrival);
+                    self.handled_join(shard, *sub, begun, now);
                 }
             }
             What::Beat(subs) => {
-                for (sub, handle) in subs {
-                    if self.shard_of(*sub) == shard {
-                        let sub = &mut self.subs[*sub];
-                        if let Some(may) = &mut sub.may
-                            && present(may)
-                        {
-                            may.heard = now;
-                        }
-                        sub.keep_sure(now, stale, *handle);
+                for (sub, handle) in &self.of_shard(shard, subs) {
+                    self.in_order(*sub, arrival);
+                    if !self.is_void(*handle) {
+                        self.handled_beat(shard, *sub, begun, now);
                     }
                 }
             }
             What::Leave(subs) => {
-                for (sub, handle) in subs {
-                    if self.shard_of(*sub) == shard {
-                        let sub = &mut self.subs[*sub];
-                        if handle.is_none_or(|handle| sub.is_latest(handle)) {
-                            sub.end_may(now);
-                        }
-                        if sub.sure.take().is_some_and(|sure| now < sure.stale_at(stale)) {
-                            self.streams[sub.stream].surely_until = now;
-                        }
-                        sub.left = self.serial;
+                for (sub, handle) in &self.of_shard(shard, subs) {
+                    self.in_order(*sub, arrival);
+                    // By a handle that is void, nobody leaves.
+                    if !self.is_void(*handle) {
+                        self.handled_leave(*sub, begun, now);
                     }
                 }
             }
             What::Command { .. } | What::State { .. } | What::Stats { .. } | What::List => {}
+        }
+        Handled { serial: self.serial, tick: now }
+    }
+
+    /// What reached the service first about a subscriber is handled first.
+    fn in_order(&mut self, sub: SubId, arrival: u64) {
+        let before = std::mem::replace(&mut self.subs[sub].arrival, arrival);
+        assert!(before <= arrival, "order: of {}: message {before} was handled before {arrival}", self.subs[sub]);
+    }
+
+    /// Whether it was registered again since that handle was given out.
+    fn is_void(&self, handle: Option<u64>) -> bool {
+        let given = handle.and_then(|handle| self.handles.get(&handle));
+        given.is_some_and(|given| given.serial < self.subs[given.sub].joined)
+    }
+
+    /// Whether somebody of whom that is known may be in the tables of a shard.
+    fn may_be_present(&self, shard: usize, may: May, now: u64) -> bool {
+        // In a turn that is late, mail comes before what has fallen due.
+        let due = now - self.lateness(shard, now);
+        due <= (may.heard + self.stale_after_ms).max(self.shards[shard].pardoned_until) + REMOVED_WITHIN_MS
+    }
+
+    fn handled_join(&mut self, shard: usize, sub: SubId, begun: u64, now: u64) {
+        let may = self.subs[sub].may.filter(|may| self.may_be_present(shard, *may, begun));
+        let sub = &mut self.subs[sub];
+        sub.may = Some(May { since: may.map_or(begun, |may| may.since), joined: now, heard: now });
+        sub.joined = self.serial;
+        sub.keep_sure(begun, now, self.stale_after_ms);
+    }
+
+    fn handled_beat(&mut self, shard: usize, sub: SubId, begun: u64, now: u64) {
+        let present = self.subs[sub].may.is_some_and(|may| self.may_be_present(shard, may, begun));
+        let sub = &mut self.subs[sub];
+        if let Some(may) = sub.may.as_mut().filter(|_| present) {
+            may.heard = now;
+        }
+        sub.keep_sure(begun, now, self.stale_after_ms);
+    }
+
+    fn handled_leave(&mut self, sub: SubId, begun: u64, now: u64) {
+        let sub = &mut self.subs[sub];
+        sub.end_may(now);
+        if sub.sure.take().is_some_and(|sure| begun < sure.stale_at(self.stale_after_ms)) {
+            self.streams[sub.stream].surely_until = begun;
+        }
+        sub.left = self.serial;
+    }
+
+    /// A shard has begun with a request that takes it several turns: some who leave may have left, and some who are heard
+    /// of or come may be there.
+    pub fn begun(&mut self, shard: usize, now: u64, sent: &Sent) {
+        if let What::Leave(subs) = &sent.what {
+            for (sub, _) in &self.of_shard(shard, subs) {
+                let sub = &mut self.subs[*sub];
+                if sub.sure.take().is_some_and(|sure| now < sure.stale_at(self.stale_after_ms)) {
+                    self.streams[sub.stream].surely_until = now;
+                }
+            }
+        }
+        if let What::Beat(subs) = &sent.what {
+            for (sub, _) in &self.of_shard(shard, subs) {
+                let present = self.subs[*sub].may.is_some_and(|may| self.may_be_present(shard, may, now));
+                if let Some(may) = self.subs[*sub].may.as_mut().filter(|_| present) {
+                    may.heard = now;
+                }
+            }
+        }
+        if let What::Join(subs) = &sent.what {
+            for sub in subs {
+                let sub = &mut self.subs[*sub];
+                sub.may.get_or_insert(May { since: now, joined: now, heard: now });
+            }
         }
     }
 
@@ -267,11 +408,14 @@ impl Truth {
     }
 
     /// Takes notice of an update that was said.
-    pub fn remember(&mut self, now: u64, update: &Rc<Update>) {
+    pub fn remember(&mut self, now: u64, update: &Rc<Update>, in_feed: bool) {
         let tick = self.tick_of(update);
         let stream = &mut self.streams[update.stream];
         if crate::checkers::grows_revision(update.cause()) {
-            stream.revision_said_at = now;
+            stream.revision_said_at[usize::from(in_feed)] = now;
+        }
+        if update.cause() == Cause::Scene {
+            stream.scene_at = stream.scene_at.max(tick);
         }
         if stream.said.as_ref().is_none_or(|said| (said.epoch, said.sequence) < (update.epoch, update.sequence)) {
             stream.said = Some(Rc::clone(update));
@@ -295,6 +439,15 @@ impl Truth {
         let handled = request.handled.get(request.answered as usize).copied();
         request.answered += 1;
         let sent = Rc::clone(&request.sent);
+        if let (What::Join(subs), AnswerBody::Reply(reply)) = (&sent.what, &answer.body) {
+            let single = [reply.handle];
+            let handles = if reply.handles.is_empty() { &single[..] } else { &reply.handles };
+            for (handle, sub) in handles.iter().zip(subs).filter(|(handle, _)| **handle != 0) {
+                let serial = handled.map_or(0, |handled| handled.serial);
+                let before = self.handles.insert(*handle, Given { sub: *sub, serial });
+                assert!(before.is_none_or(|before| before.sub == *sub), "identity: handle {handle} was {before:?}");
+            }
+        }
         if let (What::Join(subs), AnswerBody::Reply(reply), Some(handled)) = (&sent.what, &answer.body, handled) {
             let Some(state) = &reply.state else { return Some(handled) };
             let single = [reply.handle];
@@ -302,14 +455,14 @@ impl Truth {
             assert_eq!(handles.len(), subs.len(), "a handle for each subscriber");
             for (sub, handle) in subs.iter().zip(handles) {
                 if *handle != 0 {
-                    self.surely_joined(*sub, *handle, state.epoch, handled);
+                    self.surely_joined(*sub, state.epoch, handled);
                 }
             }
         }
         handled
     }
 
-    fn surely_joined(&mut self, sub: SubId, handle: u64, epoch: u64, handled: Handled) {
+    fn surely_joined(&mut self, sub: SubId, epoch: u64, handled: Handled) {
         let shard = self.shard_of(sub);
         let said = &self.streams[self.subs[sub].stream].said;
         let removed =
@@ -320,20 +473,13 @@ impl Truth {
         if removed || panicked || known.left > handled.serial {
             return;
         }
-        match &mut known.sure {
-            Some(sure) if sure.epoch == epoch && sure.handle == handle => {
-                if handled.tick >= sure.stale_at(stale_after_ms) {
-                    // Stale in between, and back before its record was gone: it did not watch all the time.
-                    sure.since = handled.tick;
-                }
-                sure.heard = sure.heard.max(handled.tick);
-                sure.joined = handled.tick;
-            }
-            sure => {
-                let tick = handled.tick;
-                *sure = Some(Sure { epoch, handle, since: tick, joined: tick, heard: tick, pardoned_until: 0 });
-            }
-        }
+        let (tick, serial) = (handled.tick, handled.serial);
+        // Unless it was stale in between: then it did not watch all the time.
+        let before = known.sure.filter(|sure| sure.epoch == epoch && tick < sure.stale_at(stale_after_ms));
+        known.sure = Some(match before {
+            Some(sure) => Sure { joined: sure.joined.max(serial), heard: sure.heard.max(tick), ..sure },
+            None => Sure { epoch, since: tick, joined: serial, heard: tick, pardoned_until: 0 },
+        });
     }
 
     // --- bounds --------------------------------------------------------------------------------------------------
@@ -352,6 +498,16 @@ impl Truth {
             .iter()
             .rev()
             .any(|sub| self.subs[*sub].may_be_there(tick, self.stale_after_ms, pardoned))
+    }
+
+    /// Who is surely there by that handle, as far as all that was handed over says.
+    pub fn surely_named(&self, handle: u64, by: usize) -> Option<&Sub> {
+        let given = self.handles.get(&handle)?;
+        let sub = &self.subs[given.sub];
+        let is_latest = self.is_up_to_date(sub.stream, by)
+            && given.serial == sub.joined
+            && sub.sure.is_some_and(|sure| sure.joined == given.serial);
+        is_latest.then_some(sub)
     }
 
     /// Whether somebody surely watched it, the same one all the time from then to then.
@@ -390,26 +546,20 @@ impl std::fmt::Display for Sub {
 }
 
 impl Sub {
-    /// Whether it is surely that handle that it has now: no register was handled since of which nothing is known yet.
-    fn is_latest(&self, handle: u64) -> bool {
-        let joined = self.may.map_or(0, |may| may.joined);
-        self.sure.is_some_and(|sure| sure.handle == handle && joined <= sure.joined)
-    }
-
     fn end_may(&mut self, now: u64) {
         if let Some(may) = self.may.take() {
             self.may_until = Some((may.since, now));
         }
     }
 
-    /// It was heard of at `now`, by that handle or by name.
-    fn keep_sure(&mut self, now: u64, stale_after_ms: u64, handle: Option<u64>) {
+    /// It was heard of, not before `begun` and not after `now`.
+    fn keep_sure(&mut self, begun: u64, now: u64, stale_after_ms: u64) {
         let Some(sure) = &mut self.sure else { return };
         if now >= sure.stale_at(stale_after_ms) {
             // It may have been removed before it was heard of.
             self.sure = None;
-        } else if handle.is_none_or(|handle| handle == sure.handle) {
-            sure.heard = now;
+        } else {
+            sure.heard = begun;
         }
     }
 

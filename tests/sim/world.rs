@@ -2,7 +2,7 @@
 
 use std::{
     cmp::{Ordering, Reverse},
-    collections::BinaryHeap,
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
     rc::Rc,
     sync::Arc,
 };
@@ -11,6 +11,7 @@ use orchestrator_service::shard::record::Tape;
 
 use crate::{
     checkers::{Checkers, Fact},
+    client::Clients,
     director::Director,
     gateway::Gateway,
     log::Log,
@@ -23,6 +24,14 @@ use crate::{
 
 /// The beginning of time: some day in 2023, ms since 1970.
 pub const T0: u64 = 1_700_000_000_000;
+
+/// What a stream of the broker answers that captures a request's subject, and others who are in the way.
+const OTHER_ANSWERS: [&[u8]; 4] = [
+    br#"{"stream":"ORDERS","seq":4711}"#,
+    br#"{"stream":"X","domain":"hub","seq":1,"duplicate":true}"#,
+    br#"{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"},"stream":"X","seq":0}"#,
+    b"",
+];
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -43,12 +52,26 @@ pub enum Event {
     Tend(usize),
     /// A gateway that died is started again.
     Rebirth(usize),
+    /// A gateway with the real client starts, or is started again.
+    ClientStarts(usize),
+    /// Such a gateway looks after the streams that its viewers miss.
+    ClientTends(usize),
+    /// The broker allows to subscribe to a subject again.
+    Allow(String),
+    /// The broker takes messages to a subject again.
+    Take(String),
+    /// What was held for it has been published.
+    RefusalsAreOver,
+    /// Clients have had time to find out that there is no service, if it has been away since then.
+    AskWhetherAway(u64),
     /// Its holder notices that a connection is broken.
     Notice(Party, u64),
     /// A connection is made again.
     Reconnect(Party, u64),
     /// The world does something at random.
     Act,
+    /// Somebody sends a command of a flood.
+    Flood,
 }
 
 #[derive(Debug)]
@@ -100,8 +123,23 @@ pub struct World {
     queue: BinaryHeap<Reverse<Scheduled>>,
     scheduled: u64,
     pub links: Vec<Link>,
+    /// What the broker takes of connections made from now on, bytes.
+    pub max_payload: usize,
+    /// What the broker lets nobody subscribe to at present.
+    pub denied_subjects: BTreeSet<String>,
+    /// To which subjects it takes no message.
+    pub refused_subjects: BTreeSet<String>,
+    /// Messages to some stream's updates are refused, or were just now: readers may miss some.
+    is_refusing: bool,
+    /// How often that was so, and how often somebody may have missed something since.
+    refusals: u64,
+    misses: u64,
+    /// Changes that were handed over and that the broker has not had: stream, epoch, sequence, and whether in a feed; and
+    /// since when.
+    pub unpublished: BTreeMap<(usize, u64, u64, bool), u64>,
     pub service: Service,
     pub gateways: Vec<Gateway>,
+    pub clients: Clients,
     pub directors: Vec<Director>,
     pub truth: Truth,
     pub checkers: Checkers,
@@ -121,16 +159,26 @@ impl World {
         let gateways: Vec<Gateway> =
             (plan.gateways.iter().enumerate()).map(|(number, style)| Gateway::new(number, *style, &plan)).collect();
         let directors: Vec<Director> = (0..plan.directors).map(|_| Director::default()).collect();
-        let parties = 1 + plan.shards + gateways.len() + directors.len();
+        let parties = 1 + plan.shards + gateways.len() + directors.len() + plan.clients.len();
+        let max_payload = rng.pick(&plan.max_payloads);
+        let clients = Clients::new(&plan, rng.next(), &Link::new(max_payload));
         let world = Self {
             log: Log::new(print),
             now: T0,
             phase: Phase::Safety,
             queue: BinaryHeap::new(),
             scheduled: 0,
-            links: (0..parties).map(|_| Link::new()).collect(),
+            max_payload,
+            denied_subjects: BTreeSet::new(),
+            refused_subjects: BTreeSet::new(),
+            is_refusing: false,
+            refusals: 0,
+            misses: 0,
+            unpublished: BTreeMap::new(),
+            links: (0..parties).map(|_| Link::new(max_payload)).collect(),
             service,
             gateways,
+            clients,
             directors,
             truth,
             checkers: Checkers::new(),
@@ -158,12 +206,17 @@ impl World {
         assert_eq!(self.unregistered(), None, "convergence: every viewer is registered");
         self.audit();
         self.run_until(self.now + 5_000);
+        let lost = self.unpublished.iter().find(|(_, since)| **since + 1_000 < self.now);
+        assert_eq!(lost, None, "loss: a change that the broker never had: stream, epoch, sequence, feed");
         self.check_quiet();
 
         self.everybody_leaves();
+        self.run_until(self.now + 6_000);
+        self.check_closed();
         // The stale timeout, the longest idle timeout, and the time for which request ids are remembered.
         self.run_until(self.now + self.plan.stale_after_ms + 60_000 + 125_000);
         self.check_empty();
+        self.check_nothing_is_left_of_clients();
         self.log
     }
 
@@ -182,7 +235,12 @@ impl World {
             self.at(self.now + beat, Event::Beat(gateway));
             self.at(self.now + tend, Event::Tend(gateway));
         }
+        for client in 0..self.clients.each.len() {
+            let starts = self.rng.within(0, 1_000);
+            self.at(self.now + starts, Event::ClientStarts(client));
+        }
         self.at(self.now, Event::Act);
+        self.at(self.now + 1_000, Event::Flood);
         self.run_until(T0 + self.plan.safety_ms);
     }
 
@@ -197,15 +255,25 @@ impl World {
     }
 
     fn run_until(&mut self, end: u64) {
-        while let Some(Reverse(next)) = self.queue.peek() {
-            if next.at > end {
-                break;
+        match self.clients.has_runtime() {
+            Some(runtime) => runtime.block_on(self.run_with_clients(end)),
+            None => {
+                while self.next_event_at().is_some_and(|at| at <= end) {
+                    self.next_event();
+                }
             }
-            let Some(Reverse(Scheduled { at, event, .. })) = self.queue.pop() else { break };
-            self.now = at;
-            self.happen(event);
         }
         self.now = end;
+    }
+
+    pub fn next_event_at(&self) -> Option<u64> {
+        self.queue.peek().map(|Reverse(next)| next.at)
+    }
+
+    pub fn next_event(&mut self) {
+        let Some(Reverse(Scheduled { at, event, .. })) = self.queue.pop() else { return };
+        self.now = at;
+        self.happen(event);
     }
 
     fn happen(&mut self, event: Event) {
@@ -218,9 +286,16 @@ impl World {
             Event::Beat(gateway) => self.beat(gateway),
             Event::Tend(gateway) => self.tend(gateway),
             Event::Rebirth(gateway) => self.gateway_starts(gateway),
+            Event::ClientStarts(client) => self.client_starts(client),
+            Event::ClientTends(client) => self.client_tends(client),
+            Event::Allow(subject) => self.broker_allows(&subject),
+            Event::Take(subject) => self.broker_takes_again(&subject),
+            Event::RefusalsAreOver => self.refusals_are_over(),
+            Event::AskWhetherAway(generation) => self.check_clients_miss_the_service(generation),
             Event::Notice(party, generation) => self.notice_loss(party, generation),
             Event::Reconnect(party, generation) => self.reconnect(party, generation),
             Event::Act => self.act(),
+            Event::Flood => self.flood(),
         }
     }
 
@@ -231,13 +306,14 @@ impl World {
 
     // --- messages ------------------------------------------------------------------------------------------------
 
-    fn number_of(&self, party: Party) -> usize {
+    pub fn number_of(&self, party: Party) -> usize {
         let gateways = 1 + self.plan.shards;
         match party {
             Party::Ingress => 0,
             Party::Publisher(shard) => 1 + shard,
             Party::Gateway(gateway) => gateways + gateway,
             Party::Director(director) => gateways + self.plan.gateways.len() + director,
+            Party::Client(client) => gateways + self.plan.gateways.len() + self.plan.directors + client,
         }
     }
 
@@ -261,7 +337,7 @@ impl World {
         }
     }
 
-    fn deliver(&mut self, party: Party, message: Message) {
+    pub fn deliver(&mut self, party: Party, message: Message) {
         let (now, delay) = (self.now, self.one_way());
         let link = self.link(party);
         let generation = link.generation;
@@ -275,14 +351,29 @@ impl World {
             return;
         }
         match &message {
-            Message::Request(_) => {
+            Message::Request(sent) => {
                 if self.phase == Phase::Safety && self.plan.duplicates > 0 && self.rng.chance(self.plan.duplicates) {
                     let later = self.now + self.rng.within(0, 3_000);
                     let generation = self.link(Party::Ingress).generation;
                     let parcel = Parcel { party: Party::Ingress, generation, message: message.clone() };
                     self.at(later, Event::Arrive(parcel));
                 }
+                // The broker may know already that the service is not there.
+                if let (Party::Client(_), Some(request), false) = (party, sent.request, self.link(Party::Ingress).alive)
+                    && self.rng.chance(500)
+                {
+                    return self.deliver(party, Message::NoResponders(request));
+                }
+                if let (Party::Client(_), Some(request)) = (party, sent.request)
+                    && self.rng.chance(self.plan.others_answer)
+                {
+                    let payload = self.rng.pick(&OTHER_ANSWERS).into();
+                    self.deliver(party, Message::Another { request, payload });
+                }
                 self.deliver(Party::Ingress, message);
+            }
+            Message::Updates(updates) if self.refused_subjects.contains(&updates.subject) => {
+                self.deliver(party, Message::Refused(updates.subject.clone()));
             }
             Message::Updates(updates) => {
                 for gateway in 0..self.gateways.len() {
@@ -290,12 +381,30 @@ impl World {
                         self.deliver(Party::Gateway(gateway), message.clone());
                     }
                 }
+                for update in &updates.updates {
+                    self.unpublished.remove(&(update.stream, update.epoch, update.sequence, updates.feed));
+                }
+                self.broker_forwards(updates);
             }
             Message::Answer(answer) => {
                 let to = self.truth.requests[answer.request].sent.from;
+                if matches!(to, Party::Client(_)) && self.rng.chance(self.plan.duplicates) {
+                    self.deliver(to, message.clone());
+                }
                 self.deliver(to, message);
             }
-            Message::Barrier(_) => self.deliver(party, message),
+            Message::Barrier(_) | Message::Probe(_) => self.deliver(party, message),
+            Message::Subscribe { number, subject } => {
+                let Party::Client(client) = party else { unreachable!("{party:?} subscribes to {subject}") };
+                self.broker_subscribes(client, *number, subject.clone());
+            }
+            Message::Unsubscribe { number } => {
+                let Party::Client(client) = party else { unreachable!("{party:?} unsubscribes from {number}") };
+                self.broker_unsubscribes(client, *number);
+            }
+            Message::Refused(_) | Message::Subscribed { .. } | Message::NoResponders(_) | Message::Another { .. } => {
+                unreachable!("the broker's own")
+            }
         }
     }
 
@@ -306,9 +415,20 @@ impl World {
         match (party, message) {
             (Party::Ingress, Message::Request(sent)) => self.take_in(&sent),
             (Party::Publisher(shard), Message::Barrier(barrier)) => self.barrier_passed(shard, barrier),
+            (Party::Publisher(shard), Message::Refused(subject)) => self.publishing_refused(shard, subject),
+            (Party::Publisher(shard), Message::Probe(refusals)) => self.probe_passed(shard, refusals),
             (Party::Gateway(gateway), Message::Updates(updates)) => self.see_updates(gateway, &updates),
             (Party::Gateway(gateway), Message::Answer(answer)) => self.gateway_answered(gateway, &answer),
             (Party::Director(director), Message::Answer(answer)) => self.director_answered(director, &answer),
+            (Party::Client(client), Message::Updates(updates)) => self.client_sees_updates(client, &updates),
+            (Party::Client(client), Message::Answer(answer)) => self.client_answered(client, &answer),
+            (Party::Client(client), Message::NoResponders(request)) => self.client_found_nobody(client, request),
+            (Party::Client(client), Message::Subscribed { number, denied }) => {
+                self.client_subscribed(client, number, denied);
+            }
+            (Party::Client(client), Message::Another { request, payload }) => {
+                self.client_hears_another(client, request, payload);
+            }
             (party, message) => unreachable!("{party:?} was sent {message:?}"),
         }
     }
@@ -316,9 +436,11 @@ impl World {
     /// Sends a request if the connection is there; returns the number under which its answer comes.
     pub fn ask(&mut self, sent: Sent, answered: bool) -> Option<usize> {
         let from = sent.from;
+        let (bytes, limit) = (sent.payload.len(), self.link(from).max_payload);
         if !self.link(from).is_up() {
             return None;
         }
+        assert!(bytes <= limit, "size: {from:?} sends {bytes} bytes where {limit} are taken: {:?}", sent.what);
         let request = answered.then_some(self.truth.requests.len());
         let sent = Rc::new(Sent { request, ..sent });
         self.log.note(self.clock(), "sent", &[request.map_or(u64::MAX, |n| n as u64)], &sent.payload);
@@ -343,9 +465,75 @@ impl World {
         let generation = link.generation;
         self.log.note(self.clock(), "connection breaks", &[self.number_of(party) as u64, for_ms], &[]);
         self.log.tell(|| format!("{party:?}"));
+        if let Party::Client(client) = party {
+            self.client_connection_breaks(client);
+        }
+        if let Party::Publisher(shard) = party {
+            // Until it is there again, and all that was on its way was given up.
+            self.truth.hindered(shard, self.now, self.now + for_ms + 8_000);
+        }
+        if party == Party::Ingress && for_ms > 6_000 {
+            self.at(self.now + 5_500, Event::AskWhetherAway(generation));
+        }
         let noticed = self.now + self.rng.within(0, for_ms.min(2_500));
         self.at(noticed, Event::Notice(party, generation));
         self.at(self.now + for_ms, Event::Reconnect(party, generation));
+    }
+
+    /// The broker takes no message to a subject from now on.
+    pub fn broker_refuses(&mut self, subject: String, for_ms: u64) {
+        self.log.note(self.clock(), "broker refuses", &[for_ms], subject.as_bytes());
+        self.at(self.now + for_ms, Event::Take(subject.clone()));
+        self.refused_subjects.insert(subject);
+        self.is_refusing = true;
+        for shard in 0..self.plan.shards {
+            self.truth.hindered(shard, self.now, self.now + for_ms + 3_000);
+        }
+    }
+
+    /// It takes them again: publishers find out with the next that they try.
+    fn broker_takes_again(&mut self, subject: &str) {
+        if self.refused_subjects.remove(subject) {
+            self.log.note(self.clock(), "broker takes again", &[], subject.as_bytes());
+            self.at(self.now + 2_000, Event::RefusalsAreOver);
+        }
+    }
+
+    /// The broker is told to take another size of messages from now on: its connections hear of it at once.
+    pub fn broker_takes(&mut self, max_payload: usize) {
+        self.log.note(self.clock(), "broker takes", &[max_payload as u64], &[]);
+        self.max_payload = max_payload;
+        for party in self.parties() {
+            let link = self.link(party);
+            if link.alive {
+                link.max_payload = max_payload;
+            }
+            if let Party::Client(client) = party {
+                self.client_connection_takes(client);
+            }
+        }
+    }
+
+    /// What was held comes behind what was not, and readers have no use for it any more.
+    pub fn messages_are_out_of_order(&mut self) {
+        self.is_refusing = true;
+        self.at(self.now + 2_000, Event::RefusalsAreOver);
+    }
+
+    fn refusals_are_over(&mut self) {
+        if self.refused_subjects.is_empty() && self.service.seats.iter().all(|seat| seat.denied.is_empty()) {
+            self.is_refusing = false;
+            self.refusals += 1;
+        }
+    }
+
+    /// Updates that are seen with the same number came over one connection, without a gap that is known.
+    pub fn course(&mut self, party: Party, gaps: u64) -> u64 {
+        if self.is_refusing {
+            self.misses += 1;
+            return u64::MAX - self.misses;
+        }
+        self.link(party).generation << 32 | gaps << 16 | self.refusals
     }
 
     fn notice_loss(&mut self, party: Party, generation: u64) {
@@ -358,11 +546,13 @@ impl World {
     }
 
     fn reconnect(&mut self, party: Party, generation: u64) {
+        let max_payload = self.max_payload;
         let link = self.link(party);
         if link.alive || link.generation != generation {
             return;
         }
         link.alive = true;
+        link.max_payload = max_payload;
         link.believed.connected = true;
         link.believed.generation = generation;
         self.log.note(self.clock(), "connection made", &[self.number_of(party) as u64], &[]);
@@ -373,6 +563,7 @@ impl World {
         match party {
             Party::Publisher(shard) => self.publisher_connection_changed(shard),
             Party::Gateway(gateway) => self.gateway_connection_changed(gateway),
+            Party::Client(client) => self.client_connection_changed(client),
             Party::Ingress | Party::Director(_) => {}
         }
     }
@@ -382,12 +573,19 @@ impl World {
             .chain((0..self.plan.shards).map(Party::Publisher))
             .chain((0..self.gateways.len()).map(Party::Gateway))
             .chain((0..self.directors.len()).map(Party::Director))
+            .chain((0..self.plan.clients.len()).map(Party::Client))
             .collect()
     }
 
     /// No fault any more, and nothing that a fault left behind.
     fn begin_liveness(&mut self) {
         self.phase = Phase::Liveness;
+        for subject in self.denied_subjects.clone() {
+            self.broker_allows(&subject);
+        }
+        for subject in self.refused_subjects.clone() {
+            self.broker_takes_again(&subject);
+        }
         self.log.note(self.clock(), "faults stop", &[], &[]);
         for party in self.parties() {
             let generation = self.link(party).generation;
@@ -395,6 +593,11 @@ impl World {
         }
         for gateway in 0..self.gateways.len() {
             self.gateway_starts(gateway);
+        }
+        self.sessions_end_elsewhere();
+        for client in 0..self.clients.each.len() {
+            self.client_starts(client);
+            self.client_tends(client);
         }
         self.end_stalls();
     }

@@ -1,9 +1,5 @@
 //! Requests and what is answered to them.
 
-use std::collections::BTreeMap;
-
-use orchestrator_service::{engine::REMEMBER_MS, wire::proto};
-
 use super::{Checker, Fact, assert_same_course};
 use crate::{
     net::{AnswerBody, What},
@@ -33,29 +29,19 @@ impl Checker for OneAnswerADelivery {
     }
 }
 
-/// A repeat of a request id gets the first answer.
-#[derive(Default)]
-pub struct RequestIdsAreExecutedOnce {
-    first: BTreeMap<usize, (u64, proto::Reply)>,
-}
+/// Whoever is surely there is known by its handle: nobody is told to register again for nothing.
+pub struct TheLivingAreKnown;
 
-impl Checker for RequestIdsAreExecutedOnce {
+impl Checker for TheLivingAreKnown {
     fn see(&mut self, _now: u64, fact: &Fact<'_>, truth: &Truth) {
-        let Fact::Answered { answer, handled: Some(handled) } = fact else { return };
-        let What::Command { stream, request_id: Some(id) } = truth.requests[answer.request].sent.what else { return };
-        let AnswerBody::Reply(reply) = &answer.body else { return };
-        let panicked = truth.panicked_at(truth.streams[stream].shard);
-        match self.first.get(&id) {
-            Some((at, first)) if handled.tick < at + REMEMBER_MS && panicked.is_none_or(|panicked| panicked < *at) => {
-                assert_eq!(reply, first, "repeats: request id {id} was answered otherwise before");
-            }
-            Some(_) => {
-                // The first may have been handled without an answer: it counts from then on.
-                self.first.remove(&id);
-            }
-            None => {
-                self.first.insert(id, (handled.tick, reply.clone()));
-            }
+        let Fact::Answered { answer, by: Some(by), .. } = fact else { return };
+        let (What::Beat(_), AnswerBody::Reply(reply)) = (&truth.requests[answer.request].sent.what, &answer.body)
+        else {
+            return;
+        };
+        for handle in &reply.unknown_handle {
+            let there = truth.surely_named(*handle, *by);
+            assert!(there.is_none(), "live: handle {handle} is unknown, but there is {}", there.expect("somebody"));
         }
     }
 }

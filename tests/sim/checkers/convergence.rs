@@ -15,7 +15,9 @@ pub struct ViewsConverge;
 
 impl Checker for ViewsConverge {
     fn see(&mut self, now: u64, fact: &Fact<'_>, truth: &Truth) {
-        let Fact::QuietView { gateway, stream, answer, view, connected_since, watched } = fact else { return };
+        let Fact::QuietView { gateway, stream, answer, view, connected_since, reads_feed, watched } = fact else {
+            return;
+        };
         if answer.code() == Code::Unavailable {
             return;
         }
@@ -23,7 +25,7 @@ impl Checker for ViewsConverge {
         let seen = view.map_or("nothing".to_owned(), in_short);
         let stream = &truth.streams[*stream];
         // A stream that nobody watches may be removed just now, and its last update be on its way.
-        let said_at = stream.revision_said_at;
+        let said_at = stream.revision_said_at[usize::from(*reads_feed)];
         if said_at > *connected_since && said_at + ON_ITS_WAY_MS <= now {
             let told = match (state, view) {
                 (Some(state), Some(view)) => (view.epoch, view.revision) >= (state.epoch, state.revision),

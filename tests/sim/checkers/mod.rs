@@ -5,7 +5,9 @@
 
 mod answers;
 mod audience;
+mod beats;
 mod convergence;
+mod repeats;
 mod viewing;
 
 use std::rc::Rc;
@@ -16,7 +18,7 @@ use orchestrator_service::{
 };
 
 use crate::{
-    net::{Answer, Update},
+    net::{Answer, Sent, Update},
     truth::{Handled, Truth},
 };
 
@@ -26,8 +28,10 @@ pub enum Fact<'a> {
     Said { shard: usize, update: &'a Rc<Update>, first_time: bool },
     /// A gateway shows an update. `covered` says that its connection held since `before`, which it showed last.
     Seen { before: Option<&'a Update>, covered: bool, update: &'a Update },
+    /// A shard handled a request, or its part of one.
+    Handled { shard: usize, sent: &'a Sent, handled: Handled },
     /// An answer was handed over; by a shard, unless it was refused at the door.
-    Answered { answer: &'a Answer, handled: Option<Handled> },
+    Answered { answer: &'a Answer, handled: Option<Handled>, by: Option<usize> },
     /// A shard that has nothing to do just now counts this.
     Sampled { shard: usize, counts: Counts, all_known: bool },
     /// All is quiet, and the service counts this on a stream, if it is there, that is watched by those.
@@ -39,6 +43,7 @@ pub enum Fact<'a> {
         answer: &'a proto::QueryReply,
         view: Option<&'a Update>,
         connected_since: u64,
+        reads_feed: bool,
         watched: bool,
     },
     /// Everybody has left, and everything is gone.
@@ -60,12 +65,16 @@ impl Checkers {
             Box::new(viewing::PositionFollowsTheClock),
             Box::new(viewing::ScenesBeginAtTheirBoundary),
             Box::new(viewing::NoChangeIsMissing),
+            Box::new(beats::BeatsAreNotTooOften::default()),
+            Box::new(beats::NoChangeIsOverwritten),
+            Box::new(beats::NobodyIsStarved::default()),
             Box::new(audience::NothingPlaysUnwatched),
             Box::new(audience::GraceIsGranted),
             Box::new(audience::CountsAreWithinBounds),
             Box::new(audience::CountsAreExactWhenQuiet),
             Box::new(answers::OneAnswerADelivery),
-            Box::new(answers::RequestIdsAreExecutedOnce::default()),
+            Box::new(repeats::RequestIdsAreExecutedOnce::default()),
+            Box::new(answers::TheLivingAreKnown),
             Box::new(answers::AnswersAgreeWithUpdates),
             Box::new(convergence::ViewsConverge),
         ])

@@ -7,6 +7,9 @@ use orchestrator_service::wire::proto::{Cause, Mode};
 use super::{Checker, Fact, assert_same_course, grows_revision, is_change, played_on};
 use crate::{net::Update, reading::in_short, truth::Truth};
 
+/// Scenes are told so far apart at the least, ms.
+const MIN_SCENE_MS: u64 = 10;
+
 /// Two updates with the same epoch and sequence are the same to the byte.
 #[derive(Default)]
 pub struct RepeatsAreIdentical {
@@ -92,29 +95,33 @@ fn check_transition(before: &Update, update: &Update, truth: &Truth) {
     }
 }
 
-/// A stream's scenes are told no more often than that, ms: one that begins sooner behind another waits for so long.
-const LEAST_SCENE_INTERVAL_MS: u64 = 10;
-
 /// A scene is told when it begins, unless the shard is known to have woken late or another has just begun; and none
 /// begins untold while somebody watches.
 pub struct ScenesBeginAtTheirBoundary;
 
 impl Checker for ScenesBeginAtTheirBoundary {
     fn see(&mut self, _now: u64, fact: &Fact<'_>, truth: &Truth) {
-        let Fact::Seen { before, covered, update, .. } = fact else { return };
-        if update.cause() == Cause::Scene {
-            let late = truth.lateness(truth.streams[update.stream].shard, truth.tick_of(update));
-            let late = late + LEAST_SCENE_INTERVAL_MS;
+        if let Fact::Said { update, first_time: true, .. } = fact
+            && update.cause() == Cause::Scene
+        {
+            let tick = truth.tick_of(update);
+            let late = truth.lateness(truth.streams[update.stream].shard, tick);
+            // Where the one before was told just now, this one has to wait.
+            let waited = truth.streams[update.stream].scene_at + MIN_SCENE_MS + late >= tick;
+            let late = if waited { late.max(MIN_SCENE_MS + late) } else { late };
             assert!(update.scene_elapsed <= late, "boundary: {late} ms late at most: {}", in_short(update));
             assert_eq!(update.mode(), Mode::Running, "boundary: {}", in_short(update));
         }
+        let Fact::Seen { before, covered, update, .. } = fact else { return };
         let Some(before) =
             before.filter(|before| *covered && before.epoch == update.epoch && before.revision == update.revision)
         else {
             return;
         };
         let moved = (before.loop_count, before.scene_index) != (update.loop_count, update.scene_index);
-        if moved && !is_change(update.cause()) {
+        // Where it has to wait to be told, somebody who joins sees it before.
+        let waits = update.cause() == Cause::Snapshot && update.scene_elapsed < MIN_SCENE_MS;
+        if moved && !waits && !is_change(update.cause()) {
             let (from, to) = (truth.tick_of(before), truth.tick_of(update));
             assert!(
                 !truth.surely_watched(update.stream, from, to),
