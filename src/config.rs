@@ -163,7 +163,7 @@ pub struct HttpArgs {
     /// gateway.example (any port), gateway.example:8080, *.example, an address, or * for all.
     #[arg(long, env = "ORCH_ALLOWED_HOSTS", value_delimiter = ',', value_name = "HOSTS")]
     pub allowed_hosts: Vec<HostPattern>,
-    /// Origins whose pages may ask and read the answers, besides the HTTP servers' own: https://studio.example, or * for
+    /// Origins whose pages may ask and read the answers, besides the HTTP servers' own: `https://studio.example`, or * for
     /// all.
     #[arg(long, env = "ORCH_ALLOWED_ORIGINS", value_delimiter = ',', value_name = "ORIGINS")]
     pub allowed_origins: Vec<OriginPattern>,

@@ -19,7 +19,7 @@
 //! | `hub` | one subscription to a stream's updates for all its sockets |
 //! | `latest` | the last updates of a stream, and how far a socket has read |
 //!
-//! Connections are [`http`](crate::http)'s. There is no authentication here: put a proxy in front of it before it faces strangers.
+//! Connections are [`http`]'s. There is no authentication here: put a proxy in front of it before it faces strangers.
 
 use std::{future::Future, io, sync::Arc, time::Duration};
 

@@ -1,8 +1,7 @@
 //! A feed's message, update by update: which stream each is of, without decoding the rest of it.
 //!
-//! Who reads a feed follows some of a partition's streams and has no use for the others' updates. As in
-//! [`route`](super::route) the peeks are prost messages of their own, so they agree with the full decoding by
-//! construction.
+//! Who reads a feed follows some of a partition's streams and has no use for the others' updates. The peeks are prost
+//! messages of their own, so they agree with the full decoding by construction.
 
 use bytes::Bytes;
 use prost::{DecodeError, Message as _};
