@@ -120,7 +120,7 @@ impl Plan {
         let styles = if tight { &styles[..3] } else { &styles };
         let gateways: Vec<Style> = (0..rng.within(1, 3)).map(|_| rng.pick(styles)).collect();
         let long = stale_after_ms > 10_000;
-        let clients = if rng.chance(500) { rng.within(1, 2) } else { 0 };
+        let clients = if rng.chance(400) { rng.within(1, 2) } else { 0 };
         let clients: Vec<ClientStyle> = (0..clients).map(|_| ClientStyle::draw(rng)).collect();
         Self {
             shards: rng.pick(&[1, 2, 2, 3]),

@@ -12,8 +12,10 @@ mod viewer;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    pin::Pin,
     rc::Rc,
     sync::Arc,
+    task::Poll,
     time::{Duration, SystemTime},
 };
 
@@ -27,7 +29,7 @@ use tokio::{
     runtime::{Builder, Runtime},
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
-    time::Instant,
+    time::{Instant, Sleep},
 };
 
 use self::{
@@ -48,6 +50,8 @@ pub struct Clients {
     runtime: Option<Rc<Runtime>>,
     /// When the world began.
     start: Option<Instant>,
+    /// The world's own timer.
+    sleep: Option<Pin<Box<Sleep>>>,
     calls: Arc<Calls>,
     tale: Arc<Tale>,
     pub each: Vec<RealGateway>,
@@ -123,12 +127,15 @@ impl Clients {
                 Builder::new_current_thread().enable_time().start_paused(true).event_interval(u32::MAX).build();
             Rc::new(runtime.expect("a runtime without threads and sockets"))
         });
-        let start = runtime.as_ref().map(|runtime| {
-            let _inside = runtime.enter();
-            Instant::now()
-        });
+        let (start, sleep) = runtime
+            .as_ref()
+            .map(|runtime| {
+                let _inside = runtime.enter();
+                (Instant::now(), Box::pin(tokio::time::sleep(Duration::ZERO)))
+            })
+            .unzip();
         let mut own =
-            Self { runtime, start, calls, tale, each: Vec::new(), transports: 0, viewers: 0, has_news: false };
+            Self { runtime, start, sleep, calls, tale, each: Vec::new(), transports: 0, viewers: 0, has_news: false };
         for (number, style) in plan.clients.iter().enumerate() {
             let feed = match plan.publish_to {
                 PublishTo::Subjects => false,
@@ -208,14 +215,15 @@ impl Clients {
     }
 
     /// Lets time go on until then, or until a client has done something.
-    async fn sleep_until(&self, at: u64) {
+    async fn sleep_until(&mut self, at: u64) {
         let until = self.start.expect("a world with clients") + Duration::from_millis(at - T0);
-        let calls = Arc::clone(&self.calls);
-        tokio::select! {
-            biased;
-            () = calls.some() => {}
-            () = tokio::time::sleep_until(until) => {}
-        }
+        let sleep = self.sleep.as_mut().expect("a world with clients");
+        sleep.as_mut().reset(until);
+        std::future::poll_fn(|context| match self.calls.poll_news(context) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => sleep.as_mut().poll(context),
+        })
+        .await;
     }
 }
 

@@ -6,9 +6,9 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use futures_util::{FutureExt as _, Stream, future::BoxFuture};
 use orchestrator_service::transport::{
     Accept, Connection, Denial, Denied, Incoming, Message, Outgoing, Subscription, Transport, TransportError,
 };
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Something that a client asks of its connection.
 #[derive(Debug)]
@@ -48,13 +48,15 @@ pub enum Call {
 #[derive(Debug, Default)]
 pub struct Calls {
     waiting: Mutex<VecDeque<(usize, Call)>>,
-    some: Notify,
+    /// Something has come since the world last looked, calls or else.
+    has_news: AtomicBool,
+    world: Mutex<Option<Waker>>,
 }
 
 impl Calls {
     pub fn push(&self, transport: usize, call: Call) {
         lock(&self.waiting).push_back((transport, call));
-        self.some.notify_one();
+        self.wake();
     }
 
     pub fn pop(&self) -> Option<(usize, Call)> {
@@ -63,12 +65,20 @@ impl Calls {
 
     /// Wakes whoever waits for calls, for another reason.
     pub fn wake(&self) {
-        self.some.notify_one();
+        if !self.has_news.swap(true, Ordering::Relaxed)
+            && let Some(world) = lock(&self.world).take()
+        {
+            world.wake();
+        }
     }
 
-    /// Returns when there may be some.
-    pub async fn some(&self) {
-        self.some.notified().await;
+    /// Ready when something has come since the last time that it was.
+    pub fn poll_news(&self, context: &Context<'_>) -> Poll<()> {
+        if self.has_news.swap(false, Ordering::Relaxed) {
+            return Poll::Ready(());
+        }
+        *lock(&self.world) = Some(context.waker().clone());
+        Poll::Pending
     }
 }
 
