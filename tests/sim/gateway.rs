@@ -469,8 +469,8 @@ impl World {
 
     /// Updates reach a gateway: it drops those of a lower epoch and those that it has had.
     pub fn see_updates(&mut self, gateway: usize, updates: &Updates) {
-        let generation = self.course(Party::Gateway(gateway), 0);
         for update in &updates.updates {
+            let generation = self.course(Party::Gateway(gateway), 0);
             let before = self.gateways[gateway].views[update.stream].take();
             let is_new = before
                 .as_ref()

@@ -150,7 +150,7 @@ impl Plan {
             jitter_ms: rng.pick(&[0, 0, 0, 2, 30]),
             publish: publish_limits(rng, congested),
             publish_us: if congested { rng.within(500, 5_000) } else { 0 },
-            max_payloads: max_payloads(rng, crowd),
+            max_payloads: max_payloads(rng, crowd || tight),
             act_every_ms: if crowd { 50 } else { rng.pick(&[40, 200, 700]) },
             safety_ms: if crowd || congested {
                 20_000

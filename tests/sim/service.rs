@@ -27,6 +27,7 @@ use orchestrator_service::{
 
 use crate::{
     checkers::{Fact, is_change},
+    gateway::SubId,
     net::{Message, Party, Sent, Updates, What},
     plan::Plan,
     reading::{self, Read},
@@ -284,6 +285,9 @@ impl World {
         let seat = &mut self.service.seats[shard];
         let handled: Vec<Waiting> = seat.mail.drain(..seat.mail.len().saturating_sub(waiting)).collect();
         let now = self.now;
+        let weights: Vec<usize> = handled.iter().map(|waiting| self.weight_of(shard, waiting)).collect();
+        let most = self.plan.turn;
+        self.fact(&Fact::Turned { weights: &weights, most });
         for Waiting { sent, arrival, begun } in handled {
             let handled = self.truth.handled(shard, begun.unwrap_or(now), now, &sent, arrival);
             self.fact(&Fact::Handled { shard, sent: &sent, handled });
@@ -295,6 +299,24 @@ impl World {
         if let Some(Waiting { sent, begun, .. }) = next {
             *begun = Some(now);
             self.truth.begun(shard, now, &Rc::clone(sent));
+        }
+    }
+
+    /// How much a message is for a shard at the least: the subscribers of it that are the shard's. What took it several
+    /// turns is not known of one.
+    fn weight_of(&self, shard: usize, waiting: &Waiting) -> usize {
+        let is_own = |sub: SubId| self.truth.streams[self.truth.subs[sub].stream].shard == shard;
+        match &waiting.sent.what {
+            _ if waiting.begun.is_some() => 1,
+            // Where the first piece is refused, the rest is.
+            What::Join(subs) => subs.len().min(self.plan.ingress.max_piece_entries),
+            What::Beat(subs) | What::Leave(subs) => {
+                let own = subs.iter().filter(|(sub, _)| is_own(*sub));
+                let handles = own.clone().filter(|(_, handle)| handle.is_some()).count();
+                // Four handles are found in the time of one name.
+                own.count() - handles + handles.div_ceil(4)
+            }
+            What::Command { .. } | What::State { .. } | What::Stats { .. } | What::List => 1,
         }
     }
 

@@ -60,8 +60,6 @@ pub enum Event {
     Allow(String),
     /// The broker takes messages to a subject again.
     Take(String),
-    /// What was held for it has been published.
-    RefusalsAreOver,
     /// Clients have had time to find out that there is no service, if it has been away since then.
     AskWhetherAway(u64),
     /// Its holder notices that a connection is broken.
@@ -129,10 +127,10 @@ pub struct World {
     pub denied_subjects: BTreeSet<String>,
     /// To which subjects it takes no message.
     pub refused_subjects: BTreeSet<String>,
-    /// Messages to some stream's updates are refused, or were just now: readers may miss some.
-    is_refusing: bool,
-    /// How often that was so, and how often somebody may have missed something since.
+    /// Until then readers may miss updates, because messages to some stream's were just refused.
+    refusing_until: u64,
     refusals: u64,
+    /// How often somebody may have missed something.
     misses: u64,
     /// Changes that were handed over and that the broker has not had: stream, epoch, sequence, and whether in a feed; and
     /// since when.
@@ -171,7 +169,7 @@ impl World {
             max_payload,
             denied_subjects: BTreeSet::new(),
             refused_subjects: BTreeSet::new(),
-            is_refusing: false,
+            refusing_until: 0,
             refusals: 0,
             misses: 0,
             unpublished: BTreeMap::new(),
@@ -290,7 +288,6 @@ impl World {
             Event::ClientTends(client) => self.client_tends(client),
             Event::Allow(subject) => self.broker_allows(&subject),
             Event::Take(subject) => self.broker_takes_again(&subject),
-            Event::RefusalsAreOver => self.refusals_are_over(),
             Event::AskWhetherAway(generation) => self.check_clients_miss_the_service(generation),
             Event::Notice(party, generation) => self.notice_loss(party, generation),
             Event::Reconnect(party, generation) => self.reconnect(party, generation),
@@ -485,7 +482,7 @@ impl World {
         self.log.note(self.clock(), "broker refuses", &[for_ms], subject.as_bytes());
         self.at(self.now + for_ms, Event::Take(subject.clone()));
         self.refused_subjects.insert(subject);
-        self.is_refusing = true;
+        self.refusals += 1;
         for shard in 0..self.plan.shards {
             self.truth.hindered(shard, self.now, self.now + for_ms + 3_000);
         }
@@ -495,7 +492,7 @@ impl World {
     fn broker_takes_again(&mut self, subject: &str) {
         if self.refused_subjects.remove(subject) {
             self.log.note(self.clock(), "broker takes again", &[], subject.as_bytes());
-            self.at(self.now + 2_000, Event::RefusalsAreOver);
+            self.messages_are_out_of_order();
         }
     }
 
@@ -516,24 +513,20 @@ impl World {
 
     /// What was held comes behind what was not, and readers have no use for it any more.
     pub fn messages_are_out_of_order(&mut self) {
-        self.is_refusing = true;
-        self.at(self.now + 2_000, Event::RefusalsAreOver);
-    }
-
-    fn refusals_are_over(&mut self) {
-        if self.refused_subjects.is_empty() && self.service.seats.iter().all(|seat| seat.denied.is_empty()) {
-            self.is_refusing = false;
-            self.refusals += 1;
-        }
+        self.refusing_until = self.now + 2_000;
+        self.refusals += 1;
     }
 
     /// Updates that are seen with the same number came over one connection, without a gap that is known.
     pub fn course(&mut self, party: Party, gaps: u64) -> u64 {
-        if self.is_refusing {
+        let is_refusing = self.now < self.refusing_until
+            || !self.refused_subjects.is_empty()
+            || self.service.seats.iter().any(|seat| !seat.denied.is_empty());
+        if is_refusing {
             self.misses += 1;
             return u64::MAX - self.misses;
         }
-        self.link(party).generation << 32 | gaps << 16 | self.refusals
+        self.link(party).generation << 40 | gaps << 20 | self.refusals
     }
 
     fn notice_loss(&mut self, party: Party, generation: u64) {

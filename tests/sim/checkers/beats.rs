@@ -68,6 +68,22 @@ impl Checker for NoChangeIsOverwritten {
     }
 }
 
+/// No turn is longer than it may be, but for its last message.
+pub struct TurnsAreShort;
+
+impl Checker for TurnsAreShort {
+    fn see(&mut self, _now: u64, fact: &Fact<'_>, _truth: &Truth) {
+        let Fact::Turned { weights: weights @ [before @ .., _], most } = fact else { return };
+        assert!(before.len() < most.messages, "turn: more than {} messages", most.messages);
+        let weight: usize = before.iter().sum();
+        assert!(
+            weight < most.weight.max(1),
+            "turn: {weight} before its last message, of {} at most: {weights:?}",
+            most.weight
+        );
+    }
+}
+
 /// A stream that is watched and plays is told of in time, however much there is to tell of others.
 #[derive(Default)]
 pub struct NobodyIsStarved {

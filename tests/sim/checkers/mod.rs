@@ -14,6 +14,7 @@ use std::rc::Rc;
 
 use orchestrator_service::{
     engine::Counts,
+    shard::turn::TurnLimits,
     wire::proto::{self, Cause, Mode},
 };
 
@@ -28,6 +29,8 @@ pub enum Fact<'a> {
     Said { shard: usize, update: &'a Rc<Update>, first_time: bool },
     /// A gateway shows an update. `covered` says that its connection held since `before`, which it showed last.
     Seen { before: Option<&'a Update>, covered: bool, update: &'a Update },
+    /// A shard has taken a turn, and has done with messages that weigh this at the least.
+    Turned { weights: &'a [usize], most: TurnLimits },
     /// A shard handled a request, or its part of one.
     Handled { shard: usize, sent: &'a Sent, handled: Handled },
     /// An answer was handed over; by a shard, unless it was refused at the door.
@@ -68,6 +71,7 @@ impl Checkers {
             Box::new(beats::BeatsAreNotTooOften::default()),
             Box::new(beats::NoChangeIsOverwritten),
             Box::new(beats::NobodyIsStarved::default()),
+            Box::new(beats::TurnsAreShort),
             Box::new(audience::NothingPlaysUnwatched),
             Box::new(audience::GraceIsGranted),
             Box::new(audience::CountsAreWithinBounds),
