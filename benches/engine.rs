@@ -184,7 +184,7 @@ fn streams(criterion: &mut Criterion) {
             outbox.clear();
             // In time the subscribers would go stale.
             if now.since(NOW).is_multiple_of(60_000) {
-                handle(&mut engine, &mut outbox, now, Input::Overslept { ms: 90_000 });
+                handle(&mut engine, &mut outbox, now, Input::ClockStalled { ms: 90_000 });
             }
         });
     });

@@ -97,7 +97,7 @@ fn step(
             0 => Input::GetState(stream_id),
             1 => Input::GetStats(Some(stream_id)),
             2 => Input::ListStreams { from_slot: u32::from(choices.byte()), limit: 2 },
-            3 => Input::Overslept { ms: choices.number() },
+            3 => Input::ClockStalled { ms: choices.number() },
             _ => Input::SetQuota(Quota {
                 streams: u64::from(choices.below(4)),
                 subscribers: u64::from(choices.below(8)),

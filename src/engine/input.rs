@@ -57,7 +57,7 @@ pub enum Input<'a> {
         ms: u64,
     },
     /// The engine was not called for that long, so heartbeats may be waiting unread: nobody goes stale for as long.
-    Overslept {
+    ClockStalled {
         /// How long, ms.
         ms: u64,
     },
@@ -238,7 +238,7 @@ pub enum Accepted {
         /// Where to go on, if there may be more.
         next_slot: Option<u32>,
     },
-    /// SetQuota, WallClock, Overslept.
+    /// SetQuota, WallClock, ClockStalled.
     Noted,
 }
 

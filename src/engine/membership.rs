@@ -70,7 +70,7 @@ impl Engine {
             Some(slot) => {
                 self.check_bytes(client_id, Some(slot), source)?;
                 self.subscribers.set_source(slot, source);
-                if !self.hear(now, slot, outbox) {
+                if !self.touch(now, slot, outbox) {
                     return Err(Rejection::StreamNotFound(self.streams.get(stream).show.id.to_string()));
                 }
                 self.subscribers.renew(slot);
@@ -149,7 +149,7 @@ impl Engine {
         outbox: &mut Outbox,
     ) -> Result<Accepted, Rejection> {
         let slot = self.find_subscriber(subscriber, hint)?;
-        if self.hear(now, slot, outbox) {
+        if self.touch(now, slot, outbox) {
             return Ok(Accepted::Heard);
         }
         Err(Rejection::StreamNotFound(subscriber.stream_id.as_str().to_owned()))
@@ -220,13 +220,13 @@ impl Engine {
 
     /// A subscriber is still there. False when its stream is not: being woken for it was its end.
     #[inline]
-    pub(super) fn hear(&mut self, now: Tick, slot: u32, outbox: &mut Outbox) -> bool {
-        !self.subscribers.heard(slot, now) || self.come_back(now, slot, outbox)
+    pub(super) fn touch(&mut self, now: Tick, slot: u32, outbox: &mut Outbox) -> bool {
+        !self.subscribers.heard(slot, now) || self.reactivate(now, slot, outbox)
     }
 
     /// It was stale, and counts as watching again.
     #[cold]
-    fn come_back(&mut self, now: Tick, slot: u32, outbox: &mut Outbox) -> bool {
+    fn reactivate(&mut self, now: Tick, slot: u32, outbox: &mut Outbox) -> bool {
         let stream = self.subscribers.stream_of(slot);
         self.wake(now, stream, outbox);
         if self.streams.get(stream).is_removed() {
@@ -243,7 +243,7 @@ impl Engine {
         true
     }
 
-    /// A subscriber leaves, of itself or because it was silent for too long. False as in [`Engine::hear`].
+    /// A subscriber leaves, of itself or because it was silent for too long. False as in [`Engine::touch`].
     pub(super) fn leave(&mut self, now: Tick, slot: u32, outbox: &mut Outbox) -> bool {
         let stream = self.subscribers.stream_of(slot);
         self.wake_if_due(now, stream, outbox);
@@ -258,7 +258,7 @@ impl Engine {
         true
     }
 
-    pub(super) fn fall_silent(&mut self, now: Tick, silent: Silent, outbox: &mut Outbox) {
+    pub(super) fn on_timeout(&mut self, now: Tick, silent: Silent, outbox: &mut Outbox) {
         match silent {
             Silent::Stale(slot) => {
                 let stream = self.subscribers.stream_of(slot);

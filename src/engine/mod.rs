@@ -228,7 +228,7 @@ impl Engine {
             }
             Input::Unregister(subscriber) => self.unregister(now, subscriber, hint, outbox),
             Input::Heartbeat(subscriber) => self.heartbeat(now, subscriber, hint, outbox),
-            Input::HeartbeatBatch(batch) => Ok(self.batch(now, batch, Self::hear, outbox)),
+            Input::HeartbeatBatch(batch) => Ok(self.batch(now, batch, Self::touch, outbox)),
             Input::UnregisterBatch(batch) => Ok(self.batch(now, batch, Self::leave, outbox)),
             Input::GetState(stream_id) => {
                 let slot = self.wake_by_id(now, stream_id, outbox)?;
@@ -244,8 +244,8 @@ impl Engine {
                 self.clock = WallClock::read(now, ms);
                 Ok(Accepted::Noted)
             }
-            Input::Overslept { ms } => {
-                self.subscribers.pardon(now.after(ms.min(self.settings.stale_after_ms)));
+            Input::ClockStalled { ms } => {
+                self.subscribers.extend_deadlines(now.after(ms.min(self.settings.stale_after_ms)));
                 Ok(Accepted::Noted)
             }
         }
@@ -295,7 +295,7 @@ impl Engine {
         }
         looks += budget / 8;
         while let Some(silent) = self.subscribers.next_silent(now, &mut looks) {
-            self.fall_silent(now, silent, outbox);
+            self.on_timeout(now, silent, outbox);
         }
         looks += budget / 8;
         self.reap(&mut looks);

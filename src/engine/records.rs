@@ -52,8 +52,8 @@ pub(super) struct Record {
     /// While the slot is free: the next free one.
     pub(super) next_session: u32,
     pub(super) timer: Link,
-    pub(super) mate_before: u32,
-    pub(super) mate_behind: u32,
+    pub(super) prev_in_stream: u32,
+    pub(super) next_in_stream: u32,
 }
 
 const _: () = assert!(size_of::<Record>() == 64, "a subscriber's record is one cache line");
@@ -67,13 +67,13 @@ pub(super) struct Records {
     pub(super) used: u32,
     stale_after_ms: u64,
     /// Nobody goes stale before.
-    pub(super) pardoned_until: Tick,
+    pub(super) extended_until: Tick,
 }
 
 impl Records {
     /// Without records.
     pub(super) const fn new(stale_after_ms: u64) -> Self {
-        Self { chunks: Vec::new(), free: NONE, used: 0, stale_after_ms, pardoned_until: Tick(0) }
+        Self { chunks: Vec::new(), free: NONE, used: 0, stale_after_ms, extended_until: Tick(0) }
     }
 
     #[inline]
@@ -109,8 +109,8 @@ impl Records {
                 stream: NONE,
                 next_session: NONE,
                 timer: Link::UNLINKED,
-                mate_before: NONE,
-                mate_behind: NONE,
+                prev_in_stream: NONE,
+                next_in_stream: NONE,
             };
             self.chunks.push(boxed(blank));
         }
@@ -130,12 +130,12 @@ impl Records {
 /// Without the slots that were never used, which are most of a small engine.
 impl fmt::Debug for Records {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { chunks: _, free, used, stale_after_ms, pardoned_until } = self;
+        let Self { chunks: _, free, used, stale_after_ms, extended_until } = self;
         formatter
             .debug_struct("Records")
             .field("free", free)
             .field("stale_after_ms", stale_after_ms)
-            .field("pardoned_until", pardoned_until)
+            .field("extended_until", extended_until)
             .field("used", &(0..*used).map(|slot| self.get(slot)).collect::<Vec<_>>())
             .finish()
     }
@@ -160,7 +160,7 @@ impl Nodes for Records {
 
     fn deadline(&self, key: u32) -> Tick {
         let seen = self.get(key).seen;
-        let stale_at = Tick(seen & SEEN_MASK).after(self.stale_after_ms).max(self.pardoned_until);
+        let stale_at = Tick(seen & SEEN_MASK).after(self.stale_after_ms).max(self.extended_until);
         if seen & IS_STALE == 0 { stale_at } else { stale_at.after(STALE_LINGER_MS) }
     }
 }

@@ -332,13 +332,13 @@ impl Stream {
             if empty_since.after(self.show.config.idle_timeout_ms) <= now {
                 if self.show.config.loop_scenes {
                     // Its passes went by without a wake-up; the last update tells where it really is.
-                    self.settle(now, outbox);
+                    self.advance_to(now, outbox);
                 }
                 return false;
             }
             self.end_grace(now, outbox);
         }
-        self.settle(now, outbox);
+        self.advance_to(now, outbox);
         if self.is_watched() {
             self.tell_progress(now, outbox);
             self.tell_newcomers(now, outbox);
@@ -353,7 +353,7 @@ impl Stream {
         if self.show.config.when_empty != WhenEmpty::Restart || now < end {
             return;
         }
-        self.settle(end, outbox);
+        self.advance_to(end, outbox);
         if matches!(self.show.lifecycle, Lifecycle::Running(_) | Lifecycle::Paused(_)) {
             self.show.pass = Arc::clone(&self.show.config.timeline);
             self.enter(now, Lifecycle::Idle(Playhead::START), Cause::Lifecycle, outbox);
@@ -361,7 +361,7 @@ impl Stream {
     }
 
     /// Lets a running stream come to its end, or into its next pass, if that was by `until`.
-    fn settle(&mut self, until: Tick, outbox: &mut Outbox) {
+    fn advance_to(&mut self, until: Tick, outbox: &mut Outbox) {
         let Lifecycle::Running(run) = &mut self.show.lifecycle else { return };
         let config = &self.show.config;
         let (pass_ms, base_ms) = (self.show.pass.total_ms(), config.timeline.total_ms());

@@ -266,11 +266,11 @@ impl Subscribers {
             stream,
             next_session: NONE,
             timer: Link::UNLINKED,
-            mate_before: NONE,
-            mate_behind: mates,
+            prev_in_stream: NONE,
+            next_in_stream: mates,
         };
         if mates != NONE {
-            self.records.get_mut(mates).mate_before = slot;
+            self.records.get_mut(mates).prev_in_stream = slot;
         }
         self.set_source(slot, source);
         match first {
@@ -331,14 +331,14 @@ impl Subscribers {
     /// Takes a subscriber out. `head` is the first of its stream's list, and is moved on if need be.
     pub(super) fn remove(&mut self, slot: u32, head: &mut u32) -> Removed {
         let last_of_client = self.unchain(slot);
-        let Record { seen, mate_before, mate_behind, client, .. } = *self.records.get(slot);
-        if mate_behind != NONE {
-            self.records.get_mut(mate_behind).mate_before = mate_before;
+        let Record { seen, prev_in_stream, next_in_stream, client, .. } = *self.records.get(slot);
+        if next_in_stream != NONE {
+            self.records.get_mut(next_in_stream).prev_in_stream = prev_in_stream;
         }
-        if mate_before == NONE {
-            *head = mate_behind;
+        if prev_in_stream == NONE {
+            *head = next_in_stream;
         } else {
-            self.records.get_mut(mate_before).mate_behind = mate_behind;
+            self.records.get_mut(prev_in_stream).next_in_stream = next_in_stream;
         }
         self.wheel.cancel(&mut self.records, slot);
         self.drop_source(slot);
@@ -368,8 +368,8 @@ impl Subscribers {
     }
 
     /// Nobody goes stale, or is removed for it, before `until`.
-    pub(super) fn pardon(&mut self, until: Tick) {
-        self.records.pardoned_until = self.records.pardoned_until.max(until);
+    pub(super) fn extend_deadlines(&mut self, until: Tick) {
+        self.records.extended_until = self.records.extended_until.max(until);
     }
 
     /// Takes a record out of its client's chain of sessions, and of the index if it was the only one.
@@ -437,7 +437,7 @@ impl Subscribers {
     /// The slots of a stream's list, for checks.
     pub(super) fn mates(&self, head: u32) -> impl Iterator<Item = u32> + '_ {
         std::iter::successors((head != NONE).then_some(head), |slot| {
-            let behind = self.records.get(*slot).mate_behind;
+            let behind = self.records.get(*slot).next_in_stream;
             (behind != NONE).then_some(behind)
         })
     }

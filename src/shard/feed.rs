@@ -39,7 +39,7 @@ pub enum Fed {
     /// What the wall clock says, ms since 1970.
     WallClock(u64),
     /// The process stood still, ms.
-    Overslept(u64),
+    ClockStalled(u64),
     /// What is due, looking at so many timers at the most.
     Expire(usize),
 }
@@ -103,7 +103,7 @@ impl Fed {
             Self::List { from_slot, limit } => handle(Input::ListStreams { from_slot: *from_slot, limit: *limit }),
             Self::Quota(quota) => handle(Input::SetQuota(*quota)),
             Self::WallClock(ms) => handle(Input::WallClock { ms: *ms }),
-            Self::Overslept(ms) => handle(Input::Overslept { ms: *ms }),
+            Self::ClockStalled(ms) => handle(Input::ClockStalled { ms: *ms }),
             Self::Expire(budget) => {
                 engine.expire(now, *budget, outbox);
                 Ok(Accepted::Noted)

@@ -157,7 +157,7 @@ impl Shard {
     /// Ends a part; the last one of a request answers it.
     fn finish(&mut self, now: Now, part: Box<Part>, outcome: Result<gather::Outcome, Refusal>, owed: &mut Owed) {
         // What its engine said, and counts, is there before somebody can be answered by another shard.
-        self.settle(now, owed);
+        self.queue_outbox(now, owed);
         self.totals.set(self.number, &self.engine.counts());
         if let Some(finished) = part.finish(outcome) {
             self.answer_finished(now, finished, owed);
@@ -212,7 +212,7 @@ impl Shard {
 
     /// Owes an answer, behind the updates that came before it.
     fn reply_with(&mut self, now: Now, message: Bytes, reply: Option<Subject>, owed: &mut Owed) {
-        self.settle(now, owed);
+        self.queue_outbox(now, owed);
         if let Some(reply) = reply {
             // Whoever gets the answer may ask another shard for room: it must see what this one has taken.
             self.totals.set(self.number, &self.engine.counts());

@@ -71,7 +71,7 @@ pub enum What {
     WallClock(u64),
     /// The process stood still, ms.
     #[prost(uint64, tag = "11")]
-    Overslept(u64),
+    ClockStalled(u64),
     /// What was due, looking at so many timers at the most.
     #[prost(uint64, tag = "12")]
     Expire(u64),
@@ -161,7 +161,7 @@ impl Tape {
                 What::Quota(Quota { streams, subscribers, config_bytes, client_bytes })
             }
             Fed::WallClock(ms) => What::WallClock(ms),
-            Fed::Overslept(ms) => What::Overslept(ms),
+            Fed::ClockStalled(ms) => What::ClockStalled(ms),
             Fed::Expire(budget) => What::Expire(budget as u64),
         };
         self.put(shard, now, what);
@@ -374,7 +374,7 @@ fn fed(what: What) -> Fed {
             Fed::Quota(engine::Quota { streams, subscribers, config_bytes, client_bytes })
         }
         What::WallClock(ms) => Fed::WallClock(ms),
-        What::Overslept(ms) => Fed::Overslept(ms),
+        What::ClockStalled(ms) => Fed::ClockStalled(ms),
         What::Expire(budget) => Fed::Expire(usize::try_from(budget).unwrap_or(usize::MAX)),
         // They feed nothing, and do not come here.
         What::Begin(_) | What::End(_) => Fed::Expire(0),

@@ -56,7 +56,7 @@ impl Default for TurnLimits {
 
 /// A turn that comes so much later than it was due means that the process stood still, ms. Less than a subscriber is
 /// stale for: else one could be stale and gone in the turn of waking, before its heartbeat is read.
-const OVERSLEPT_MS: u64 = STALE_LINGER_MS / 2;
+const CLOCK_STALLED_MS: u64 = STALE_LINGER_MS / 2;
 
 /// What a turn leaves to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,7 +184,7 @@ impl Shard {
                 self.expired_at = now.tick;
             }
         }
-        self.settle(now, owed);
+        self.queue_outbox(now, owed);
         self.totals.set(self.number, &self.engine.counts());
         self.tell_dropped(owed);
         // What is due at once is due now: a time gone by would look like a turn that came late.
@@ -223,9 +223,9 @@ impl Shard {
     /// After the process stood still, heartbeats may be waiting unread behind what is due: nobody is to blame.
     fn note_lateness(&mut self, now: Tick) {
         let late_ms = self.due.map_or(0, |due| now.since(due));
-        if late_ms >= OVERSLEPT_MS && self.engine.counts().total > 0 {
+        if late_ms >= CLOCK_STALLED_MS && self.engine.counts().total > 0 {
             info!(shard = self.number, late_ms, "woke late; nobody goes stale for as long");
-            self.feed(now, &Fed::Overslept(late_ms));
+            self.feed(now, &Fed::ClockStalled(late_ms));
         }
     }
 
@@ -311,7 +311,7 @@ impl Shard {
     }
 
     /// Owes what the engine said, and logs what it did.
-    pub(super) fn settle(&mut self, now: Now, owed: &mut Owed) {
+    pub(super) fn queue_outbox(&mut self, now: Now, owed: &mut Owed) {
         for update in &self.outbox.updates {
             log::update(update);
             owed.update(update, now);

@@ -23,7 +23,7 @@
 //! | Reconfigure to something shorter than the position | at its end: a running stream finishes or loops, an idle or paused one does so when it plays |
 //! | Resume with nobody there, FREEZE | IDLE at the position |
 //! | the current scene in IDLE and STOPPED | none at position 0, also of a later pass |
-//! | when somebody is stale | when the engine notices; heard of before that, it never was. `Overslept` also delays removal |
+//! | when somebody is stale | when the engine notices; heard of before that, it never was. `ClockStalled` also delays removal |
 //! | a batch with handles and clients | handles first; of a client the first session, then the others from the youngest on |
 
 use std::{collections::BTreeMap, fmt};
@@ -162,7 +162,7 @@ pub(crate) struct Model {
     pub(crate) streams: BTreeMap<&'static str, Stream>,
     max_streams: u64,
     max_subscribers: u64,
-    pardoned_until: u64,
+    extended_until: u64,
     /// Answers to requests with ids, the oldest first.
     answers: Vec<Answered>,
     /// What a repeat repeats: with the revision that it expected.
@@ -238,7 +238,7 @@ impl Model {
             streams: BTreeMap::new(),
             max_streams: MAX_STREAMS,
             max_subscribers: MAX_SUBSCRIBERS,
-            pardoned_until: 0,
+            extended_until: 0,
             answers: Vec::new(),
             last_request: None,
             incarnations: 0,
@@ -361,7 +361,7 @@ impl Model {
 
     /// When a subscriber turns stale, or if it has, when it goes.
     fn silent_at(&self, member: &Member) -> u64 {
-        let stale_at = (member.heard + self.setup.stale_after).max(self.pardoned_until);
+        let stale_at = (member.heard + self.setup.stale_after).max(self.extended_until);
         if member.stale { stale_at + STALE_LINGER_MS } else { stale_at }
     }
 
@@ -477,8 +477,8 @@ impl Model {
                 (self.max_streams, self.max_subscribers) = (*streams, *subscribers);
                 Ok(Answer::Noted)
             }
-            Say::Overslept { ms } => {
-                self.pardoned_until = self.pardoned_until.max(self.now + (*ms).min(self.setup.stale_after));
+            Say::ClockStalled { ms } => {
+                self.extended_until = self.extended_until.max(self.now + (*ms).min(self.setup.stale_after));
                 Ok(Answer::Noted)
             }
         }

@@ -180,7 +180,7 @@ pub(crate) enum Say {
         streams: u64,
         subscribers: u64,
     },
-    Overslept {
+    ClockStalled {
         ms: u64,
     },
 }
@@ -406,7 +406,7 @@ fn say() -> impl Strategy<Value = Say> {
         1 => proptest::option::of(stream()).prop_map(|stream| Say::GetStats { stream }),
         1 => (1..4_usize).prop_map(|limit| Say::ListStreams { limit }),
         1 => room.prop_map(|(streams, subscribers)| Say::SetRoom { streams, subscribers }),
-        1 => select(&[0, 1, 700, 60_000, u64::MAX][..]).prop_map(|ms| Say::Overslept { ms }),
+        1 => select(&[0, 1, 700, 60_000, u64::MAX][..]).prop_map(|ms| Say::ClockStalled { ms }),
     ]
 }
 

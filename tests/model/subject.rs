@@ -165,7 +165,7 @@ impl Subject {
                 let all = Quota::of(&model.setup.settings().limits);
                 Input::SetQuota(Quota { streams: *streams, subscribers: *subscribers, ..all })
             }
-            Say::Overslept { ms } => Input::Overslept { ms: *ms },
+            Say::ClockStalled { ms } => Input::ClockStalled { ms: *ms },
         };
         let forged: Vec<(Handle, Holder)> = match &input {
             Input::HeartbeatBatch(batch) | Input::UnregisterBatch(batch) => {

@@ -18,7 +18,7 @@ use crate::{
 /// From the wire: a silent subscriber is removed so soon after its stale timeout, ms.
 const REMOVED_WITHIN_MS: u64 = 1_000;
 /// A turn so late is not the silent ones' fault, ms.
-const OVERSLEPT_MS: u64 = 250;
+const CLOCK_STALLED_MS: u64 = 250;
 
 /// A request whose answer is waited for.
 #[derive(Debug)]
@@ -79,12 +79,12 @@ struct Sure {
     joined: u64,
     heard: u64,
     /// Not stale before, because the shard had stood still while it was there.
-    pardoned_until: u64,
+    extended_until: u64,
 }
 
 impl Sure {
     fn stale_at(&self, stale_after_ms: u64) -> u64 {
-        (self.heard + stale_after_ms).max(self.pardoned_until)
+        (self.heard + stale_after_ms).max(self.extended_until)
     }
 }
 
@@ -106,7 +106,7 @@ pub struct StreamTruth {
 struct ShardTruth {
     /// Turns that came later than they were due, and by how much.
     late: BTreeMap<u64, u64>,
-    pardoned_until: u64,
+    extended_until: u64,
     panicked: Option<Handled>,
     /// It keeps back changes that the broker refuses: answers are handed over before them.
     is_holding: bool,
@@ -204,15 +204,15 @@ impl Truth {
             let late = own.late.entry(now).or_default();
             *late = overdue_ms.max(*late);
         }
-        if late_ms >= OVERSLEPT_MS {
+        if late_ms >= CLOCK_STALLED_MS {
             let (due, until) = (now - late_ms, now + late_ms.min(self.stale_after_ms));
-            own.pardoned_until = own.pardoned_until.max(until);
+            own.extended_until = own.extended_until.max(until);
             for sub in &mut self.subs {
                 let on_this_shard = self.streams[sub.stream].shard == shard;
                 if let Some(sure) = sub.sure.as_mut().filter(|_| on_this_shard)
                     && due < sure.stale_at(self.stale_after_ms)
                 {
-                    sure.pardoned_until = sure.pardoned_until.max(until);
+                    sure.extended_until = sure.extended_until.max(until);
                 }
             }
         }
@@ -334,7 +334,7 @@ impl Truth {
     fn may_be_present(&self, shard: usize, may: May, now: u64) -> bool {
         // In a turn that is late, mail comes before what has fallen due.
         let due = now - self.lateness(shard, now);
-        due <= (may.heard + self.stale_after_ms).max(self.shards[shard].pardoned_until) + REMOVED_WITHIN_MS
+        due <= (may.heard + self.stale_after_ms).max(self.shards[shard].extended_until) + REMOVED_WITHIN_MS
     }
 
     fn handled_join(&mut self, shard: usize, sub: SubId, begun: u64, now: u64) {
@@ -478,7 +478,7 @@ impl Truth {
         let before = known.sure.filter(|sure| sure.epoch == epoch && tick < sure.stale_at(stale_after_ms));
         known.sure = Some(match before {
             Some(sure) => Sure { joined: sure.joined.max(serial), heard: sure.heard.max(tick), ..sure },
-            None => Sure { epoch, since: tick, joined: serial, heard: tick, pardoned_until: 0 },
+            None => Sure { epoch, since: tick, joined: serial, heard: tick, extended_until: 0 },
         });
     }
 
@@ -491,7 +491,7 @@ impl Truth {
 
     /// Whether somebody may have watched a stream at that time.
     pub fn may_be_watched(&self, stream: usize, tick: u64) -> bool {
-        let pardoned = self.shards[self.streams[stream].shard].pardoned_until;
+        let pardoned = self.shards[self.streams[stream].shard].extended_until;
         // Who came last is there most likely.
         self.streams[stream]
             .subs
@@ -520,7 +520,7 @@ impl Truth {
 
     /// Who may be in the tables of a shard.
     pub fn maybe_there(&self, shard: usize, now: u64) -> impl Iterator<Item = (SubId, &Sub)> {
-        let last = move |may: May| (may.heard + self.stale_after_ms).max(self.shards[shard].pardoned_until);
+        let last = move |may: May| (may.heard + self.stale_after_ms).max(self.shards[shard].extended_until);
         self.subs_of(shard).filter(move |(_, sub)| sub.may.is_some_and(|may| now <= last(may) + REMOVED_WITHIN_MS))
     }
 

@@ -38,7 +38,7 @@ pub(super) async fn keep(core: Arc<Core>) {
         if seen.generation != generation {
             generation = seen.generation;
             shared.gate.open();
-            core.settle(seen).await;
+            core.confirm_subscriptions(seen).await;
             shared.subscriptions.reconnected(now);
         }
         if now >= round {
@@ -62,7 +62,7 @@ pub(super) async fn keep(core: Arc<Core>) {
 impl Core {
     /// Lets the server say what it has to say to the subscriptions that the client has made with a new connection: what it
     /// refuses later is about others.
-    async fn settle(&self, connection: Connection) {
+    async fn confirm_subscriptions(&self, connection: Connection) {
         let before = self.shared.subscriptions.unnamed().count;
         // Whatever becomes of it: all that it is for is the time.
         let _ = self.until_told(connection, &[]).await;
