@@ -24,7 +24,7 @@ use orchestrator_service::{
     },
     shard::{
         clock::Now,
-        owed::{AtOnce, DEFAULT_MAX_PAYLOAD, Owed, PublishTo},
+        publish_queue::{AtOnce, DEFAULT_MAX_PAYLOAD, PublishQueue, PublishTo},
         turn::EXPIRE_BUDGET,
     },
 };
@@ -191,21 +191,21 @@ fn watched(engine: &mut Engine, begins: &[u64], first: u64, origin: u64) {
 /// What a shard's thread does, with a clock of microseconds beside it.
 fn play(mut engine: Engine, begins: &[u64], from: u64, begun: Instant, seconds: u64, lateness: &Lateness) {
     let mut outbox = Outbox::default();
-    let mut owed = Owed::new(PublishTo::Subjects);
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
     while begun.elapsed() < Duration::from_secs(seconds) {
         let tick = Tick(from + begun.elapsed().as_millis() as u64);
         engine.expire(tick, EXPIRE_BUDGET, &mut outbox);
         for update in &outbox.updates {
-            owed.update(update, Now { tick, wall_ms: tick.0 });
+            queue.update(update, Now { tick, wall_ms: tick.0 });
         }
-        owed.hand_over(AtOnce::ALL, DEFAULT_MAX_PAYLOAD, |publication| _ = black_box(publication));
+        queue.hand_over(AtOnce::ALL, DEFAULT_MAX_PAYLOAD, |publication| _ = black_box(publication));
         let micros = from * 1_000 + begun.elapsed().as_micros() as u64;
         for update in &outbox.updates {
             let beat = (from - INTERVAL_MS + begins[update.slot as usize]) * 1_000;
             lateness.note((micros - beat) % (INTERVAL_MS * 1_000));
         }
         outbox.clear();
-        owed.confirm(owed.handed_over());
+        queue.confirm(queue.handed_over());
         let due = engine.next_deadline().expect("streams play");
         let due = Duration::from_millis(due.0.saturating_sub(from));
         std::thread::sleep(due.saturating_sub(begun.elapsed()));

@@ -19,7 +19,7 @@ use orchestrator_service::{
         clock::Now,
         ingress::Ingress,
         mailbox::{MAILBOX_BYTES, MAILBOX_CAPACITY, Mailbox},
-        owed::{AtOnce, DEFAULT_MAX_PAYLOAD, Owed, PublishTo},
+        publish_queue::{AtOnce, DEFAULT_MAX_PAYLOAD, PublishQueue, PublishTo},
         router::Router,
         totals::Totals,
         turn::{Next, Shard, ShardSettings, TurnLimits},
@@ -65,7 +65,7 @@ struct Desk {
     shard: Shard,
     router: Arc<Router>,
     ingress: Ingress,
-    owed: Owed,
+    queue: PublishQueue,
     now: u64,
     turns: Vec<Duration>,
 }
@@ -74,11 +74,11 @@ impl Desk {
     fn new() -> Self {
         let wire = Arc::new(WireLimits { engine: Limits::default(), ..WireLimits::default() });
         let engine = Settings { seed: 7, ..Settings::default() };
-        let settings = ShardSettings { engine, wire: Arc::clone(&wire), tape: None, turn: TurnLimits::default() };
+        let settings = ShardSettings { engine, wire: Arc::clone(&wire), recorder: None, turn: TurnLimits::default() };
         let router = Arc::new(Router::new(vec![Mailbox::new(MAILBOX_CAPACITY, MAILBOX_BYTES)]));
         let shard = Shard::new(0, settings, Arc::clone(&router), Arc::new(Totals::new(1)));
         let ingress = Ingress::new(Arc::clone(&router), wire);
-        Self { shard, router, ingress, owed: Owed::new(PublishTo::Subjects), now: BEGIN, turns: Vec::new() }
+        Self { shard, router, ingress, queue: PublishQueue::new(PublishTo::Subjects), now: BEGIN, turns: Vec::new() }
     }
 
     fn say(&self, subject: &str, message: &impl prost::Message) {
@@ -90,11 +90,11 @@ impl Desk {
     fn turn(&mut self) -> Option<u64> {
         loop {
             let begun = Stopwatch::start();
-            let next = self.shard.turn(Now { tick: Tick(self.now), wall_ms: self.now }, &mut self.owed);
+            let next = self.shard.turn(Now { tick: Tick(self.now), wall_ms: self.now }, &mut self.queue);
             self.turns.push(begun.elapsed());
             // As the publisher would.
-            self.owed.hand_over(AtOnce::ALL, DEFAULT_MAX_PAYLOAD, |_| {});
-            self.owed.confirm(self.owed.handed_over());
+            self.queue.hand_over(AtOnce::ALL, DEFAULT_MAX_PAYLOAD, |_| {});
+            self.queue.confirm(self.queue.handed_over());
             match next {
                 Next::Again => {}
                 Next::Sleep(due) => return due.map(|due| due.0),

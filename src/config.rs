@@ -10,7 +10,7 @@ use crate::{
     gateway::{GatewayOptions, TalkLimits},
     http::{AllowList, HostPattern, OriginPattern, ServerOptions},
     service::ServiceSettings,
-    shard::{owed::PublishTo, record::Tape, router::MAX_SHARDS},
+    shard::{publish_queue::PublishTo, record::Recorder, router::MAX_SHARDS},
     wire::WireLimits,
 };
 
@@ -382,9 +382,9 @@ impl ServiceArgs {
             ..default.limits.engine
         };
         let limits = WireLimits { max_message_bytes: self.max_message_bytes as usize, engine, ..default.limits };
-        let tape = match &self.record {
-            Some(file) => match Tape::create(file, limits.clone()) {
-                Ok(tape) => Some(Arc::new(tape)),
+        let recorder = match &self.record {
+            Some(file) => match Recorder::create(file, limits.clone()) {
+                Ok(recorder) => Some(Arc::new(recorder)),
                 Err(error) => return Err(format!("--record {}: {error}", file.display())),
             },
             None => None,
@@ -397,7 +397,7 @@ impl ServiceArgs {
             publish_limits: default.publish_limits,
             presence_interval: default.presence_interval,
             seed: default.seed,
-            tape,
+            recorder,
         })
     }
 }

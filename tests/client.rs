@@ -11,7 +11,7 @@ use orchestrator_service::{
         proto::{Cause, Code, Mode, OrchestratorConfig, SceneConfig, StateUpdate, WhenEmpty},
     },
     service::{Service, ServiceSettings},
-    shard::owed::PublishTo,
+    shard::publish_queue::PublishTo,
     transport::{
         Transport,
         memory::MemoryBus,

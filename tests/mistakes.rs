@@ -13,7 +13,7 @@ use orchestrator_service::{
         clock::Now,
         ingress::Ingress,
         mailbox::Mailbox,
-        owed::{AtOnce, DEFAULT_MAX_PAYLOAD, Owed, Publication, PublishTo},
+        publish_queue::{AtOnce, DEFAULT_MAX_PAYLOAD, Publication, PublishQueue, PublishTo},
         router::Router,
         totals::Totals,
         turn::{Next, Shard, ShardSettings, TurnLimits},
@@ -503,13 +503,14 @@ fn a_burst_is_taken_or_refused_but_never_lost_in_silence() {
     assert_eq!(refused.len(), 2_000);
     assert!(refused.iter().all(|bytes| reply(bytes).code() == Code::Unavailable));
     // What was taken is answered, each once.
-    let settings = ShardSettings { engine: Settings::default(), wire: limits, tape: None, turn: TurnLimits::default() };
+    let settings =
+        ShardSettings { engine: Settings::default(), wire: limits, recorder: None, turn: TurnLimits::default() };
     let mut shard = Shard::new(0, settings, router, Arc::new(Totals::new(1)));
-    let mut owed = Owed::new(PublishTo::Subjects);
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
     let now = Now { tick: Tick(T0), wall_ms: T0 };
-    while shard.turn(now, &mut owed) == Next::Again {}
+    while shard.turn(now, &mut queue) == Next::Again {}
     let mut answered = 0;
-    owed.hand_over(AtOnce::ALL, DEFAULT_MAX_PAYLOAD, |Publication { payload: bytes, .. }| {
+    queue.hand_over(AtOnce::ALL, DEFAULT_MAX_PAYLOAD, |Publication { payload: bytes, .. }| {
         assert_eq!(reply(&bytes).code(), Code::StreamNotFound);
         answered += 1;
     });

@@ -3,7 +3,7 @@
 use ::bytes::Bytes;
 use orchestrator_service::{
     engine::{ClientId, Engine, Hint, Outbox, Settings, Tick},
-    shard::feed::{Fed, Message},
+    shard::engine_op::{EngineOp, Message},
     wire::{
         WireLimits,
         commands::CommandRoute,
@@ -41,13 +41,13 @@ fn request(message: &[u8], kind: Kind) {
     let bytes = Bytes::copy_from_slice(message);
     let (fed, routed) = match kind {
         Kind::Command => {
-            (Fed::Command(bytes.clone()), CommandRoute::read(message).ok().map(|route| route.stream_id.to_owned()))
+            (EngineOp::Command(bytes.clone()), CommandRoute::read(message).ok().map(|route| route.stream_id.to_owned()))
         }
         Kind::Subscription => (
-            Fed::Subscription { message: bytes.clone(), answered: false, hint: Hint::NONE },
+            EngineOp::Subscription { message: bytes.clone(), answered: false, hint: Hint::NONE },
             SubscriptionRoute::read(message).ok().flatten().map(|read| read.stream_id.to_owned()),
         ),
-        Kind::Query => (Fed::Query(bytes.clone()), None),
+        Kind::Query => (EngineOp::Query(bytes.clone()), None),
     };
     let mut engine = Engine::new(Settings::default());
     let mut outbox = Outbox::default();

@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 use bytes::Bytes;
 
 use crate::{
-    shard::owed::{self, Kind, Owed, Publication},
+    shard::publish_queue::{self, Kind, Publication, PublishQueue},
     transport::{Connection, Outgoing, Subject},
     wire::feed,
 };
@@ -61,19 +61,19 @@ impl Delivery {
     }
 
     /// What to do next, on a connection that takes messages of `max_payload` bytes at present.
-    pub fn next(&mut self, owed: &mut Owed, max_payload: usize) -> Step {
+    pub fn next(&mut self, queue: &mut PublishQueue, max_payload: usize) -> Step {
         if !self.connection.connected {
             return Step::Wait;
         }
         if self.outgoing.is_empty() {
             self.taken.clear();
             // Before more is taken over, so that a shard that always owes something is confirmed something too.
-            if self.barrier.is_none() && owed.has_unconfirmed() {
-                self.barrier = Some(owed.handed_over());
+            if self.barrier.is_none() && queue.has_unconfirmed() {
+                self.barrier = Some(queue.handed_over());
                 self.refused_before.append(&mut self.refused_since);
                 return Step::Barrier;
             }
-            owed.hand_over(owed.at_once(), max_payload, |publication| {
+            queue.hand_over(queue.at_once(), max_payload, |publication| {
                 let Publication { kind, subject, payload } = publication;
                 self.taken.push_back(match kind {
                     Kind::Update => Taken::Update,
@@ -94,8 +94,8 @@ impl Delivery {
     /// The last message that was removed was too large for the connection after all: its limit is another since it was
     /// taken over. A message of a feed is cut and published next, in place of an answer goes a short refusal, and an update
     /// that fits nowhere is given up. So nothing that could go is lost, and nothing waits for ever.
-    pub fn too_large(&mut self, bytes: usize, limit: usize, owed: &mut Owed) {
-        owed.set_max_payload(limit);
+    pub fn too_large(&mut self, bytes: usize, limit: usize, queue: &mut PublishQueue) {
+        queue.set_max_payload(limit);
         let mut last = None;
         while self.taken.len() > self.outgoing.len() {
             last = self.taken.pop_front();
@@ -105,7 +105,7 @@ impl Delivery {
                 // It was made here, so it is well-formed.
                 for part in feed::cut(batch, limit).unwrap_or_default().into_iter().rev() {
                     if part.len() > limit {
-                        owed.give_up_too_large(part.len(), limit);
+                        queue.give_up_too_large(part.len(), limit);
                     } else {
                         self.taken.push_front(Taken::Feed(subject.clone(), part.clone()));
                         self.outgoing.push_front(Outgoing { subject: subject.clone(), payload: part });
@@ -113,65 +113,65 @@ impl Delivery {
                 }
             }
             Some(Taken::Answer(subject)) => {
-                if let Some(payload) = owed::refusal_fitting(bytes, limit) {
+                if let Some(payload) = publish_queue::refusal_fitting(bytes, limit) {
                     self.taken.push_front(Taken::Answer(subject.clone()));
                     self.outgoing.push_front(Outgoing { subject, payload });
                 }
             }
-            Some(Taken::Update) | None => owed.give_up_too_large(bytes, limit),
+            Some(Taken::Update) | None => queue.give_up_too_large(bytes, limit),
         }
     }
 
     /// The last message that was removed was not sent, because the broker had refused this subject before. It may have
     /// taken it again by the time the next barrier passes, so that is noted here: a change is held behind the barrier.
-    pub fn refused(&mut self, subject: String, owed: &Owed) {
+    pub fn refused(&mut self, subject: String, queue: &PublishQueue) {
         // Without changes no barrier comes that would forget it.
-        if owed.has_unconfirmed() {
+        if queue.has_unconfirmed() {
             self.refused_since.insert(subject);
         }
     }
 
     /// The connection is this now. If it is another, what was under way is lost, the barrier too, and it says how many
     /// messages were dropped.
-    pub fn connection_is(&mut self, now: Connection, owed: &mut Owed) -> Option<usize> {
+    pub fn connection_is(&mut self, now: Connection, queue: &mut PublishQueue) -> Option<usize> {
         if now == self.connection {
             return None;
         }
         self.connection = now;
-        Some(self.lost(owed))
+        Some(self.lost(queue))
     }
 
     /// Publishing failed, or the barrier did: what the broker is not known to have is owed again if it is a change; the
     /// rest has been outrun by time. A barrier that is under way counts no more. Returns how many messages were dropped.
-    pub fn lost(&mut self, owed: &mut Owed) -> usize {
+    pub fn lost(&mut self, queue: &mut PublishQueue) -> usize {
         let dropped = self.outgoing.len();
         self.outgoing.clear();
         self.taken.clear();
         self.barrier = None;
         self.refused_before.clear();
         self.refused_since.clear();
-        owed.owe_again();
+        queue.requeue_unconfirmed();
         dropped
     }
 
     /// The barrier is done, on a connection that is `now` this. A barrier speaks for its own connection: if that is not
     /// the one published on, it says nothing of what was published, and [`Delivery::connection_is`] will find out.
-    pub fn barrier_passed(&mut self, now: Connection, owed: &mut Owed) {
-        self.barrier_passed_but(now, owed, |_| false);
+    pub fn barrier_passed(&mut self, now: Connection, queue: &mut PublishQueue) {
+        self.barrier_passed_but(now, queue, |_| false);
     }
 
     /// As [`Delivery::barrier_passed`], but messages to subjects that are `refused` have not gone anywhere.
-    pub fn barrier_passed_but(&mut self, now: Connection, owed: &mut Owed, refused: impl Fn(&str) -> bool) {
+    pub fn barrier_passed_but(&mut self, now: Connection, queue: &mut PublishQueue, refused: impl Fn(&str) -> bool) {
         if let Some(until) = self.barrier.take().filter(|_| now == self.connection) {
-            owed.confirm_but(until, |subject| refused(subject) || self.refused_before.contains(subject));
+            queue.confirm_but(until, |subject| refused(subject) || self.refused_before.contains(subject));
         }
         self.refused_before.clear();
     }
 
     /// Whether the broker is known to have everything.
     #[must_use]
-    pub fn is_settled(&self, owed: &Owed) -> bool {
-        self.outgoing.is_empty() && owed.is_settled()
+    pub fn is_settled(&self, queue: &PublishQueue) -> bool {
+        self.outgoing.is_empty() && queue.is_settled()
     }
 }
 
@@ -180,7 +180,7 @@ mod tests {
     use super::*;
     use crate::{
         engine::{Command, Config, Draft, Engine, Input, Limits, Outbox, Request, Scene, Settings, StreamId, Tick},
-        shard::{clock::Now, owed::PublishTo},
+        shard::{clock::Now, publish_queue::PublishTo},
     };
 
     const LIMIT: usize = 1 << 20;
@@ -190,7 +190,7 @@ mod tests {
     const UP: Connection = Connection { connected: true, generation: 1 };
 
     /// An engine whose stream is stopped and reset in turn, for changes to owe.
-    fn owe_changes(owed: &mut Owed, count: usize) {
+    fn owe_changes(queue: &mut PublishQueue, count: usize) {
         let (mut engine, mut outbox) = (Engine::new(Settings::default()), Outbox::default());
         let draft = Draft { scenes: vec![Scene { name: "Main", duration_ms: 1_000 }], ..Draft::default() };
         let config = Config::new(&draft, &Limits::default()).unwrap();
@@ -200,124 +200,124 @@ mod tests {
             engine.handle(Tick(0), Input::Command(request), &mut outbox).unwrap();
         }
         assert_eq!(outbox.updates.len(), count);
-        outbox.updates.iter().for_each(|update| owed.update(update, Now { tick: Tick(0), wall_ms: 0 }));
+        outbox.updates.iter().for_each(|update| queue.update(update, Now { tick: Tick(0), wall_ms: 0 }));
     }
 
-    fn owing(changes: usize) -> Owed {
-        let mut owed = Owed::new(PublishTo::Subjects);
-        owe_changes(&mut owed, changes);
-        owed
+    fn owing(changes: usize) -> PublishQueue {
+        let mut queue = PublishQueue::new(PublishTo::Subjects);
+        owe_changes(&mut queue, changes);
+        queue
     }
 
     #[test]
     fn after_a_failed_publish_a_barrier_from_before_confirms_nothing() {
-        let (mut delivery, mut owed) = (Delivery::new(UP), owing(2));
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
+        let (mut delivery, mut queue) = (Delivery::new(UP), owing(2));
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Publish);
         delivery.taken().clear();
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Barrier);
-        owe_changes(&mut owed, 1);
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
-        assert_eq!(delivery.lost(&mut owed), 1);
-        delivery.barrier_passed(UP, &mut owed);
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Barrier);
+        owe_changes(&mut queue, 1);
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Publish);
+        assert_eq!(delivery.lost(&mut queue), 1);
+        delivery.barrier_passed(UP, &mut queue);
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Publish);
         assert_eq!(delivery.taken().len(), 3);
     }
 
     #[test]
     fn a_barrier_of_another_connection_confirms_nothing() {
-        let (mut delivery, mut owed) = (Delivery::new(UP), owing(1));
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
+        let (mut delivery, mut queue) = (Delivery::new(UP), owing(1));
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Publish);
         delivery.taken().clear();
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Barrier);
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Barrier);
         let again = Connection { connected: true, generation: 2 };
-        delivery.barrier_passed(again, &mut owed);
-        assert!(owed.has_unconfirmed());
-        assert_eq!(delivery.connection_is(again, &mut owed), Some(0));
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
+        delivery.barrier_passed(again, &mut queue);
+        assert!(queue.has_unconfirmed());
+        assert_eq!(delivery.connection_is(again, &mut queue), Some(0));
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Publish);
         assert_eq!(delivery.taken().len(), 1);
     }
 
     #[test]
     fn a_change_that_was_not_sent_is_held_though_its_subject_is_taken_again_when_the_barrier_passes() {
-        let (mut delivery, mut owed) = (Delivery::new(UP), owing(1));
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
+        let (mut delivery, mut queue) = (Delivery::new(UP), owing(1));
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Publish);
         let subject = delivery.taken().pop_front().unwrap().subject;
-        delivery.refused(subject.as_str().to_owned(), &owed);
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Barrier);
-        delivery.barrier_passed(UP, &mut owed);
-        assert!(owed.has_held() && delivery.refused_before.is_empty());
-        owed.release_held();
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
+        delivery.refused(subject.as_str().to_owned(), &queue);
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Barrier);
+        delivery.barrier_passed(UP, &mut queue);
+        assert!(queue.has_held() && delivery.refused_before.is_empty());
+        queue.release_held();
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Publish);
         delivery.taken().clear();
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Barrier);
-        delivery.barrier_passed(UP, &mut owed);
-        assert!(delivery.is_settled(&owed) && !owed.has_held());
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Barrier);
+        delivery.barrier_passed(UP, &mut queue);
+        assert!(delivery.is_settled(&queue) && !queue.has_held());
     }
 
     #[test]
     fn a_barrier_from_before_forgets_nothing_that_was_refused_behind_it() {
-        let (mut delivery, mut owed) = (Delivery::new(UP), owing(1));
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
+        let (mut delivery, mut queue) = (Delivery::new(UP), owing(1));
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Publish);
         delivery.taken().clear();
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Barrier);
-        owe_changes(&mut owed, 1);
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Barrier);
+        owe_changes(&mut queue, 1);
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Publish);
         let subject = delivery.taken().pop_front().unwrap().subject;
-        delivery.refused(subject.as_str().to_owned(), &owed);
-        delivery.barrier_passed(UP, &mut owed);
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Barrier);
-        delivery.barrier_passed(UP, &mut owed);
-        assert!(owed.has_held());
+        delivery.refused(subject.as_str().to_owned(), &queue);
+        delivery.barrier_passed(UP, &mut queue);
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Barrier);
+        delivery.barrier_passed(UP, &mut queue);
+        assert!(queue.has_held());
     }
 
     /// Publishes over a connection that takes no more than `limit` bytes, as a transport does; gives what got through.
-    fn publish(delivery: &mut Delivery, owed: &mut Owed, limit: usize) -> Vec<Outgoing> {
+    fn publish(delivery: &mut Delivery, queue: &mut PublishQueue, limit: usize) -> Vec<Outgoing> {
         let mut sent = Vec::new();
         while let Some(outgoing) = delivery.taken().pop_front() {
             match outgoing.payload.len() {
-                bytes if bytes > limit => delivery.too_large(bytes, limit, owed),
+                bytes if bytes > limit => delivery.too_large(bytes, limit, queue),
                 _ => sent.push(outgoing),
             }
-            owed.check();
+            queue.check();
         }
         sent
     }
 
     #[test]
     fn a_feed_that_became_too_large_after_it_was_taken_over_is_cut_and_nothing_of_it_is_lost() {
-        let mut owed = Owed::new(PublishTo::Feed);
-        (0..20).for_each(|_| owe_changes(&mut owed, 3));
+        let mut queue = PublishQueue::new(PublishTo::Feed);
+        (0..20).for_each(|_| owe_changes(&mut queue, 3));
         let mut delivery = Delivery::new(UP);
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Publish);
         assert_eq!(delivery.taken().len(), 1);
         let whole = delivery.taken()[0].payload.clone();
 
-        let sent = publish(&mut delivery, &mut owed, 200);
+        let sent = publish(&mut delivery, &mut queue, 200);
 
         assert!(sent.len() > 10 && sent.iter().all(|outgoing| outgoing.payload.len() <= 200));
         assert_eq!(sent.into_iter().flat_map(|outgoing| outgoing.payload).collect::<Bytes>(), whole);
-        assert_eq!((owed.take_too_large(), owed.max_payload()), (None, 200));
+        assert_eq!((queue.take_too_large(), queue.max_payload()), (None, 200));
     }
 
     #[test]
     fn what_fits_nowhere_any_more_is_given_up_or_refused_and_the_next_barrier_ends_it() {
-        let mut owed = Owed::new(PublishTo::Both);
-        owe_changes(&mut owed, 2);
-        owed.reply(&Subject::from("answer"), vec![0; 500].into());
+        let mut queue = PublishQueue::new(PublishTo::Both);
+        owe_changes(&mut queue, 2);
+        queue.reply(&Subject::from("answer"), vec![0; 500].into());
         let mut delivery = Delivery::new(UP);
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Publish);
-        let sent = publish(&mut delivery, &mut owed, 80);
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Publish);
+        let sent = publish(&mut delivery, &mut queue, 80);
         assert_eq!(sent.iter().map(|outgoing| outgoing.subject.as_str()).collect::<Vec<_>>(), ["answer"]);
-        assert!(owed.take_too_large().is_some());
-        assert_eq!(delivery.next(&mut owed, 80), Step::Barrier);
-        delivery.barrier_passed(UP, &mut owed);
-        assert!(delivery.is_settled(&owed));
+        assert!(queue.take_too_large().is_some());
+        assert_eq!(delivery.next(&mut queue, 80), Step::Barrier);
+        delivery.barrier_passed(UP, &mut queue);
+        assert!(delivery.is_settled(&queue));
     }
 
     #[test]
     fn while_the_connection_is_away_nothing_is_taken_over() {
-        let (mut delivery, mut owed) = (Delivery::new(Connection { connected: false, generation: 1 }), owing(1));
-        assert_eq!(delivery.next(&mut owed, LIMIT), Step::Wait);
-        assert!(!owed.is_empty());
+        let (mut delivery, mut queue) = (Delivery::new(Connection { connected: false, generation: 1 }), owing(1));
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Wait);
+        assert!(!queue.is_empty());
     }
 }

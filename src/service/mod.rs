@@ -20,10 +20,10 @@ use crate::{
         clock::Clock,
         ingress::Ingress,
         mailbox::{MAILBOX_BYTES, MAILBOX_CAPACITY, Mailbox},
-        owed::{Owed, PublishLimits, PublishTo},
-        record::Tape,
+        publish_queue::{PublishLimits, PublishQueue, PublishTo},
+        record::Recorder,
         router::{MAX_SHARDS, Router},
-        thread::{Health, Order, Seat, spawn},
+        thread::{Health, Phase, ShardContext, spawn},
         totals::Totals,
         turn::{ShardSettings, TurnLimits},
     },
@@ -61,7 +61,7 @@ pub struct ServiceSettings {
     /// A number that a stranger cannot guess.
     pub seed: u64,
     /// Where to write down what the engines are fed.
-    pub tape: Option<Arc<Tape>>,
+    pub recorder: Option<Arc<Recorder>>,
 }
 
 impl Default for ServiceSettings {
@@ -75,7 +75,7 @@ impl Default for ServiceSettings {
             publish_limits: PublishLimits::default(),
             presence_interval: Some(PRESENCE_INTERVAL),
             seed: uuid::Uuid::new_v4().as_u64_pair().0,
-            tape: None,
+            recorder: None,
         }
     }
 }
@@ -98,7 +98,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct Service {
     transports: Vec<Arc<dyn Transport>>,
-    orders: watch::Sender<Order>,
+    phases: watch::Sender<Phase>,
     receiver: Option<Task<()>>,
     threads: Vec<JoinHandle<()>>,
     router: Arc<Router>,
@@ -132,7 +132,7 @@ impl Service {
             publish_limits,
             presence_interval,
             seed,
-            tape,
+            recorder,
         } = settings;
         if !(1..=MAX_SHARDS).contains(&shards) {
             return Err(StartError::Setting(format!("shards must be 1 to {MAX_SHARDS}, not {shards}")));
@@ -142,10 +142,10 @@ impl Service {
         }
         let router = Router::new((0..shards).map(|_| Mailbox::new(MAILBOX_CAPACITY, MAILBOX_BYTES)).collect());
         let limits = Arc::new(limits);
-        let (orders, _) = watch::channel(Order::Work);
+        let (phases, _) = watch::channel(Phase::Work);
         let mut service = Self {
             transports: Vec::new(),
-            orders,
+            phases,
             receiver: None,
             threads: Vec::new(),
             router: Arc::new(router),
@@ -159,38 +159,38 @@ impl Service {
         let troubles: Arc<publisher::Troubles> = Arc::default();
         for number in 0..shards {
             let engine = Settings { limits: limits.engine.clone(), stale_after_ms, seed: seed ^ number as u64 };
-            let seat = Seat {
+            let context = ShardContext {
                 number,
                 settings: ShardSettings {
                     engine,
                     wire: Arc::clone(&limits),
-                    tape: tape.clone(),
+                    recorder: recorder.clone(),
                     turn: TurnLimits::default(),
                 },
                 router: Arc::clone(&service.router),
                 totals: Arc::clone(&service.totals),
                 health: Arc::clone(&service.health),
-                orders: service.orders.subscribe(),
+                phases: service.phases.subscribe(),
                 clock,
             };
             let transport = Arc::clone(&publishers[number % publishers.len()]);
-            let owed = Owed::with_limits(publish_to, publish_limits.clone());
+            let queue = PublishQueue::with_limits(publish_to, publish_limits.clone());
             let troubles = Arc::clone(&troubles);
-            let thread = spawn(seat, owed, |outlet| publisher::publish(outlet, transport, troubles))?;
+            let thread = spawn(context, queue, |outlet| publisher::publish(outlet, transport, troubles))?;
             service.threads.push(thread);
         }
         let subscription = receiver::subscribe(&*ingress, &service.not_subscribed).await?;
         let inlet = Ingress::new(Arc::clone(&service.router), limits);
         let refused = Arc::clone(&service.not_subscribed);
-        let task = receiver::receive(subscription, inlet, Arc::clone(&ingress), service.orders.subscribe(), refused);
+        let task = receiver::receive(subscription, inlet, Arc::clone(&ingress), service.phases.subscribe(), refused);
         // A thread of its own: as a task, it would wait on the worker that reads the connection until that is through
         // with all that had arrived, and that may be more than the subscription holds.
         let runtime = tokio::runtime::Handle::current();
         service.receiver = Some(tokio::task::spawn_blocking(move || runtime.block_on(task)));
         if let Some(interval) = presence_interval {
-            let (transport, orders) = (Arc::clone(&ingress), service.orders.subscribe());
+            let (transport, phases) = (Arc::clone(&ingress), service.phases.subscribe());
             let others = Arc::clone(&service.others);
-            service.presence = Some(tokio::spawn(presence::announce(transport, interval, others, orders)));
+            service.presence = Some(tokio::spawn(presence::announce(transport, interval, others, phases)));
         }
         service.transports = std::iter::once(ingress).chain(publishers).collect();
         info!(shards, stale_after_ms, ?publish_to, "service started");
@@ -202,7 +202,7 @@ impl Service {
     /// # Errors
     /// The reason, for an operator.
     pub fn ready(&self) -> Result<(), String> {
-        if *self.orders.borrow() != Order::Work {
+        if *self.phases.borrow() != Phase::Work {
             return Err("draining".to_owned());
         }
         if let Some(shard) = self.health.dead_shard() {
@@ -268,18 +268,18 @@ impl Service {
     /// Stops taking work, handles what was taken, publishes what is owed, and ends, within 5 s.
     pub async fn drain(mut self) {
         let started = Instant::now();
-        self.orders.send_replace(Order::Close);
+        self.phases.send_replace(Phase::Close);
         if let Some(receiver) = self.receiver.take() {
             let _ = tokio::time::timeout(DRAIN_TIMEOUT / 2, receiver).await;
         }
         // Only now: the shards were to see what the receiver still had.
-        self.orders.send_replace(Order::Drain);
+        self.phases.send_replace(Phase::Drain);
         let threads = std::mem::take(&mut self.threads);
         let joined = tokio::task::spawn_blocking(|| threads.into_iter().for_each(|thread| _ = thread.join()));
         let left = DRAIN_TIMEOUT.saturating_sub(started.elapsed());
         if tokio::time::timeout(left, joined).await.is_err() {
             warn!("what is still owed could not be published in time and is given up");
-            self.orders.send_replace(Order::Abort);
+            self.phases.send_replace(Phase::Abort);
         }
         if let Some(presence) = self.presence.take() {
             let _ = tokio::time::timeout(Duration::from_millis(200), presence).await;
@@ -304,6 +304,6 @@ fn refusal(denied: &Denied) -> Option<String> {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        self.orders.send_replace(Order::Abort);
+        self.phases.send_replace(Phase::Abort);
     }
 }

@@ -19,7 +19,7 @@ use tracing::{debug, error, info, warn};
 
 use super::log_limit::LogLimit;
 use crate::{
-    shard::thread::Order,
+    shard::thread::Phase,
     transport::{Outgoing, Subscription, Transport, TransportError},
     wire::{presence, proto, subject},
 };
@@ -129,7 +129,7 @@ pub(super) async fn announce(
     transport: Arc<dyn Transport>,
     interval: Duration,
     others: Arc<Others>,
-    mut orders: watch::Receiver<Order>,
+    mut phases: watch::Receiver<Phase>,
 ) {
     let mut announcer = Announcer { transport, own: others.own.clone(), refused_until: None, warned: false };
     let mut subscription = announcer.subscribe().await;
@@ -142,7 +142,7 @@ pub(super) async fn announce(
     loop {
         tokio::select! {
             biased;
-            () = stopped(&mut orders) => break,
+            () = stopped(&mut phases) => break,
             _ = ticks.tick() => {
                 announcer.say(false).await;
                 if subscription.is_none() && subscribed_at.elapsed() > ASK_AGAIN {
@@ -185,8 +185,8 @@ pub(super) async fn announce(
     announcer.say(true).await;
 }
 
-async fn stopped(orders: &mut watch::Receiver<Order>) {
-    let _ = orders.wait_for(|order| *order != Order::Work).await;
+async fn stopped(phases: &mut watch::Receiver<Phase>) {
+    let _ = phases.wait_for(|phase| *phase != Phase::Work).await;
 }
 
 async fn next(subscription: &mut Option<Subscription>) -> Option<crate::transport::Message> {

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     shard::{
-        owed::{DEFAULT_MAX_PAYLOAD, Owed, TooLarge},
+        publish_queue::{DEFAULT_MAX_PAYLOAD, PublishQueue, TooLarge},
         thread::Outlet,
     },
     transport::{Connection, Denied, Transport, TransportError},
@@ -33,8 +33,8 @@ pub(super) struct Troubles {
 }
 
 impl Troubles {
-    fn tell(&self, owed: &mut Owed) {
-        let Some(TooLarge { bytes, limit }) = owed.take_too_large() else { return };
+    fn tell(&self, queue: &mut PublishQueue) {
+        let Some(TooLarge { bytes, limit }) = queue.take_too_large() else { return };
         if let Some(more) = self.too_large.is_due() {
             warn!(bytes, limit, more, "an update is larger than the broker takes, and is given up");
         }
@@ -52,7 +52,7 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>, t
     let mut barrier: Option<Barrier> = None;
     loop {
         let seen = *connection.borrow_and_update();
-        if let Some(dropped) = delivery.connection_is(seen, &mut outlet.owed.borrow_mut()) {
+        if let Some(dropped) = delivery.connection_is(seen, &mut outlet.queue.borrow_mut()) {
             count_lost(dropped);
             barrier = None;
         }
@@ -61,23 +61,23 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>, t
             confirm(&outlet, &mut delivery, passed, *connection.borrow(), &mut refusals);
         }
         if outlet.is_finished() {
-            outlet.owed.borrow_mut().give_up_held();
-            if delivery.is_settled(&outlet.owed.borrow()) {
+            outlet.queue.borrow_mut().give_up_held();
+            if delivery.is_settled(&outlet.queue.borrow()) {
                 return;
             }
         }
-        refusals.retry_held(&mut outlet.owed.borrow_mut());
+        refusals.retry_held(&mut outlet.queue.borrow_mut());
         let max_payload = transport.max_payload().unwrap_or(DEFAULT_MAX_PAYLOAD);
-        let step = delivery.next(&mut outlet.owed.borrow_mut(), max_payload);
-        troubles.tell(&mut outlet.owed.borrow_mut());
+        let step = delivery.next(&mut outlet.queue.borrow_mut(), max_payload);
+        troubles.tell(&mut outlet.queue.borrow_mut());
         match step {
             Step::Publish => {
-                counter!("orchestrator_published_total").increment(outlet.owed.borrow_mut().take_published());
+                counter!("orchestrator_published_total").increment(outlet.queue.borrow_mut().take_published());
                 outlet.drained.notify_one();
                 match transport.publish(delivery.taken()).await {
                     Ok(()) => {}
                     Err(TransportError::TooLarge { bytes, limit }) => {
-                        delivery.too_large(bytes, limit, &mut outlet.owed.borrow_mut());
+                        delivery.too_large(bytes, limit, &mut outlet.queue.borrow_mut());
                     }
                     // An answer to a subject that only its asker knows the sense of.
                     Err(TransportError::Refused(reason)) => {
@@ -86,7 +86,7 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>, t
                     }
                     // A change is held behind the next barrier. The transport logs it, once in a while.
                     Err(TransportError::Denied(denial)) => {
-                        delivery.refused(denial.subject, &outlet.owed.borrow());
+                        delivery.refused(denial.subject, &outlet.queue.borrow());
                     }
                     Err(error) => {
                         debug!(%error, "publishing stopped");
@@ -135,8 +135,8 @@ impl Refusals {
     }
 
     /// Tries what is held again when it is time, or when nothing is refused any more.
-    fn retry_held(&mut self, owed: &mut Owed) {
-        if !owed.has_held() {
+    fn retry_held(&mut self, queue: &mut PublishQueue) {
+        if !queue.has_held() {
             self.retry_at = None;
             return;
         }
@@ -144,7 +144,7 @@ impl Refusals {
         let at = *self.retry_at.get_or_insert(now + RETRY_HELD);
         if at <= now || self.denied.borrow_and_update().publish.is_empty() {
             self.retry_at = None;
-            owed.release_held();
+            queue.release_held();
         }
     }
 
@@ -159,7 +159,7 @@ impl Refusals {
     }
 
     /// A barrier has passed: confirms what the broker did not refuse.
-    fn confirm(&mut self, delivery: &mut Delivery, now: Connection, owed: &mut Owed) {
+    fn confirm(&mut self, delivery: &mut Delivery, now: Connection, queue: &mut PublishQueue) {
         let denied = self.denied.borrow();
         let missed = std::mem::replace(&mut self.missed, denied.missed) != denied.missed;
         let refused = denied.refused.saturating_sub(self.counted);
@@ -171,12 +171,12 @@ impl Refusals {
         if refused > 0 {
             counter!("orchestrator_publish_denied_total").increment(refused);
         }
-        delivery.barrier_passed_but(now, owed, |subject| missed || denied.publish.contains(subject));
+        delivery.barrier_passed_but(now, queue, |subject| missed || denied.publish.contains(subject));
     }
 }
 
 fn lost(outlet: &Outlet, delivery: &mut Delivery) {
-    count_lost(delivery.lost(&mut outlet.owed.borrow_mut()));
+    count_lost(delivery.lost(&mut outlet.queue.borrow_mut()));
 }
 
 fn count_lost(dropped: usize) {
@@ -217,7 +217,7 @@ fn confirm(
     match passed {
         // It is being repeated, and speaks for the same changes.
         Err(TransportError::Denied(_)) => {}
-        Ok(()) => refusals.confirm(delivery, now, &mut outlet.owed.borrow_mut()),
+        Ok(()) => refusals.confirm(delivery, now, &mut outlet.queue.borrow_mut()),
         Err(error) => {
             debug!(%error, "not known whether the broker has the last changes; publishing them again");
             lost(outlet, delivery);

@@ -7,7 +7,7 @@ use metrics::counter;
 use tokio::sync::watch;
 
 use crate::{
-    shard::{ingress::Ingress, thread::Order},
+    shard::{ingress::Ingress, thread::Phase},
     transport::{Message, Outgoing, Subscription, Transport, TransportError},
     wire::subject,
 };
@@ -62,13 +62,13 @@ pub(super) async fn receive(
     subscription: Option<Subscription>,
     ingress: Ingress,
     transport: Arc<dyn Transport>,
-    mut orders: watch::Receiver<Order>,
+    mut phases: watch::Receiver<Phase>,
     refused: Arc<NotSubscribed>,
 ) {
     let subscription = match subscription {
         Some(subscription) => subscription,
         None => tokio::select! {
-            () = stopped(&mut orders) => return,
+            () = stopped(&mut phases) => return,
             subscription = subscribe_again(&*transport, &refused) => subscription,
         },
     };
@@ -76,7 +76,7 @@ pub(super) async fn receive(
     loop {
         tokio::select! {
             biased;
-            () = stopped(&mut orders) => break,
+            () = stopped(&mut phases) => break,
             chunk = messages.next() => match chunk {
                 Some(chunk) => accept(chunk, &ingress, &*transport).await,
                 None => return,
@@ -104,8 +104,8 @@ async fn take_ready(messages: &mut ReadyChunks<Subscription>, ingress: &Ingress,
     }
 }
 
-async fn stopped(orders: &mut watch::Receiver<Order>) {
-    let _ = orders.wait_for(|order| *order != Order::Work).await;
+async fn stopped(phases: &mut watch::Receiver<Phase>) {
+    let _ = phases.wait_for(|phase| *phase != Phase::Work).await;
 }
 
 async fn accept(messages: Vec<Message>, ingress: &Ingress, transport: &dyn Transport) {

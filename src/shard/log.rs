@@ -3,7 +3,7 @@
 use metrics::counter;
 use tracing::{debug, info, trace, warn};
 
-use super::{feed::Message, throttle::Throttle};
+use super::{engine_op::Message, throttle::Throttle};
 use crate::{
     engine::{Accepted, Event, StateUpdate},
     wire::{

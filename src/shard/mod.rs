@@ -12,10 +12,10 @@
 //! | `page` | a page of the list of streams, out of what the shards have listed |
 //! | `turn` | one turn: a batch of mail, what is due, what is owed for it |
 //! | `handle` | one message: to the engine and back as an answer |
-//! | `feed` | the one way to the engine: decode, handle |
+//! | `engine_op` | the one way to the engine: decode, handle |
 //! | `record` | what each engine was fed, in a file, and its replay |
 //! | `log`, `throttle` | what an operator reads of it, and how much of what a stranger causes |
-//! | `owed` | what has yet to be published: newest tick of each stream, every change |
+//! | `publish_queue` | what has yet to be published: newest tick of each stream, every change |
 //! | `answers` | the answers among it, apart and bounded |
 //! | `batches` | updates gathered into messages of a feed that the connection takes |
 //! | `thread` | the thread: turns, sleep, panics |
@@ -26,14 +26,14 @@
 mod answers;
 mod batches;
 pub mod clock;
-pub mod feed;
+pub mod engine_op;
 pub mod gather;
 mod handle;
 pub mod ingress;
 mod log;
 pub mod mailbox;
-pub mod owed;
 pub mod page;
+pub mod publish_queue;
 pub mod record;
 pub mod router;
 pub mod split;

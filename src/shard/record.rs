@@ -18,7 +18,7 @@ use metrics::counter;
 use prost::Message as _;
 use tracing::{error, info};
 
-use super::feed::Fed;
+use super::engine_op::EngineOp;
 use crate::{
     engine::{self, Engine, Hint, Limits, Outbox, Settings, Tick},
     wire::WireLimits,
@@ -94,7 +94,7 @@ pub struct Begin {
     pub limits: Vec<u64>,
 }
 
-/// [`Fed::List`].
+/// [`EngineOp::List`].
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct List {
     /// First slot.
@@ -105,7 +105,7 @@ pub struct List {
     pub limit: u64,
 }
 
-/// [`Fed::Quota`].
+/// [`EngineOp::Quota`].
 #[derive(Clone, Copy, PartialEq, prost::Message)]
 pub struct Quota {
     /// Most streams.
@@ -124,14 +124,14 @@ pub struct Quota {
 
 /// A recording being made. Shards share it; each write is whole.
 #[derive(Debug)]
-pub struct Tape {
+pub struct Recorder {
     /// None after a write failed: half an entry would spoil what is there. Each entry is flushed, so that a process that
     /// is killed leaves a recording to the moment of its end.
     file: Mutex<Option<BufWriter<File>>>,
     wire: WireLimits,
 }
 
-impl Tape {
+impl Recorder {
     /// Begins a recording in a new file.
     ///
     /// # Errors
@@ -149,20 +149,20 @@ impl Tape {
     }
 
     /// A shard feeds its engine.
-    pub(super) fn write(&self, shard: usize, now: Tick, fed: &Fed) {
+    pub(super) fn write(&self, shard: usize, now: Tick, fed: &EngineOp) {
         let what = match fed.clone() {
-            Fed::Command(bytes) => What::Command(bytes),
-            Fed::Subscription { message, answered: true, .. } => What::AnsweredSubscription(message),
-            Fed::Subscription { message, answered: false, .. } => What::Subscription(message),
-            Fed::Query(bytes) => What::Query(bytes),
-            Fed::List { from_slot, limit } => What::List(List { from_slot, limit: limit as u64 }),
-            Fed::Quota(quota) => {
+            EngineOp::Command(bytes) => What::Command(bytes),
+            EngineOp::Subscription { message, answered: true, .. } => What::AnsweredSubscription(message),
+            EngineOp::Subscription { message, answered: false, .. } => What::Subscription(message),
+            EngineOp::Query(bytes) => What::Query(bytes),
+            EngineOp::List { from_slot, limit } => What::List(List { from_slot, limit: limit as u64 }),
+            EngineOp::Quota(quota) => {
                 let engine::Quota { streams, subscribers, config_bytes, client_bytes } = quota;
                 What::Quota(Quota { streams, subscribers, config_bytes, client_bytes })
             }
-            Fed::WallClock(ms) => What::WallClock(ms),
-            Fed::ClockStalled(ms) => What::ClockStalled(ms),
-            Fed::Expire(budget) => What::Expire(budget as u64),
+            EngineOp::WallClock(ms) => What::WallClock(ms),
+            EngineOp::ClockStalled(ms) => What::ClockStalled(ms),
+            EngineOp::Expire(budget) => What::Expire(budget as u64),
         };
         self.put(shard, now, what);
     }
@@ -361,23 +361,23 @@ pub fn replay(path: &Path) -> Result<Replayed, ReplayError> {
     Ok(replayed)
 }
 
-fn fed(what: What) -> Fed {
+fn fed(what: What) -> EngineOp {
     match what {
-        What::Command(bytes) => Fed::Command(bytes),
-        What::AnsweredSubscription(message) => Fed::Subscription { message, answered: true, hint: Hint::NONE },
-        What::Subscription(message) => Fed::Subscription { message, answered: false, hint: Hint::NONE },
-        What::Query(bytes) => Fed::Query(bytes),
+        What::Command(bytes) => EngineOp::Command(bytes),
+        What::AnsweredSubscription(message) => EngineOp::Subscription { message, answered: true, hint: Hint::NONE },
+        What::Subscription(message) => EngineOp::Subscription { message, answered: false, hint: Hint::NONE },
+        What::Query(bytes) => EngineOp::Query(bytes),
         What::List(List { from_slot, limit }) => {
-            Fed::List { from_slot, limit: usize::try_from(limit).unwrap_or(usize::MAX) }
+            EngineOp::List { from_slot, limit: usize::try_from(limit).unwrap_or(usize::MAX) }
         }
         What::Quota(Quota { streams, subscribers, config_bytes, client_bytes }) => {
-            Fed::Quota(engine::Quota { streams, subscribers, config_bytes, client_bytes })
+            EngineOp::Quota(engine::Quota { streams, subscribers, config_bytes, client_bytes })
         }
-        What::WallClock(ms) => Fed::WallClock(ms),
-        What::ClockStalled(ms) => Fed::ClockStalled(ms),
-        What::Expire(budget) => Fed::Expire(usize::try_from(budget).unwrap_or(usize::MAX)),
+        What::WallClock(ms) => EngineOp::WallClock(ms),
+        What::ClockStalled(ms) => EngineOp::ClockStalled(ms),
+        What::Expire(budget) => EngineOp::Expire(usize::try_from(budget).unwrap_or(usize::MAX)),
         // They feed nothing, and do not come here.
-        What::Begin(_) | What::End(_) => Fed::Expire(0),
+        What::Begin(_) | What::End(_) => EngineOp::Expire(0),
     }
 }
 

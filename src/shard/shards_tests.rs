@@ -13,7 +13,7 @@ use super::{
     clock::Now,
     ingress::Ingress,
     mailbox::{MAILBOX_BYTES, MAILBOX_CAPACITY, Mailbox},
-    owed::{AtOnce, Owed, Publication, PublishTo},
+    publish_queue::{AtOnce, Publication, PublishQueue, PublishTo},
     router::Router,
     totals::Totals,
     turn::{Next, Shard, ShardSettings, TurnLimits},
@@ -35,7 +35,7 @@ struct Shards {
     router: Arc<Router>,
     totals: Arc<Totals>,
     ingress: Ingress,
-    shards: Vec<(Shard, Owed)>,
+    shards: Vec<(Shard, PublishQueue)>,
     asked: usize,
     /// What the connection takes.
     max_payload: usize,
@@ -57,7 +57,8 @@ impl Shards {
             max_payload: 1 << 20,
             answers: BTreeMap::new(),
         };
-        shards.shards = (0..count).map(|number| (shards.new_shard(number), Owed::new(PublishTo::Subjects))).collect();
+        shards.shards =
+            (0..count).map(|number| (shards.new_shard(number), PublishQueue::new(PublishTo::Subjects))).collect();
         shards
     }
 
@@ -65,7 +66,7 @@ impl Shards {
         let settings = ShardSettings {
             engine: Settings::default(),
             wire: Arc::default(),
-            tape: None,
+            recorder: None,
             turn: TurnLimits::default(),
         };
         Shard::new(number, settings, Arc::clone(&self.router), Arc::clone(&self.totals))
@@ -97,14 +98,14 @@ impl Shards {
 
     /// One turn of a shard, with what its thread does about a panic.
     fn turn(&mut self, number: usize) -> Next {
-        let (shard, owed) = &mut self.shards[number];
-        let turn = catch_unwind(AssertUnwindSafe(|| shard.turn(NOW, owed)));
+        let (shard, queue) = &mut self.shards[number];
+        let turn = catch_unwind(AssertUnwindSafe(|| shard.turn(NOW, queue)));
         let next = turn.unwrap_or_else(|_| {
-            shard.answer_lost(owed);
+            shard.answer_lost(queue);
             Next::Again
         });
         let answers = &mut self.answers;
-        owed.hand_over(AtOnce::ALL, self.max_payload, |Publication { subject: to, payload, .. }| {
+        queue.hand_over(AtOnce::ALL, self.max_payload, |Publication { subject: to, payload, .. }| {
             if to.starts_with("answer.") {
                 let again = answers.insert(to.to_string(), payload);
                 assert_eq!(again, None, "{to} is answered once");

@@ -24,7 +24,7 @@ use tracing::error;
 
 use super::{
     clock::Clock,
-    owed::Owed,
+    publish_queue::PublishQueue,
     router::Router,
     totals::Totals,
     turn::{Next, Shard, ShardSettings},
@@ -36,7 +36,7 @@ const UNREADY_AFTER_PANIC: Duration = Duration::from_secs(30);
 
 /// What a shard is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub enum Phase {
     /// Work.
     Work,
     /// Work on what was taken; the receiver takes what has arrived, and ends.
@@ -51,10 +51,10 @@ pub enum Order {
 #[derive(Debug)]
 pub struct Outlet {
     /// What is to be published.
-    pub owed: RefCell<Owed>,
-    /// Something was added to `owed`, or nothing will be any more.
+    pub queue: RefCell<PublishQueue>,
+    /// Something was added to `queue`, or nothing will be any more.
     pub filled: Notify,
-    /// Something was taken from `owed`.
+    /// Something was taken from `queue`.
     pub drained: Notify,
     finished: Cell<bool>,
 }
@@ -96,7 +96,7 @@ impl Health {
 
 /// All that a shard's thread is given.
 #[derive(Debug)]
-pub struct Seat {
+pub struct ShardContext {
     /// The shard's number.
     pub number: usize,
     /// What to make its engine with.
@@ -108,7 +108,7 @@ pub struct Seat {
     /// Where a panic is noted.
     pub health: Arc<Health>,
     /// What to do.
-    pub orders: watch::Receiver<Order>,
+    pub phases: watch::Receiver<Phase>,
     /// The time.
     pub clock: Clock,
 }
@@ -117,14 +117,14 @@ pub struct Seat {
 struct Lifetime {
     shard: usize,
     health: Arc<Health>,
-    orders: watch::Receiver<Order>,
+    phases: watch::Receiver<Phase>,
 }
 
 impl Drop for Lifetime {
     fn drop(&mut self) {
-        let told = !matches!(*self.orders.borrow(), Order::Work | Order::Close);
+        let told = !matches!(*self.phases.borrow(), Phase::Work | Phase::Close);
         // A service that is gone tells nobody anything any more.
-        if told || self.orders.has_changed().is_err() {
+        if told || self.phases.has_changed().is_err() {
             return;
         }
         let shard = self.shard;
@@ -141,16 +141,17 @@ impl Drop for Lifetime {
 /// # Errors
 /// When the system has no thread, or no runtime, to give.
 pub fn spawn<F: Future<Output = ()> + 'static>(
-    seat: Seat,
-    owed: Owed,
+    context: ShardContext,
+    queue: PublishQueue,
     publish: impl FnOnce(Rc<Outlet>) -> F + Send + 'static,
 ) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    let lifetime = Lifetime { shard: seat.number, health: Arc::clone(&seat.health), orders: seat.orders.clone() };
-    std::thread::Builder::new().name(format!("shard-{}", seat.number)).spawn(move || {
+    let lifetime =
+        Lifetime { shard: context.number, health: Arc::clone(&context.health), phases: context.phases.clone() };
+    std::thread::Builder::new().name(format!("shard-{}", context.number)).spawn(move || {
         let _lifetime = lifetime;
         let outlet = Rc::new(Outlet {
-            owed: RefCell::new(owed),
+            queue: RefCell::new(queue),
             filled: Notify::new(),
             drained: Notify::new(),
             finished: Cell::new(false),
@@ -158,9 +159,9 @@ pub fn spawn<F: Future<Output = ()> + 'static>(
         let local = LocalSet::new();
         local.block_on(&runtime, async move {
             let mut publisher = tokio::task::spawn_local(publish(Rc::clone(&outlet)));
-            let mut orders = seat.orders.clone();
+            let mut phases = context.phases.clone();
             tokio::select! {
-                () = run(seat, &outlet) => {}
+                () = run(context, &outlet) => {}
                 // It panicked, or its transport was closed. Nothing that the shard does would be known to anybody.
                 _ = &mut publisher => return,
             }
@@ -168,50 +169,50 @@ pub fn spawn<F: Future<Output = ()> + 'static>(
             outlet.filled.notify_one();
             tokio::select! {
                 _ = publisher => {}
-                _ = orders.wait_for(|order| *order == Order::Abort) => {}
+                _ = phases.wait_for(|phase| *phase == Phase::Abort) => {}
             }
         });
     })
 }
 
 /// The loop.
-async fn run(seat: Seat, outlet: &Outlet) {
-    let Seat { number, mut settings, router, totals, health, mut orders, clock } = seat;
+async fn run(context: ShardContext, outlet: &Outlet) {
+    let ShardContext { number, mut settings, router, totals, health, mut phases, clock } = context;
     let new_shard = |settings| Shard::new(number, settings, Arc::clone(&router), Arc::clone(&totals));
     let mut shard = new_shard(settings.clone());
     loop {
         // Before the turn: what was put in before an order to drain is to be taken by the turn behind it.
-        let order = *orders.borrow_and_update();
-        let turn = catch_unwind(AssertUnwindSafe(|| shard.turn(clock.now(), &mut outlet.owed.borrow_mut())));
+        let phase = *phases.borrow_and_update();
+        let turn = catch_unwind(AssertUnwindSafe(|| shard.turn(clock.now(), &mut outlet.queue.borrow_mut())));
         let next = turn.unwrap_or_else(|panic| {
             error!(shard = number, reason = panic_message(&*panic), "shard panicked; it starts again, empty");
             counter!("orchestrator_shard_panics_total").increment(1);
             health.note_panic(number);
-            shard.answer_lost(&mut outlet.owed.borrow_mut());
+            shard.answer_lost(&mut outlet.queue.borrow_mut());
             settings = settings.clone().for_successor();
             shard = new_shard(settings.clone());
             Next::Again
         });
-        if !outlet.owed.borrow().is_empty() {
+        if !outlet.queue.borrow().is_empty() {
             outlet.filled.notify_one();
         }
-        match (order, next) {
-            (Order::Abort, _) => return shard.end(),
+        match (phase, next) {
+            (Phase::Abort, _) => return shard.end(),
             // The publisher gets its turn in between.
             (_, Next::Again) => tokio::task::yield_now().await,
             (_, Next::Blocked) => tokio::select! {
                 () = outlet.drained.notified() => {}
-                _ = orders.changed() => {}
+                _ = phases.changed() => {}
             },
             // Nobody else gives it mail now: unless something has come since the turn, this is the end.
-            (Order::Drain, Next::Sleep(_)) if router.mailbox(number).close_if_empty() => return shard.end(),
-            (Order::Drain, Next::Sleep(_)) => {}
-            (Order::Work | Order::Close, Next::Sleep(due)) => tokio::select! {
+            (Phase::Drain, Next::Sleep(_)) if router.mailbox(number).close_if_empty() => return shard.end(),
+            (Phase::Drain, Next::Sleep(_)) => {}
+            (Phase::Work | Phase::Close, Next::Sleep(due)) => tokio::select! {
                 () = router.mailbox(number).woken() => {}
                 () = sleep_until(&clock, due) => {}
                 // It rests for as long as the publisher is behind.
-                () = outlet.drained.notified(), if outlet.owed.borrow().is_behind() => {}
-                _ = orders.changed() => {}
+                () = outlet.drained.notified(), if outlet.queue.borrow().is_behind() => {}
+                _ = phases.changed() => {}
             },
         }
     }

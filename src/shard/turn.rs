@@ -10,12 +10,12 @@ use tracing::info;
 
 use super::{
     clock::Now,
-    feed::{Fed, Outcome},
+    engine_op::{EngineOp, Outcome},
     handle::InHand,
     log,
     mailbox::{Body, Inbox},
-    owed::Owed,
-    record::Tape,
+    publish_queue::PublishQueue,
+    record::Recorder,
     router::Router,
     totals::Totals,
 };
@@ -77,7 +77,7 @@ pub struct ShardSettings {
     /// For what comes in.
     pub wire: Arc<WireLimits>,
     /// Where to write down what the engine is fed.
-    pub tape: Option<Arc<Tape>>,
+    pub recorder: Option<Arc<Recorder>>,
     /// How much one turn takes.
     pub turn: TurnLimits,
 }
@@ -110,7 +110,7 @@ pub struct Shard {
     pub(super) outbox: Outbox,
     /// For whom the engine is being fed.
     pub(super) in_hand: InHand,
-    tape: Option<Arc<Tape>>,
+    recorder: Option<Arc<Recorder>>,
     turn: TurnLimits,
     /// How many forgotten answers were counted.
     forgotten: u64,
@@ -128,8 +128,8 @@ impl Shard {
     #[must_use]
     pub fn new(number: usize, settings: ShardSettings, router: Arc<Router>, totals: Arc<Totals>) -> Self {
         let limits = settings.engine.limits.clone();
-        if let Some(tape) = &settings.tape {
-            tape.begin(number, &settings.engine);
+        if let Some(recorder) = &settings.recorder {
+            recorder.begin(number, &settings.engine);
         }
         totals.set(number, &Counts::default());
         Self {
@@ -143,7 +143,7 @@ impl Shard {
             limits,
             outbox: Outbox::default(),
             in_hand: InHand::default(),
-            tape: settings.tape,
+            recorder: settings.recorder,
             turn: settings.turn,
             forgotten: 0,
             due: None,
@@ -161,32 +161,32 @@ impl Shard {
 
     /// Ends it: says to the recording, if there is one, what state it is in.
     pub fn end(&self) {
-        if let Some(tape) = &self.tape {
-            tape.end(self.number, &self.engine);
+        if let Some(recorder) = &self.recorder {
+            recorder.end(self.number, &self.engine);
         }
     }
 
-    /// Takes a turn. What it makes is `owed`, and counted in the shared totals before anybody can see an answer.
-    pub fn turn(&mut self, now: Now, owed: &mut Owed) -> Next {
-        if owed.is_full() {
+    /// Takes a turn. What it makes is `queue`, and counted in the shared totals before anybody can see an answer.
+    pub fn turn(&mut self, now: Now, queue: &mut PublishQueue) -> Next {
+        if queue.is_full() {
             return Next::Blocked;
         }
-        self.router.mailbox(self.number).set_max_answer(owed.max_payload());
+        self.router.mailbox(self.number).set_max_answer(queue.max_payload());
         self.note_lateness(now.tick);
         self.note_wall_clock(now);
         let tight = self.share_quota(now.tick);
-        self.handle_batch(now, tight, owed);
+        self.handle_batch(now, tight, queue);
         let rested =
-            owed.is_behind().then(|| self.expired_at.after(self.turn.rest_ms)).filter(|until| *until > now.tick);
+            queue.is_behind().then(|| self.expired_at.after(self.turn.rest_ms)).filter(|until| *until > now.tick);
         if rested.is_none() && self.engine.next_deadline().is_some_and(|due| due <= now.tick) {
-            self.feed(now.tick, &Fed::Expire(self.turn.expire_budget));
+            self.feed(now.tick, &EngineOp::Expire(self.turn.expire_budget));
             if self.engine.next_deadline().is_none_or(|due| due > now.tick) {
                 self.expired_at = now.tick;
             }
         }
-        self.queue_outbox(now, owed);
+        self.queue_outbox(now, queue);
         self.totals.set(self.number, &self.engine.counts());
-        self.tell_dropped(owed);
+        self.tell_dropped(queue);
         // What is due at once is due now: a time gone by would look like a turn that came late.
         self.due = self.engine.next_deadline().map(|due| due.max(rested.unwrap_or(now.tick)));
         let more = !self.router.mailbox(self.number).is_empty() || self.due.is_some_and(|due| due <= now.tick);
@@ -194,7 +194,7 @@ impl Shard {
     }
 
     /// Handles mail, as much as one turn takes.
-    fn handle_batch(&mut self, now: Now, tight: bool, owed: &mut Owed) {
+    fn handle_batch(&mut self, now: Now, tight: bool, queue: &mut PublishQueue) {
         let router = Arc::clone(&self.router);
         let mut inbox = router.mailbox(self.number).open();
         let (mut weight, mut hints) = (0, Vec::new().into_iter());
@@ -208,13 +208,13 @@ impl Shard {
                 // Its sender may have had an answer of another shard since this turn began.
                 self.share_quota(now.tick);
             }
-            let (weighed, left) = self.handle(now, mail, hint, owed);
+            let (weighed, left) = self.handle(now, mail, hint, queue);
             if let Some(left) = left {
                 // What its sender said behind it stays behind it.
                 inbox.put_back(left);
             }
             weight += weighed;
-            if weight >= self.turn.weight || owed.is_full() {
+            if weight >= self.turn.weight || queue.is_full() {
                 break;
             }
         }
@@ -225,7 +225,7 @@ impl Shard {
         let late_ms = self.due.map_or(0, |due| now.since(due));
         if late_ms >= CLOCK_STALLED_MS && self.engine.counts().total > 0 {
             info!(shard = self.number, late_ms, "woke late; nobody goes stale for as long");
-            self.feed(now, &Fed::ClockStalled(late_ms));
+            self.feed(now, &EngineOp::ClockStalled(late_ms));
         }
     }
 
@@ -234,7 +234,7 @@ impl Shard {
         let clock = WallClock::read(now.tick, now.wall_ms);
         if clock != self.clock {
             self.clock = clock;
-            self.feed(now.tick, &Fed::WallClock(now.wall_ms));
+            self.feed(now.tick, &EngineOp::WallClock(now.wall_ms));
         }
     }
 
@@ -265,15 +265,15 @@ impl Shard {
         };
         if quota != self.quota {
             self.quota = quota;
-            self.feed(now, &Fed::Quota(quota));
+            self.feed(now, &EngineOp::Quota(quota));
         }
         tight
     }
 
     /// Counts what was given up: answers forgotten before their time, for want of room, and ticks that newer updates
     /// have replaced.
-    fn tell_dropped(&mut self, owed: &mut Owed) {
-        counter!("orchestrator_dropped_total", "reason" => "tick_superseded").increment(owed.take_superseded());
+    fn tell_dropped(&mut self, queue: &mut PublishQueue) {
+        counter!("orchestrator_dropped_total", "reason" => "tick_superseded").increment(queue.take_superseded());
         let forgotten = self.engine.requests_forgotten_early();
         counter!("orchestrator_dropped_total", "reason" => "request_forgotten").increment(forgotten - self.forgotten);
         self.forgotten = forgotten;
@@ -301,9 +301,9 @@ impl Shard {
     }
 
     /// The one way to the engine, which is also the recorder's.
-    pub(super) fn feed<'a>(&mut self, now: Tick, fed: &'a Fed) -> Outcome<'a> {
-        if let Some(tape) = &self.tape {
-            tape.write(self.number, now, fed);
+    pub(super) fn feed<'a>(&mut self, now: Tick, fed: &'a EngineOp) -> Outcome<'a> {
+        if let Some(recorder) = &self.recorder {
+            recorder.write(self.number, now, fed);
         }
         #[cfg(test)]
         assert!(!std::mem::take(&mut self.panic_next), "as a test asked for");
@@ -311,10 +311,10 @@ impl Shard {
     }
 
     /// Owes what the engine said, and logs what it did.
-    pub(super) fn queue_outbox(&mut self, now: Now, owed: &mut Owed) {
+    pub(super) fn queue_outbox(&mut self, now: Now, queue: &mut PublishQueue) {
         for update in &self.outbox.updates {
             log::update(update);
-            owed.update(update, now);
+            queue.update(update, now);
         }
         for event in &self.outbox.events {
             log::event(event);
@@ -331,7 +331,7 @@ mod tests {
     use crate::{
         shard::{
             mailbox::{MAILBOX_BYTES, Mail, Mailbox},
-            owed::{AtOnce, Publication, PublishTo},
+            publish_queue::{AtOnce, Publication, PublishTo},
         },
         wire::{
             proto::{self, Code, HeartbeatBatch, orchestrator_command, subscription_command},
@@ -346,22 +346,22 @@ mod tests {
     struct Desk {
         shard: Shard,
         router: Arc<Router>,
-        owed: Owed,
+        queue: PublishQueue,
     }
 
     impl Desk {
         fn new(settings: ShardSettings) -> Self {
             let router = Arc::new(Router::new(vec![Mailbox::new(8, MAILBOX_BYTES)]));
             let shard = Shard::new(0, settings, Arc::clone(&router), Arc::new(Totals::new(1)));
-            Self { shard, router, owed: Owed::new(PublishTo::Subjects) }
+            Self { shard, router, queue: PublishQueue::new(PublishTo::Subjects) }
         }
 
         fn ask(&mut self, body: Body) -> proto::Reply {
             let reply = Some(Subject::from_static("answer"));
             self.router.send(0, Mail::new(body, reply)).unwrap();
-            self.shard.turn(NOW, &mut self.owed);
+            self.shard.turn(NOW, &mut self.queue);
             let mut answer = None;
-            self.owed.hand_over(AtOnce::ALL, usize::MAX, |Publication { subject, payload, .. }| {
+            self.queue.hand_over(AtOnce::ALL, usize::MAX, |Publication { subject, payload, .. }| {
                 if &*subject == "answer" {
                     answer = Some(proto::Reply::decode(payload).unwrap());
                 }
@@ -398,7 +398,7 @@ mod tests {
         let settings = ShardSettings {
             engine: Settings::default(),
             wire: Arc::default(),
-            tape: None,
+            recorder: None,
             turn: TurnLimits::default(),
         };
         let old = Desk::new(settings.clone()).welcome("a");
@@ -414,7 +414,7 @@ mod tests {
         let mut desk = Desk::new(ShardSettings {
             engine: Settings::default(),
             wire: Arc::default(),
-            tape: None,
+            recorder: None,
             turn: TurnLimits::default(),
         });
         desk.welcome("viewer");
@@ -434,13 +434,13 @@ mod tests {
         assert_eq!(desk.ask(command(remove)).code(), Code::Ok);
         let mut now = NOW;
         while now.tick < NOW.tick.after(90_000) {
-            now.tick = match desk.shard.turn(now, &mut desk.owed) {
+            now.tick = match desk.shard.turn(now, &mut desk.queue) {
                 Next::Sleep(Some(due)) => due.min(NOW.tick.after(90_000)),
                 _ => now.tick,
             };
-            desk.owed.hand_over(AtOnce::ALL, usize::MAX, |_| {});
+            desk.queue.hand_over(AtOnce::ALL, usize::MAX, |_| {});
         }
-        desk.shard.turn(now, &mut desk.owed);
+        desk.shard.turn(now, &mut desk.queue);
         assert_eq!((desk.shard.engine().counts().total, desk.shard.engine().counts().stale), (1, 1));
     }
 
@@ -449,7 +449,7 @@ mod tests {
         let mut desk = Desk::new(ShardSettings {
             engine: Settings::default(),
             wire: Arc::default(),
-            tape: None,
+            recorder: None,
             turn: TurnLimits::default(),
         });
         for stream in 0..9_000 {
@@ -459,16 +459,16 @@ mod tests {
         let mut done_at = Vec::new();
         for _ in 0..15 * REST_MS {
             now.tick = now.tick.after(1);
-            while desk.shard.turn(now, &mut desk.owed) == Next::Again {}
-            if desk.owed.is_behind() && done_at.last() != Some(&desk.shard.expired_at) {
+            while desk.shard.turn(now, &mut desk.queue) == Next::Again {}
+            if desk.queue.is_behind() && done_at.last() != Some(&desk.shard.expired_at) {
                 done_at.push(desk.shard.expired_at);
             }
         }
         assert!(done_at.len() > 10, "ticks are made: {done_at:?}");
         assert!(done_at.windows(2).all(|pair| pair[1].since(pair[0]) >= REST_MS), "{done_at:?}");
 
-        desk.owed.hand_over(AtOnce::ALL, usize::MAX, |_| {});
-        let due = match desk.shard.turn(now, &mut desk.owed) {
+        desk.queue.hand_over(AtOnce::ALL, usize::MAX, |_| {});
+        let due = match desk.shard.turn(now, &mut desk.queue) {
             Next::Sleep(Some(due)) => due,
             Next::Again => now.tick,
             other => panic!("{other:?}"),

@@ -6,7 +6,7 @@ use orchestrator_service::{
     client::{Client, ClientOptions, UpdatesFrom, proto::Stats},
     gateway::{Gateway, GatewayOptions},
     service::{Service, ServiceSettings},
-    shard::owed::PublishTo,
+    shard::publish_queue::PublishTo,
     transport::{Transport, memory::MemoryBus},
 };
 use reqwest::{Method, StatusCode};

@@ -8,7 +8,7 @@ use std::{
 use orchestrator_service::{
     engine::partition,
     service::ServiceSettings,
-    shard::owed::PublishTo,
+    shard::publish_queue::PublishTo,
     transport::{Message, Subscription},
     wire::proto::{Cause, Code, Mode, OrchestratorConfig, QueryReply, StateUpdate, UpdateBatch},
 };

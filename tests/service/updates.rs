@@ -3,7 +3,7 @@
 use orchestrator_service::{
     engine::{SNAPSHOT_INTERVAL_MS, partition},
     service::ServiceSettings,
-    shard::owed::PublishTo,
+    shard::publish_queue::PublishTo,
     transport::Subscription,
     wire::proto::{Cause, Mode, OrchestratorConfig, PublishedTo, StateUpdate, UpdateBatch},
 };

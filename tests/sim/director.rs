@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use orchestrator_service::{
     engine::{DEFAULT_EMPTY_GRACE_MS, StreamId},
-    shard::owed::PublishTo,
+    shard::publish_queue::PublishTo,
     wire::{
         proto::{self, orchestrator_command::Command, query},
         subject,
@@ -409,7 +409,7 @@ impl World {
         for shard in 0..self.plan.shards {
             let seat = &self.service.seats[shard];
             seat.shard.engine().check();
-            seat.owed.check();
+            seat.queue.check();
         }
         self.check_clients_see_the_service();
         let answers = std::mem::take(&mut self.directors[0].answers);

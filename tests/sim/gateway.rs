@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use orchestrator_service::{
-    shard::owed::PublishTo,
+    shard::publish_queue::PublishTo,
     wire::{
         proto::{self, Code, subscription_command::Command},
         subject,

@@ -44,7 +44,7 @@ mod world;
 use std::sync::Arc;
 
 use orchestrator_service::{
-    shard::record::{Tape, replay},
+    shard::record::{Recorder, replay},
     wire::WireLimits,
 };
 
@@ -70,8 +70,8 @@ fn a_recording_of_a_seed_replays_to_the_state_of_each_shard() {
     let mut entries = 0;
     for seed in 0..20 {
         let file = directory.path().join(seed.to_string());
-        let tape = Tape::create(&file, WireLimits::default()).unwrap();
-        World::recorded(seed, false, Some(Arc::new(tape))).record();
+        let recorder = Recorder::create(&file, WireLimits::default()).unwrap();
+        World::recorded(seed, false, Some(Arc::new(recorder))).record();
 
         let replayed = replay(&file).unwrap();
 

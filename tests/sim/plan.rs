@@ -5,7 +5,7 @@ use orchestrator_service::{
     shard::{
         ingress::IngressLimits,
         mailbox::MailboxLimits,
-        owed::{AtOnce, PublishLimits, PublishTo},
+        publish_queue::{AtOnce, PublishLimits, PublishTo},
         turn::TurnLimits,
     },
 };

@@ -15,8 +15,8 @@ use orchestrator_service::{
         clock::Now,
         ingress::Ingress,
         mailbox::Mailbox,
-        owed::Owed,
-        record::Tape,
+        publish_queue::PublishQueue,
+        record::Recorder,
         router::Router,
         totals::Totals,
         turn::{Next, Shard, ShardSettings},
@@ -53,7 +53,7 @@ struct Waiting {
 /// A shard and what its thread has.
 pub struct Seat {
     pub shard: Shard,
-    pub owed: Owed,
+    pub queue: PublishQueue,
     delivery: Delivery,
     /// What was taken over and is not published, as it reads.
     read: VecDeque<Read>,
@@ -97,7 +97,7 @@ pub struct Service {
 }
 
 impl Service {
-    pub fn new(plan: &Plan, seed: u64, tape: Option<Arc<Tape>>) -> Self {
+    pub fn new(plan: &Plan, seed: u64, recorder: Option<Arc<Recorder>>) -> Self {
         let mailboxes = (0..plan.shards).map(|_| Mailbox::with_limits(plan.mailbox)).collect();
         let router = Arc::new(Router::new(mailboxes));
         let wire = Arc::new(WireLimits::default());
@@ -110,14 +110,14 @@ impl Service {
                     seed: seed ^ number as u64,
                 },
                 wire: Arc::clone(&wire),
-                tape: tape.clone(),
+                recorder: recorder.clone(),
                 turn: plan.turn,
             })
             .collect();
         let seats = (settings.iter().enumerate())
             .map(|(number, settings)| Seat {
                 shard: Shard::new(number, settings.clone(), Arc::clone(&router), Arc::clone(&totals)),
-                owed: Owed::with_limits(plan.publish_to, plan.publish.clone()),
+                queue: PublishQueue::with_limits(plan.publish_to, plan.publish.clone()),
                 delivery: Delivery::new(Connection { connected: true, generation: 1 }),
                 read: VecDeque::new(),
                 mail: VecDeque::new(),
@@ -238,12 +238,12 @@ impl World {
             self.wake(shard, now);
             return;
         }
-        let full = seat.owed.is_full();
+        let full = seat.queue.is_full();
         if !full {
             let since = |due: Option<Tick>| due.map_or(0, |due| now.saturating_sub(due.0));
             self.truth.note_turn(shard, now, since(seat.due), since(seat.deadline));
         }
-        let next = seat.shard.turn(Now { tick: Tick(now), wall_ms: now + self.plan.skew_ms }, &mut seat.owed);
+        let next = seat.shard.turn(Now { tick: Tick(now), wall_ms: now + self.plan.skew_ms }, &mut seat.queue);
         assert_eq!(full, next == Next::Blocked, "shard {shard} stops exactly when too much is owed");
         if !full {
             // As the shard does: what is due at once is due now, or when it has rested. Since when it is due is another
@@ -327,7 +327,7 @@ impl World {
             let mail = self.service.router.mailbox(shard).open().take();
             let seat = &mut self.service.seats[shard];
             if let Some((mail, waiting)) = mail.zip(seat.mail.pop_front()) {
-                seat.shard.lose(mail, &mut seat.owed);
+                seat.shard.lose(mail, &mut seat.queue);
                 self.truth.lost(self.now, &waiting.sent);
             }
         }
@@ -367,10 +367,10 @@ impl World {
     pub fn sample(&mut self, shard: usize) {
         let seat = &self.service.seats[shard];
         seat.shard.engine().check();
-        seat.owed.check();
+        seat.queue.check();
         let counts = seat.shard.engine().counts();
         // What is known of the world comes from what was handed over: only then is it all there.
-        let all_known = seat.owed.is_empty() && !seat.owed.has_held();
+        let all_known = seat.queue.is_empty() && !seat.queue.has_held();
         self.fact(&Fact::Sampled { shard, counts, all_known });
     }
 
@@ -384,7 +384,7 @@ impl World {
             let max_payload = self.link(Party::Publisher(shard)).max_payload;
             let seat = &mut self.service.seats[shard];
             let fresh = seat.delivery.taken().is_empty();
-            match seat.delivery.next(&mut seat.owed, max_payload) {
+            match seat.delivery.next(&mut seat.queue, max_payload) {
                 Step::Wait => break,
                 Step::Barrier => {
                     seat.barriers += 1;
@@ -404,7 +404,7 @@ impl World {
         }
         self.note_what_waits(shard);
         let seat = &mut self.service.seats[shard];
-        if seat.blocked && !seat.owed.is_full() {
+        if seat.blocked && !seat.queue.is_full() {
             seat.blocked = false;
             self.truth.unblocked(shard, self.now);
             self.wake(shard, self.now);
@@ -412,8 +412,8 @@ impl World {
     }
 
     fn note_what_waits(&mut self, shard: usize) {
-        let owed = &self.service.seats[shard].owed;
-        self.truth.holds(shard, owed.has_held(), !owed.is_empty());
+        let queue = &self.service.seats[shard].queue;
+        self.truth.holds(shard, queue.has_held(), !queue.is_empty());
     }
 
     fn note_taken_over(&mut self, shard: usize) {
@@ -481,7 +481,7 @@ impl World {
                 if self.now < seat.probes_at {
                     self.log.tell(|| format!("not sent, since it was refused: {}", outgoing.subject.as_str()));
                     seat.refused.0 += 1;
-                    seat.delivery.refused(outgoing.subject.as_str().to_owned(), &seat.owed);
+                    seat.delivery.refused(outgoing.subject.as_str().to_owned(), &seat.queue);
                     continue;
                 }
                 seat.probes_at = self.now + PROBE_MS;
@@ -511,7 +511,7 @@ impl World {
             let pause = if fails { PAUSE_MS } else { self.rng.within(1, 2_000) };
             let seat = &mut self.service.seats[shard];
             if fails {
-                seat.delivery.lost(&mut seat.owed);
+                seat.delivery.lost(&mut seat.queue);
                 seat.read.clear();
                 seat.barrier = None;
             }
@@ -526,7 +526,7 @@ impl World {
     fn retry_held(&mut self, shard: usize) {
         let now = self.now;
         let seat = &mut self.service.seats[shard];
-        if !seat.owed.has_held() {
+        if !seat.queue.has_held() {
             seat.retries_at = None;
             return;
         }
@@ -534,7 +534,7 @@ impl World {
         let at = *seat.retries_at.get_or_insert(now + PROBE_MS);
         if at <= now || seat.denied.is_empty() {
             seat.retries_at = None;
-            seat.owed.release_held();
+            seat.queue.release_held();
             self.messages_are_out_of_order();
         } else if is_first {
             self.at(at, Event::Pump(shard));
@@ -565,7 +565,7 @@ impl World {
     fn too_large(&mut self, shard: usize, bytes: usize, limit: usize) {
         self.log.note(self.clock(), "too large", &[shard as u64, bytes as u64, limit as u64], &[]);
         let seat = &mut self.service.seats[shard];
-        seat.delivery.too_large(bytes, limit, &mut seat.owed);
+        seat.delivery.too_large(bytes, limit, &mut seat.queue);
         // What goes in its place reads otherwise.
         let more = seat.delivery.taken().len() - seat.read.len();
         let instead: Vec<(Subject, Bytes)> = (seat.delivery.taken().iter().take(more))
@@ -580,7 +580,7 @@ impl World {
     pub fn publisher_connection_changed(&mut self, shard: usize) {
         let believed = self.link(Party::Publisher(shard)).believed;
         let seat = &mut self.service.seats[shard];
-        if seat.delivery.connection_is(believed, &mut seat.owed).is_some() {
+        if seat.delivery.connection_is(believed, &mut seat.queue).is_some() {
             seat.read.clear();
             seat.barrier = None;
             seat.publishes_at = 0;
@@ -599,7 +599,7 @@ impl World {
             let (denied, (refused, before)) = (&seat.denied, seat.refused);
             let unknown = refused + before > 0 && denied.is_empty();
             seat.refused = (0, refused);
-            seat.delivery.barrier_passed_but(believed, &mut seat.owed, |subject| unknown || denied.contains(subject));
+            seat.delivery.barrier_passed_but(believed, &mut seat.queue, |subject| unknown || denied.contains(subject));
             self.pump(shard);
         }
     }
@@ -611,7 +611,7 @@ impl World {
             let seat = &mut self.service.seats[shard];
             seat.barrier = None;
             seat.read.clear();
-            seat.delivery.lost(&mut seat.owed);
+            seat.delivery.lost(&mut seat.queue);
             self.pump(shard);
         }
     }
@@ -621,10 +621,10 @@ impl World {
         self.log.note(self.clock(), "the end", &[], &[]);
         for (shard, seat) in self.service.seats.iter().enumerate() {
             seat.shard.engine().check();
-            seat.owed.check();
+            seat.queue.check();
             assert!(seat.shard.engine().is_empty(), "leak: shard {shard} keeps {:?}", seat.shard.engine().counts());
             assert_eq!(seat.shard.engine().next_deadline(), None, "leak: shard {shard} waits for something");
-            assert!(seat.delivery.is_settled(&seat.owed), "leak: shard {shard} still owes something");
+            assert!(seat.delivery.is_settled(&seat.queue), "leak: shard {shard} still owes something");
             assert!(
                 self.service.router.mailbox(shard).is_empty() && seat.mail.is_empty(),
                 "leak: shard {shard} has mail"

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use orchestrator_service::shard::record::Tape;
+use orchestrator_service::shard::record::Recorder;
 
 use crate::{
     checkers::{Checkers, Fact},
@@ -149,10 +149,10 @@ impl World {
     }
 
     /// A world whose service writes down what its engines are fed.
-    pub fn recorded(seed: u64, print: bool, tape: Option<Arc<Tape>>) -> Self {
+    pub fn recorded(seed: u64, print: bool, recorder: Option<Arc<Recorder>>) -> Self {
         let mut rng = Rng::new(seed);
         let plan = Plan::draw(&mut rng);
-        let service = Service::new(&plan, rng.next(), tape);
+        let service = Service::new(&plan, rng.next(), recorder);
         let truth = Truth::new(&plan, &service);
         let gateways: Vec<Gateway> =
             (plan.gateways.iter().enumerate()).map(|(number, style)| Gateway::new(number, *style, &plan)).collect();

@@ -21,7 +21,7 @@ use std::{
 
 use orchestrator_service::{
     client::{Client, ClientOptions, ErrorKind, ServiceState, Standing, UpdatesFrom},
-    shard::owed::PublishTo,
+    shard::publish_queue::PublishTo,
     transport::{Connection, Denial, Message as Received, TransportError},
     wire::proto::Code,
 };

@@ -22,7 +22,7 @@
 //! So neither a flood of commands on one stream nor one of large answers makes the ticks of other streams old, and
 //! ticks hold up neither.
 //!
-//! When [`Owed::is_full`], the shard stops working rather than dropping a change: playback is arithmetic, so it loses
+//! When [`PublishQueue::is_full`], the shard stops working rather than dropping a change: playback is arithmetic, so it loses
 //! nothing by standing still.
 
 use std::collections::VecDeque;
@@ -86,7 +86,7 @@ pub struct PublishLimits {
     /// How many answers may wait before the shard stops. As many as changes, since a command makes one of each.
     pub max_answers: usize,
     /// How many bytes of them, subjects and bookkeeping included. Large answers may take three quarters: see
-    /// [`Owed::reply`].
+    /// [`PublishQueue::reply`].
     pub max_answer_bytes: usize,
     /// How many ticks may wait before the shard rests rather than replace them by newer ones: what a publisher that is at
     /// its limit sends in about 2 ms.
@@ -196,20 +196,20 @@ impl Encoded {
 
 /// What of a stream waits.
 #[derive(Debug, Default)]
-struct Place {
+struct PendingStream {
     /// The newest tick; none where a change has taken its place.
     tick: Option<Encoded>,
-    /// Whether it is in [`Owed::order`].
+    /// Whether it is in [`PublishQueue::order`].
     has_turn: bool,
-    /// Its changes in [`Owed::changes`], which go before the tick.
+    /// Its changes in [`PublishQueue::changes`], which go before the tick.
     changes: usize,
-    /// Its changes in [`Owed::held`], which go before all others.
+    /// Its changes in [`PublishQueue::held`], which go before all others.
     held: usize,
 }
 
 /// See the module.
 #[derive(Debug)]
-pub struct Owed {
+pub struct PublishQueue {
     publish_to: PublishTo,
     limits: PublishLimits,
     /// What the connection takes, as far as is known.
@@ -221,7 +221,7 @@ pub struct Owed {
     /// Invariant: bytes in `held`.
     held_bytes: usize,
     /// By the engine's slot. Invariant: those with a turn or changes, held ones too.
-    places: HashMap<u32, Place, FixedState>,
+    places: HashMap<u32, PendingStream, FixedState>,
     /// The slots that have a turn for their tick, each once, in the order in which they got it.
     order: VecDeque<u32>,
     /// How many ticks there are.
@@ -243,7 +243,7 @@ pub struct Owed {
     too_large: Option<TooLarge>,
 }
 
-impl Owed {
+impl PublishQueue {
     /// Owes nothing yet.
     #[must_use]
     pub fn new(publish_to: PublishTo) -> Self {
@@ -504,7 +504,7 @@ impl Owed {
         }
     }
 
-    /// How many changes were ever handed over, for [`Owed::confirm`].
+    /// How many changes were ever handed over, for [`PublishQueue::confirm`].
     #[must_use]
     pub const fn handed_over(&self) -> u64 {
         self.handed_over
@@ -531,13 +531,13 @@ impl Owed {
         self.too_large.take()
     }
 
-    /// The broker has the changes that had been handed over when [`Owed::handed_over`] was `until`.
+    /// The broker has the changes that had been handed over when [`PublishQueue::handed_over`] was `until`.
     pub fn confirm(&mut self, until: u64) {
         self.confirm_but(until, |_| false);
     }
 
-    /// As [`Owed::confirm`], but for messages whose subject was `refused`: their changes are held until
-    /// [`Owed::release_held`], and go to that subject alone then.
+    /// As [`PublishQueue::confirm`], but for messages whose subject was `refused`: their changes are held until
+    /// [`PublishQueue::release_held`], and go to that subject alone then.
     pub fn confirm_but(&mut self, until: u64, refused: impl Fn(&str) -> bool) {
         let first = self.handed_over - self.unconfirmed.len() as u64;
         for _ in first..until {
@@ -594,7 +594,7 @@ impl Owed {
 
     /// The connection was lost: what was not confirmed is owed again, before everything else. A reader that had it
     /// already sees its sequence repeated.
-    pub fn owe_again(&mut self) {
+    pub fn requeue_unconfirmed(&mut self) {
         if !self.unconfirmed.is_empty() {
             counter!("orchestrator_republished_total").increment(self.unconfirmed.len() as u64);
         }
@@ -619,7 +619,7 @@ impl Owed {
         let turns = self.places.values().filter(|place| place.has_turn).count();
         assert_eq!(turns, self.order.len(), "each slot has one turn");
         assert!(self.order.iter().all(|slot| self.places[slot].has_turn), "a turn is a slot's");
-        let waits = |place: &Place| place.has_turn || place.changes + place.held > 0;
+        let waits = |place: &PendingStream| place.has_turn || place.changes + place.held > 0;
         assert!(self.places.values().all(waits), "a place waits for something");
         let held_bytes: usize = self.held.iter().map(|change| change.payload.len()).sum();
         assert_eq!(self.held_bytes, held_bytes, "bytes held");
@@ -686,5 +686,5 @@ fn feed_message(partition: u8, payload: Bytes) -> Publication {
 }
 
 #[cfg(test)]
-#[path = "owed_tests.rs"]
+#[path = "publish_queue_tests.rs"]
 mod tests;

@@ -31,14 +31,14 @@ fn update(slot: u32, sequence: u64, cause: Cause) -> StateUpdate {
 }
 
 /// What is handed over, as (subject, sequence).
-fn sent(owed: &mut Owed, most: usize) -> Vec<(String, u64)> {
+fn sent(queue: &mut PublishQueue, most: usize) -> Vec<(String, u64)> {
     let mut sent = Vec::new();
     let at_once = AtOnce { messages: most, ..AtOnce::ALL };
-    owed.hand_over(at_once, DEFAULT_MAX_PAYLOAD, |Publication { subject, payload, .. }| {
+    queue.hand_over(at_once, DEFAULT_MAX_PAYLOAD, |Publication { subject, payload, .. }| {
         let sequence = proto::StateUpdate::decode(payload).map_or(0, |update| update.sequence);
         sent.push((subject.to_string(), sequence));
     });
-    owed.check();
+    queue.check();
     sent
 }
 
@@ -48,7 +48,7 @@ fn on(slot: u32, sequence: u64) -> (String, u64) {
 
 #[test]
 fn of_ticks_and_snapshots_the_newest_is_kept_and_of_changes_each() {
-    let mut owed = Owed::new(PublishTo::Subjects);
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
     for (slot, sequence, cause) in [
         (0, 1, Cause::Tick),
         (1, 1, Cause::Tick),
@@ -64,74 +64,74 @@ fn of_ticks_and_snapshots_the_newest_is_kept_and_of_changes_each() {
         (2, 4, Cause::Tick),
         (2, 5, Cause::Snapshot),
     ] {
-        owed.update(&update(slot, sequence, cause), NOW);
-        owed.check();
+        queue.update(&update(slot, sequence, cause), NOW);
+        queue.check();
     }
-    assert_eq!(sent(&mut owed, 100), [on(1, 2), on(0, 3), on(0, 4), on(0, 6), on(2, 2), on(2, 5)]);
-    assert!(owed.is_empty());
+    assert_eq!(sent(&mut queue, 100), [on(1, 2), on(0, 3), on(0, 4), on(0, 6), on(2, 2), on(2, 5)]);
+    assert!(queue.is_empty());
 }
 
 #[test]
 fn an_unconfirmed_change_is_owed_again_before_newer_ones() {
-    let mut owed = Owed::new(PublishTo::Subjects);
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
     for sequence in 1..=3 {
-        owed.update(&update(0, sequence, Cause::Scene), NOW);
+        queue.update(&update(0, sequence, Cause::Scene), NOW);
     }
-    assert_eq!(sent(&mut owed, 2), [on(0, 1), on(0, 2)]);
-    let barrier = owed.handed_over();
-    assert_eq!(sent(&mut owed, 1), [on(0, 3)]);
-    owed.confirm(barrier);
-    owed.update(&update(0, 4, Cause::Scene), NOW);
-    owed.owe_again();
-    assert_eq!(sent(&mut owed, 100), [on(0, 3), on(0, 4)]);
-    owed.confirm(owed.handed_over());
-    assert!(owed.is_settled());
+    assert_eq!(sent(&mut queue, 2), [on(0, 1), on(0, 2)]);
+    let barrier = queue.handed_over();
+    assert_eq!(sent(&mut queue, 1), [on(0, 3)]);
+    queue.confirm(barrier);
+    queue.update(&update(0, 4, Cause::Scene), NOW);
+    queue.requeue_unconfirmed();
+    assert_eq!(sent(&mut queue, 100), [on(0, 3), on(0, 4)]);
+    queue.confirm(queue.handed_over());
+    assert!(queue.is_settled());
 }
 
 #[test]
 fn a_tick_waits_for_its_own_streams_changes_and_not_for_a_flood_on_another() {
-    let mut owed = Owed::new(PublishTo::Subjects);
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
     for sequence in 1..=6 {
-        owed.update(&update(0, sequence, Cause::Command), NOW);
+        queue.update(&update(0, sequence, Cause::Command), NOW);
     }
-    owed.update(&update(0, 7, Cause::Tick), NOW);
-    owed.update(&update(1, 1, Cause::Tick), NOW);
-    owed.update(&update(2, 1, Cause::Tick), NOW);
-    owed.update(&update(3, 1, Cause::Tick), NOW);
-    assert_eq!(sent(&mut owed, 4), [on(1, 1), on(2, 1), on(0, 1), on(0, 2)], "half of it is for changes");
-    owed.update(&update(3, 2, Cause::Scene), NOW);
-    owed.update(&update(3, 3, Cause::Tick), NOW);
-    assert_eq!(sent(&mut owed, 3), [on(0, 3), on(0, 4), on(0, 5)]);
-    owed.owe_again();
+    queue.update(&update(0, 7, Cause::Tick), NOW);
+    queue.update(&update(1, 1, Cause::Tick), NOW);
+    queue.update(&update(2, 1, Cause::Tick), NOW);
+    queue.update(&update(3, 1, Cause::Tick), NOW);
+    assert_eq!(sent(&mut queue, 4), [on(1, 1), on(2, 1), on(0, 1), on(0, 2)], "half of it is for changes");
+    queue.update(&update(3, 2, Cause::Scene), NOW);
+    queue.update(&update(3, 3, Cause::Tick), NOW);
+    assert_eq!(sent(&mut queue, 3), [on(0, 3), on(0, 4), on(0, 5)]);
+    queue.requeue_unconfirmed();
     let again: Vec<_> = (1..=6).map(|sequence| on(0, sequence)).chain([on(0, 7), on(3, 2), on(3, 3)]).collect();
-    assert_eq!(sent(&mut owed, 100), again);
-    assert!(owed.is_empty());
+    assert_eq!(sent(&mut queue, 100), again);
+    assert!(queue.is_empty());
 }
 
 #[test]
 fn it_is_full_before_it_would_drop_a_change() {
-    let mut owed = Owed::new(PublishTo::Subjects);
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
     let capacity = PublishLimits::default().max_changes;
     for sequence in 0..capacity as u64 {
-        assert!(!owed.is_full());
-        owed.update(&update(0, sequence, Cause::Scene), NOW);
+        assert!(!queue.is_full());
+        queue.update(&update(0, sequence, Cause::Scene), NOW);
     }
-    assert!(owed.is_full());
-    assert_eq!(sent(&mut owed, usize::MAX).len(), capacity);
-    assert!(owed.is_full(), "handed over is not confirmed");
-    owed.confirm(owed.handed_over());
-    assert!(!owed.is_full());
+    assert!(queue.is_full());
+    assert_eq!(sent(&mut queue, usize::MAX).len(), capacity);
+    assert!(queue.is_full(), "handed over is not confirmed");
+    queue.confirm(queue.handed_over());
+    assert!(!queue.is_full());
 }
 
 #[test]
 fn a_feed_carries_a_partitions_updates_in_one_message() {
     for (publish_to, messages) in [(PublishTo::Feed, 2), (PublishTo::Both, 5)] {
-        let mut owed = Owed::new(publish_to);
-        owed.update(&update(7, 1, Cause::Scene), NOW);
-        owed.update(&update(7, 2, Cause::Tick), NOW);
-        owed.update(&update(8, 1, Cause::Tick), NOW);
+        let mut queue = PublishQueue::new(publish_to);
+        queue.update(&update(7, 1, Cause::Scene), NOW);
+        queue.update(&update(7, 2, Cause::Tick), NOW);
+        queue.update(&update(8, 1, Cause::Tick), NOW);
         let mut sent = Vec::new();
-        owed.hand_over(AtOnce::ALL, DEFAULT_MAX_PAYLOAD, |publication| sent.push(publication));
+        queue.hand_over(AtOnce::ALL, DEFAULT_MAX_PAYLOAD, |publication| sent.push(publication));
         assert_eq!(sent.len(), messages);
         let Publication { kind, subject, payload } = &sent[messages - 2];
         assert_eq!((*kind, subject.as_str()), (Kind::Feed, "orchestrator.feed.7"));
@@ -140,17 +140,17 @@ fn a_feed_carries_a_partitions_updates_in_one_message() {
     }
 }
 
-fn answer(owed: &mut Owed, number: usize, bytes: usize) {
-    owed.reply(&Subject::from(format!("answer.{number}")), vec![b'x'; bytes].into());
+fn answer(queue: &mut PublishQueue, number: usize, bytes: usize) {
+    queue.reply(&Subject::from(format!("answer.{number}")), vec![b'x'; bytes].into());
 }
 
 /// One hand-over as it is by default: what kind, how many bytes, and of an answer which.
-fn handed_over(owed: &mut Owed) -> Vec<(Kind, usize, String)> {
+fn handed_over(queue: &mut PublishQueue) -> Vec<(Kind, usize, String)> {
     let mut sent = Vec::new();
-    owed.hand_over(owed.at_once(), DEFAULT_MAX_PAYLOAD, |Publication { kind, subject, payload }| {
+    queue.hand_over(queue.at_once(), DEFAULT_MAX_PAYLOAD, |Publication { kind, subject, payload }| {
         sent.push((kind, payload.len(), subject.to_string()));
     });
-    owed.check();
+    queue.check();
     sent
 }
 
@@ -161,13 +161,13 @@ fn bytes_of(kind: Kind, sent: &[(Kind, usize, String)]) -> usize {
 #[test]
 fn ticks_do_not_wait_behind_large_answers() {
     const LIST: usize = 700_000;
-    let mut owed = Owed::new(PublishTo::Subjects);
-    (0..15).for_each(|number| answer(&mut owed, number, LIST));
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
+    (0..15).for_each(|number| answer(&mut queue, number, LIST));
     let (mut answers, mut ticks) = (0, 0);
     for round in 1..=60 {
         // More than a hand-over, each time.
-        (0..600).for_each(|slot| owed.update(&update(slot, round, Cause::Tick), NOW));
-        let sent = handed_over(&mut owed);
+        (0..600).for_each(|slot| queue.update(&update(slot, round, Cause::Tick), NOW));
+        let sent = handed_over(&mut queue);
         let kinds: Vec<Kind> = sent.iter().map(|message| message.0).collect();
         let first_answer = kinds.iter().position(|kind| *kind == Kind::Answer).unwrap_or(kinds.len());
         assert!(first_answer >= 256, "half of it is for ticks before any answer: {first_answer}");
@@ -179,35 +179,35 @@ fn ticks_do_not_wait_behind_large_answers() {
     assert!((11..=13).contains(&answers), "{answers} answers");
     assert!(ticks >= 60 * 256, "{ticks} ticks");
     // With nothing else to do, answers have it all.
-    while !owed.is_empty() {
-        assert!(!handed_over(&mut owed).is_empty());
+    while !queue.is_empty() {
+        assert!(!handed_over(&mut queue).is_empty());
     }
 }
 
 #[test]
 fn changes_and_answers_take_turns() {
-    let mut owed = Owed::new(PublishTo::Subjects);
-    (0..300).for_each(|number| answer(&mut owed, number, 50));
-    (1..=300).for_each(|sequence| owed.update(&update(0, sequence, Cause::Command), NOW));
-    let sent = handed_over(&mut owed);
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
+    (0..300).for_each(|number| answer(&mut queue, number, 50));
+    (1..=300).for_each(|sequence| queue.update(&update(0, sequence, Cause::Command), NOW));
+    let sent = handed_over(&mut queue);
     let changes = sent.iter().filter(|message| message.0 == Kind::Update).count();
     assert_eq!((sent.len(), changes), (512, 256));
 }
 
 #[test]
 fn an_answer_stays_behind_the_changes_before_it_also_after_a_loss() {
-    let mut owed = Owed::new(PublishTo::Subjects);
-    let told = |owed: &mut Owed, most: usize| -> Vec<String> {
-        sent(owed, most).into_iter().map(|(subject, sequence)| format!("{subject} {sequence}")).collect()
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
+    let told = |queue: &mut PublishQueue, most: usize| -> Vec<String> {
+        sent(queue, most).into_iter().map(|(subject, sequence)| format!("{subject} {sequence}")).collect()
     };
     for sequence in 1..=3 {
-        owed.update(&update(0, sequence, Cause::Command), NOW);
-        answer(&mut owed, sequence as usize, 50);
+        queue.update(&update(0, sequence, Cause::Command), NOW);
+        answer(&mut queue, sequence as usize, 50);
     }
-    assert_eq!(told(&mut owed, 3), ["stream.s0.updates 1", "answer.1 0", "stream.s0.updates 2"]);
-    owed.owe_again();
+    assert_eq!(told(&mut queue, 3), ["stream.s0.updates 1", "answer.1 0", "stream.s0.updates 2"]);
+    queue.requeue_unconfirmed();
     assert_eq!(
-        told(&mut owed, 100),
+        told(&mut queue, 100),
         ["stream.s0.updates 1", "stream.s0.updates 2", "answer.2 0", "stream.s0.updates 3", "answer.3 0"]
     );
 }
@@ -215,14 +215,14 @@ fn an_answer_stays_behind_the_changes_before_it_also_after_a_loss() {
 #[test]
 fn too_many_large_answers_become_short_refusals_and_stop_nothing_else() {
     const LIST: usize = 700_000;
-    let mut owed = Owed::new(PublishTo::Subjects);
-    (0..1_000).for_each(|number| answer(&mut owed, number, LIST));
-    assert!(owed.refuses_large_answers() && !owed.is_full());
-    (1_000..1_500).for_each(|number| answer(&mut owed, number, 1_000));
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
+    (0..1_000).for_each(|number| answer(&mut queue, number, LIST));
+    assert!(queue.refuses_large_answers() && !queue.is_full());
+    (1_000..1_500).for_each(|number| answer(&mut queue, number, 1_000));
     let PublishLimits { max_answer_bytes, .. } = PublishLimits::default();
     let (mut whole, mut refused, mut bytes) = (0, 0, 0);
-    while !owed.is_empty() {
-        owed.hand_over(owed.at_once(), DEFAULT_MAX_PAYLOAD, |Publication { payload, .. }| {
+    while !queue.is_empty() {
+        queue.hand_over(queue.at_once(), DEFAULT_MAX_PAYLOAD, |Publication { payload, .. }| {
             bytes += payload.len();
             match proto::Reply::decode(payload) {
                 Ok(reply) if reply.code() == proto::Code::Unavailable => refused += 1,
@@ -233,32 +233,32 @@ fn too_many_large_answers_become_short_refusals_and_stop_nothing_else() {
     let kept = max_answer_bytes / 4 * 3 / LIST;
     assert_eq!((whole, refused), (kept + 500, 1_000 - kept), "each is answered, in one way or the other");
     assert!(bytes < max_answer_bytes, "{bytes}");
-    assert!(!owed.refuses_large_answers(), "there is room again");
+    assert!(!queue.refuses_large_answers(), "there is room again");
 }
 
 #[test]
 fn when_even_short_answers_fill_their_room_the_shard_is_to_stop() {
-    let mut owed = Owed::new(PublishTo::Subjects);
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
     let mut count = 0;
-    while !owed.is_full() {
-        answer(&mut owed, count, 100);
+    while !queue.is_full() {
+        answer(&mut queue, count, 100);
         count += 1;
         assert!(count < 1_000_000);
     }
     assert!(count > 50_000, "{count}");
-    while !owed.is_empty() {
-        handed_over(&mut owed);
+    while !queue.is_empty() {
+        handed_over(&mut queue);
     }
-    assert!(!owed.is_full());
+    assert!(!queue.is_full());
 }
 
 #[test]
 fn an_answer_that_the_connection_does_not_take_becomes_a_refusal_that_names_size_and_limit() {
-    let mut owed = Owed::new(PublishTo::Subjects);
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
     let mut said = |bytes: usize, max_payload: usize| {
-        answer(&mut owed, 7, bytes);
+        answer(&mut queue, 7, bytes);
         let mut said = None;
-        owed.hand_over(AtOnce::ALL, max_payload, |Publication { payload, .. }| said = Some(payload));
+        queue.hand_over(AtOnce::ALL, max_payload, |Publication { payload, .. }| said = Some(payload));
         said
     };
     assert_eq!(said(1_000, 1_000).map(|payload| payload.len()), Some(1_000));
@@ -271,14 +271,14 @@ fn an_answer_that_the_connection_does_not_take_becomes_a_refusal_that_names_size
 #[test]
 fn an_update_that_fits_nowhere_is_given_up_counted_and_holds_up_nothing() {
     for publish_to in [PublishTo::Subjects, PublishTo::Feed, PublishTo::Both] {
-        let mut owed = Owed::new(publish_to);
+        let mut queue = PublishQueue::new(publish_to);
         let scenes = [Scene { name: &"x".repeat(250), duration_ms: 10_000 }];
         let timeline = Arc::new(Timeline::new(&scenes, SceneLimits::default()).unwrap());
-        owed.update(&StateUpdate { timeline, ..update(0, 1, Cause::Scene) }, NOW);
-        owed.update(&update(0, 2, Cause::Scene), NOW);
-        owed.update(&update(0, 3, Cause::Tick), NOW);
+        queue.update(&StateUpdate { timeline, ..update(0, 1, Cause::Scene) }, NOW);
+        queue.update(&update(0, 2, Cause::Scene), NOW);
+        queue.update(&update(0, 3, Cause::Tick), NOW);
         let mut seen = Vec::new();
-        owed.hand_over(AtOnce::ALL, 200, |Publication { kind, payload, .. }| {
+        queue.hand_over(AtOnce::ALL, 200, |Publication { kind, payload, .. }| {
             assert!(payload.len() <= 200);
             let updates = match kind {
                 Kind::Feed => proto::UpdateBatch::decode(payload).unwrap().update,
@@ -288,24 +288,24 @@ fn an_update_that_fits_nowhere_is_given_up_counted_and_holds_up_nothing() {
         });
         seen.dedup();
         assert!(seen == [2, 3] || seen == [2, 3, 2, 3], "{publish_to:?}: {seen:?}");
-        assert!(owed.take_too_large().is_some_and(|TooLarge { bytes, limit }| bytes > 250 && limit == 200));
-        assert_eq!(owed.take_too_large(), None);
-        owed.confirm(owed.handed_over());
-        assert!(owed.is_settled());
-        owed.check();
+        assert!(queue.take_too_large().is_some_and(|TooLarge { bytes, limit }| bytes > 250 && limit == 200));
+        assert_eq!(queue.take_too_large(), None);
+        queue.confirm(queue.handed_over());
+        assert!(queue.is_settled());
+        queue.check();
     }
 }
 
 #[test]
 fn no_message_of_a_feed_is_longer_than_the_connection_takes_and_none_is_lost() {
     for max_payload in [150, 1_000, 16_384, 1 << 20] {
-        let mut owed = Owed::new(PublishTo::Feed);
+        let mut queue = PublishQueue::new(PublishTo::Feed);
         for sequence in 1..=3_000 {
-            owed.update(&StateUpdate { partition: 7, ..update(sequence as u32 % 50, sequence, Cause::Scene) }, NOW);
+            queue.update(&StateUpdate { partition: 7, ..update(sequence as u32 % 50, sequence, Cause::Scene) }, NOW);
         }
         let (mut seen, mut messages) = (Vec::new(), 0);
-        while !owed.is_empty() {
-            owed.hand_over(owed.at_once(), max_payload, |Publication { payload, .. }| {
+        while !queue.is_empty() {
+            queue.hand_over(queue.at_once(), max_payload, |Publication { payload, .. }| {
                 assert!(payload.len() <= max_payload, "{} bytes of {max_payload}", payload.len());
                 seen.extend(proto::UpdateBatch::decode(payload).unwrap().update.iter().map(|update| update.sequence));
                 messages += 1;
@@ -318,62 +318,62 @@ fn no_message_of_a_feed_is_longer_than_the_connection_takes_and_none_is_lost() {
 
 #[test]
 fn changes_that_the_broker_refuses_are_held_in_order_and_stop_no_other_stream() {
-    let mut owed = Owed::new(PublishTo::Subjects);
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
     let refused = |subject: &str| subject == "stream.s0.updates";
     for sequence in 1..=2 {
-        owed.update(&update(0, sequence, Cause::Command), NOW);
-        owed.update(&update(1, sequence, Cause::Command), NOW);
+        queue.update(&update(0, sequence, Cause::Command), NOW);
+        queue.update(&update(1, sequence, Cause::Command), NOW);
     }
-    assert_eq!(sent(&mut owed, 100).len(), 4);
+    assert_eq!(sent(&mut queue, 100).len(), 4);
     // A third is on its way when the broker says no, and a fourth comes.
-    let barrier = owed.handed_over();
-    owed.update(&update(0, 3, Cause::Command), NOW);
-    assert_eq!(sent(&mut owed, 100), [on(0, 3)]);
-    owed.confirm_but(barrier, refused);
-    owed.check();
-    owed.update(&update(0, 4, Cause::Command), NOW);
-    owed.update(&update(0, 5, Cause::Tick), NOW);
-    answer(&mut owed, 7, 10);
-    owed.update(&update(1, 3, Cause::Command), NOW);
-    assert_eq!(sent(&mut owed, 100), [on(1, 3), ("answer.7".to_owned(), 0)], "nothing of the stream overtakes");
-    owed.confirm_but(owed.handed_over(), refused);
-    owed.check();
-    assert!(owed.has_held() && !owed.has_unconfirmed());
+    let barrier = queue.handed_over();
+    queue.update(&update(0, 3, Cause::Command), NOW);
+    assert_eq!(sent(&mut queue, 100), [on(0, 3)]);
+    queue.confirm_but(barrier, refused);
+    queue.check();
+    queue.update(&update(0, 4, Cause::Command), NOW);
+    queue.update(&update(0, 5, Cause::Tick), NOW);
+    answer(&mut queue, 7, 10);
+    queue.update(&update(1, 3, Cause::Command), NOW);
+    assert_eq!(sent(&mut queue, 100), [on(1, 3), ("answer.7".to_owned(), 0)], "nothing of the stream overtakes");
+    queue.confirm_but(queue.handed_over(), refused);
+    queue.check();
+    assert!(queue.has_held() && !queue.has_unconfirmed());
 
-    owed.release_held();
-    assert_eq!(sent(&mut owed, 100), [on(0, 1), on(0, 2), on(0, 3), on(0, 4), on(0, 5)]);
-    owed.confirm(owed.handed_over());
-    assert!(owed.is_settled() && !owed.has_held());
+    queue.release_held();
+    assert_eq!(sent(&mut queue, 100), [on(0, 1), on(0, 2), on(0, 3), on(0, 4), on(0, 5)]);
+    queue.confirm(queue.handed_over());
+    assert!(queue.is_settled() && !queue.has_held());
 }
 
 #[test]
 fn of_refused_changes_so_many_are_held_and_the_oldest_are_given_up() {
     let limits = PublishLimits { max_held: 3, ..PublishLimits::default() };
-    let mut owed = Owed::with_limits(PublishTo::Subjects, limits);
+    let mut queue = PublishQueue::with_limits(PublishTo::Subjects, limits);
     for sequence in 1..=10 {
-        owed.update(&update(0, sequence, Cause::Command), NOW);
+        queue.update(&update(0, sequence, Cause::Command), NOW);
     }
-    owed.update(&update(0, 11, Cause::Tick), NOW);
-    assert_eq!(sent(&mut owed, 100).len(), 11);
-    owed.confirm_but(owed.handed_over(), |_| true);
-    owed.check();
-    assert!(!owed.is_full() && owed.is_settled(), "the shard goes on, and may end");
-    owed.owe_again();
-    assert_eq!(sent(&mut owed, 100), [on(0, 8), on(0, 9), on(0, 10)]);
-    owed.confirm_but(owed.handed_over(), |_| true);
-    owed.update(&update(0, 12, Cause::Tick), NOW);
-    owed.give_up_held();
-    assert_eq!(sent(&mut owed, 100), [on(0, 12)], "its tick may go");
+    queue.update(&update(0, 11, Cause::Tick), NOW);
+    assert_eq!(sent(&mut queue, 100).len(), 11);
+    queue.confirm_but(queue.handed_over(), |_| true);
+    queue.check();
+    assert!(!queue.is_full() && queue.is_settled(), "the shard goes on, and may end");
+    queue.requeue_unconfirmed();
+    assert_eq!(sent(&mut queue, 100), [on(0, 8), on(0, 9), on(0, 10)]);
+    queue.confirm_but(queue.handed_over(), |_| true);
+    queue.update(&update(0, 12, Cause::Tick), NOW);
+    queue.give_up_held();
+    assert_eq!(sent(&mut queue, 100), [on(0, 12)], "its tick may go");
 }
 
 #[test]
 fn of_two_subjects_only_the_refused_one_is_tried_again() {
-    let mut owed = Owed::new(PublishTo::Both);
-    owed.update(&update(7, 1, Cause::Command), NOW);
-    assert_eq!(sent(&mut owed, 100).len(), 2);
-    owed.confirm_but(owed.handed_over(), |subject| subject.starts_with("orchestrator.feed."));
-    owed.release_held();
+    let mut queue = PublishQueue::new(PublishTo::Both);
+    queue.update(&update(7, 1, Cause::Command), NOW);
+    assert_eq!(sent(&mut queue, 100).len(), 2);
+    queue.confirm_but(queue.handed_over(), |subject| subject.starts_with("orchestrator.feed."));
+    queue.release_held();
     let mut subjects = Vec::new();
-    owed.hand_over(AtOnce::ALL, DEFAULT_MAX_PAYLOAD, |publication| subjects.push(publication.subject.to_string()));
+    queue.hand_over(AtOnce::ALL, DEFAULT_MAX_PAYLOAD, |publication| subjects.push(publication.subject.to_string()));
     assert_eq!(subjects, ["orchestrator.feed.7"]);
 }

@@ -13,7 +13,7 @@ use crate::{
 
 /// One thing that a shard does to its engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fed {
+pub enum EngineOp {
     /// An `OrchestratorCommand`, undecoded.
     Command(Bytes),
     /// A `SubscriptionCommand`, undecoded.
@@ -75,7 +75,7 @@ pub enum Message<'a> {
     None,
 }
 
-impl Fed {
+impl EngineOp {
     /// Feeds it to an engine.
     pub fn apply(&self, now: Tick, engine: &mut Engine, limits: &WireLimits, outbox: &mut Outbox) -> Outcome<'_> {
         let mut message = Message::None;
