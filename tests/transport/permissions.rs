@@ -1,9 +1,10 @@
 //! What a real server refuses, with its own words and at its own time, and takes back by a reload.
 
 use std::{
+    cell::RefCell,
     collections::VecDeque,
     io::Write,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -354,13 +355,16 @@ async fn after_a_reconnect_to_a_server_with_a_smaller_limit_that_is_the_limit() 
     .await;
 }
 
-/// Where a log is written to.
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
+thread_local! {
+    /// What this thread has logged: a test that runs on one thread reads its own lines there.
+    static LOG: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
-impl Write for Lines {
+struct ThreadLog;
+
+impl Write for ThreadLog {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
+        LOG.with_borrow_mut(|log| log.write(bytes))
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
@@ -371,13 +375,10 @@ impl Write for Lines {
 /// On one thread, to which the log belongs.
 #[tokio::test]
 async fn of_500_refused_subjects_and_500_refused_subscriptions_one_line_each_is_logged() {
-    let lines = Lines::default();
-    let writer = lines.clone();
-    let log =
-        tracing_subscriber::fmt().with_env_filter("orchestrator_service=info").with_writer(move || writer.clone());
-    let _guard = tracing::subscriber::set_default(log.finish());
-    // Other tests of this process may have met the same lines before there was a log.
-    tracing::callsite::rebuild_interest_cache();
+    // For the whole process. With a subscriber of this thread alone, a line that another test reaches first would be
+    // off for good: whether a line is on is asked once, on the thread that reaches it first.
+    let log = tracing_subscriber::fmt().with_env_filter("orchestrator_service=info").with_writer(|| ThreadLog);
+    tracing::subscriber::set_global_default(log.finish()).expect("the only log of this process");
     let server = server_with(without(Operation::Publish, &["news.>"]).replace("deny: []", "deny: [\"news.>\"]"));
     let transport = connect(&server, "limited").await;
 
@@ -388,7 +389,7 @@ async fn of_500_refused_subjects_and_500_refused_subscriptions_one_line_each_is_
     }
 
     assert!(transport.denied().borrow().publish.len() > 100);
-    let said = || String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let said = || LOG.with_borrow(|log| String::from_utf8(log.clone()).unwrap());
     eventually("both are logged", async || said().contains("messages") && said().contains("subscription")).await;
     let log = said();
     for what in ["NATS refuses messages", "NATS refuses a subscription"] {
