@@ -69,6 +69,18 @@ fn describe() {
     counter!("orchestrator_streams_removed_total", "Streams removed, by reason.");
     counter!("orchestrator_stale_removed_total", "Subscribers removed because they were not heard of.");
     counter!("orchestrator_shard_panics_total", "Shards that lost their streams to a panic.");
+    counter!(
+        "client_unregisters_given_up_total",
+        "Subscribers left to go stale because they could not be unregistered."
+    );
+    counter!("client_unregisters_forgotten_total", "Unregisterings forgotten because too many waited.");
+    counter!("client_updates_skipped_total", "Updates that were not passed on, by reason: old, foreign or impossible.");
+    counter!("gateway_late_updates_skipped_total", "Updates that were too old when they came.");
+    counter!("gateway_ticks_skipped_total", "Ticks not sent to viewers who read too slowly.");
+    counter!("gateway_sockets_dropped_total", "Viewers dropped by the gateway, by reason.");
+    counter!("orchestrator_broker_refusals_total", "Refusals by the broker, by what it refused.");
+    counter!("orchestrator_publish_denied_total", "Messages that the broker does not permit to be published.");
+    counter!("orchestrator_shards_dead_total", "Shards that died and were not replaced.");
     counter!("orchestrator_http_refused_total", "Connections and requests refused by an HTTP server, by reason.");
     counter!("orchestrator_http_cut_total", "Connections that an HTTP server ended, by reason.");
     counter!("orchestrator_http_accept_errors_total", "Connections that could not be accepted.");

@@ -56,7 +56,7 @@ async fn sequences(updates: &mut UpdateStream, count: usize) -> Vec<u64> {
 }
 
 /// Lets the readers take what was published.
-async fn settle() {
+async fn yield_often() {
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
@@ -93,17 +93,17 @@ async fn a_partition_has_one_subscription_from_its_first_follower_to_its_last() 
     let other = follow(&client, OTHER).await;
     assert_eq!(bus.subscriptions(), 2);
     drop((first, other));
-    settle().await;
+    yield_often().await;
     assert_eq!(bus.subscriptions(), 1);
     drop((second, twin));
-    settle().await;
+    yield_often().await;
     assert_eq!(bus.subscriptions(), 0);
     assert_eq!(client.core().feeds.len(), 0);
 
     // At once, while the reader before may not have ended.
     drop(follow(&client, ONE[0]).await);
     let mut again = follow(&client, ONE[1]).await;
-    settle().await;
+    yield_often().await;
     assert_eq!(bus.subscriptions(), 1);
     batch(&link, vec![update(ONE[1], 1)]).await;
     assert_eq!(sequences(&mut again, 1).await, [1]);
@@ -138,7 +138,7 @@ async fn a_follower_that_takes_nothing_keeps_the_changes_and_the_newest() {
             _ => update(stream, sequence),
         };
         batch(&link, vec![made]).await;
-        settle().await;
+        yield_often().await;
     }
     let mut seen = Vec::new();
     while seen.last() != Some(&2_000) {
@@ -155,7 +155,7 @@ async fn of_more_changes_than_are_kept_the_newest_are() {
     let mut updates = follow(&client, stream).await;
     let last = MAX_WAITING as u64 + 100;
     batch(&link, (1..=last).map(|sequence| change(stream, sequence)).collect()).await;
-    settle().await;
+    yield_often().await;
     assert_eq!(sequences(&mut updates, MAX_WAITING).await, (101..=last).collect::<Vec<_>>());
 }
 
@@ -185,7 +185,7 @@ async fn a_feed_that_the_broker_refuses_later_ends_with_the_reason_and_may_be_fo
     let mut updates = follow(&client, ONE[0]).await;
     let mut other = follow(&client, ONE[1]).await;
     batch(&link, vec![update(ONE[0], 1)]).await;
-    settle().await;
+    yield_often().await;
     bus.deny(Operation::Subscribe, "orchestrator.feed.*");
     assert_eq!(sequences(&mut updates, 1).await, [1]);
     for updates in [&mut updates, &mut other] {
@@ -194,7 +194,7 @@ async fn a_feed_that_the_broker_refuses_later_ends_with_the_reason_and_may_be_fo
     }
     let error = client.updates(ONE[0]).await.map(|_| ()).expect_err("denied");
     assert_eq!(error.kind(), ErrorKind::Denied);
-    settle().await;
+    yield_often().await;
     assert_eq!((client.core().feeds.len(), bus.subscriptions()), (0, 0));
     bus.allow(Operation::Subscribe, "orchestrator.feed.*");
     let mut again = follow(&client, ONE[0]).await;

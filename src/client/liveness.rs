@@ -2,7 +2,7 @@
 //!
 //! Three things show that there is none. The connection to the broker is away; the broker says that nobody listens; or
 //! answers stop. The first two are known at once or with the next question. For the third, two questions in a row have
-//! to stay unanswered, since one may get lost, or be overslept by a client that was stopped itself.
+//! to stay unanswered, since one may get lost, or be missed by a client that was stopped itself.
 //!
 //! | step | at most |
 //! |---|---|

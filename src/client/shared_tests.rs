@@ -73,7 +73,7 @@ async fn panics_after(delay: Duration) {
 }
 
 /// Lets aborted tasks end.
-async fn settle() {
+async fn yield_often() {
     for _ in 0..20 {
         tokio::task::yield_now().await;
     }
@@ -86,15 +86,15 @@ async fn one_task_serves_all_holders_from_the_first_to_the_last() {
     let third = join(&shared, &meter).await;
     assert_eq!((*first, *third.key(), shared.len(), meter.counts()), (42, 7, 1, (1, 1)));
     drop((first, third));
-    settle().await;
+    yield_often().await;
     assert_eq!((shared.len(), meter.counts()), (1, (1, 1)));
     drop(second);
     assert!(shared.is_empty(), "at once: whoever comes now begins anew");
     let again = join(&shared, &meter).await;
-    settle().await;
+    yield_often().await;
     assert_eq!((shared.len(), meter.counts()), (1, (2, 1)));
     drop(again);
-    settle().await;
+    yield_often().await;
     assert_eq!((shared.len(), meter.counts()), (0, (2, 0)));
 }
 
@@ -103,19 +103,19 @@ async fn a_cancelled_waiter_leaves_nothing_and_takes_nothing_from_the_others() {
     let (shared, meter) = world();
     let opens_late = || join_after(&shared, &meter, Duration::from_secs(9));
     tokio::time::timeout(Duration::from_secs(1), opens_late()).await.expect_err("not yet open");
-    settle().await;
+    yield_often().await;
     assert_eq!((shared.len(), meter.counts()), (0, (1, 0)));
 
     let patient = tokio::spawn({
         let (shared, meter) = (Arc::clone(&shared), Arc::clone(&meter));
         async move { join_after(&shared, &meter, Duration::from_secs(9)).await }
     });
-    settle().await;
+    yield_often().await;
     tokio::time::timeout(Duration::from_secs(1), opens_late()).await.expect_err("not yet open");
     let held = patient.await.expect("no panic").expect("opened");
     assert_eq!((shared.len(), meter.counts()), (1, (2, 1)));
     drop(held);
-    settle().await;
+    yield_often().await;
     assert_eq!((shared.len(), meter.counts()), (0, (2, 0)));
 }
 
@@ -153,7 +153,7 @@ async fn holders_hear_of_a_task_that_ends_by_itself_and_the_next_begins_anew() {
     assert!(shared.is_empty());
     let new = join(&shared, &meter).await;
     drop(old);
-    settle().await;
+    yield_often().await;
     assert_eq!((*new, shared.len(), meter.counts()), (42, 1, (1, 1)), "the old one's leave is not the new one's");
 }
 

@@ -24,7 +24,7 @@ struct Service {
 }
 
 /// A request and where its answer goes.
-struct Asked {
+struct Incoming {
     payload: Bytes,
     reply: Subject,
 }
@@ -38,23 +38,23 @@ impl Service {
         Self { link, requests }
     }
 
-    async fn next(&mut self) -> Asked {
+    async fn next(&mut self) -> Incoming {
         let message = self.requests.next().await.expect("the bus lives");
-        Asked { payload: message.payload, reply: message.reply.expect("the client wants answers") }
+        Incoming { payload: message.payload, reply: message.reply.expect("the client wants answers") }
     }
 
-    async fn next_command(&mut self) -> (OrchestratorCommand, Asked) {
+    async fn next_command(&mut self) -> (OrchestratorCommand, Incoming) {
         let asked = self.next().await;
         (OrchestratorCommand::decode(asked.payload.clone()).expect("a command"), asked)
     }
 
-    async fn next_wire(&mut self) -> (Wire, Asked) {
+    async fn next_wire(&mut self) -> (Wire, Incoming) {
         let asked = self.next().await;
         let command = SubscriptionCommand::decode(asked.payload.clone()).expect("a subscription command").command;
         (command.expect("not empty"), asked)
     }
 
-    async fn answer(&self, asked: Asked, reply: &impl prost::Message) {
+    async fn answer(&self, asked: Incoming, reply: &impl prost::Message) {
         self.publish(asked.reply, reply.encode_to_vec()).await;
     }
 
@@ -77,14 +77,14 @@ impl Service {
         self.answer(asked, &Reply { code: Code::UnknownSubscriber.into(), ..about_s() }).await;
     }
 
-    async fn next_beat(&mut self) -> (Vec<u64>, Asked) {
+    async fn next_beat(&mut self) -> (Vec<u64>, Incoming) {
         match self.next_wire().await {
             (Wire::HeartbeatBatch(HeartbeatBatch { handle, .. }), asked) => (handle, asked),
             (other, _) => panic!("not a heartbeat: {other:?}"),
         }
     }
 
-    async fn next_leave(&mut self) -> (Vec<u64>, Asked) {
+    async fn next_leave(&mut self) -> (Vec<u64>, Incoming) {
         match self.next_wire().await {
             (Wire::UnregisterBatch(UnregisterBatch { handle, .. }), asked) => (handle, asked),
             (other, _) => panic!("not an unregistering: {other:?}"),
@@ -261,7 +261,7 @@ async fn a_late_leave_does_not_meet_who_has_come_back() {
     let bus = MemoryBus::new();
     let client = patient_for_a_second(&bus);
     let mut service = Service::on(&bus).await;
-    // Nobody can say what became of the first one, and while there is no broker nobody is told of it.
+    // Nobody can say what became of the first one, and while there is no broker nobody can be asked.
     let attempt = tokio::time::timeout(Duration::from_secs(1), client.register("s", "c", None, 7));
     let (result, _unanswered) = tokio::join!(attempt, async {
         let asked = service.next_wire().await;
@@ -334,7 +334,7 @@ async fn what_a_stream_that_captures_requests_acknowledges_is_no_answer() {
     let (_bus, mut service, client) = world().await;
     let acknowledgements =
         [r#"{"stream":"ORDERS","seq":1}"#, r#"{"stream":"X","domain":"hub","seq":7,"duplicate":true}"#];
-    let acknowledge = async |service: &mut Service, asked: &Asked| {
+    let acknowledge = async |service: &mut Service, asked: &Incoming| {
         for text in acknowledgements {
             service.publish(asked.reply.clone(), text.into()).await;
         }

@@ -58,11 +58,11 @@ impl Engine {
             let id = StreamId::parse(&stream.show.id).expect("a stream's id is valid");
             assert_eq!(self.find_stream(id), Ok(slot as u32), "stream {} is in the index", stream.show.id);
             armed += usize::from(stream.timer.is_linked());
-            let mates: Vec<u32> = self.subscribers.mates(stream.members.head).collect();
-            let stale = mates.iter().filter(|mate| self.subscribers.is_stale(**mate)).count() as u64;
+            let members: Vec<u32> = self.subscribers.of_stream(stream.members.head).collect();
+            let stale = members.iter().filter(|member| self.subscribers.is_stale(**member)).count() as u64;
             let counts = stream.counts();
-            assert!(mates.iter().all(|mate| self.subscribers.stream_of(*mate) == slot as u32));
-            assert_eq!(counts.total, mates.len() as u64, "stream {}: its list", stream.show.id);
+            assert!(members.iter().all(|member| self.subscribers.stream_of(*member) == slot as u32));
+            assert_eq!(counts.total, members.len() as u64, "stream {}: its list", stream.show.id);
             assert_eq!(counts.stale, stale, "stream {}: stale", stream.show.id);
             counted += counts;
         }

@@ -12,7 +12,7 @@
 //! | 4 | `stream` | slot of the stream |
 //! | 4 | `next_session` | the next session of the same client on the same stream |
 //! | 8 | `timer` | links in the wheel |
-//! | 8 | `mates` | links in the list of the stream's subscribers |
+//! | 8 | `prev_in_stream`, `next_in_stream` | links in the list of the stream's subscribers |
 
 use std::fmt;
 

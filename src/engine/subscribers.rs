@@ -237,7 +237,7 @@ impl Subscribers {
         record.tag = self.handles.draw_tag(record.tag);
     }
 
-    /// Adds a subscriber that is not there, to the front of the list that begins with `mates`, and behind the client's
+    /// Adds a subscriber that is not there, to the front of the list that begins with `head`, and behind the client's
     /// `first` session, if it has one. Returns its slot. The caller has checked that there is room.
     pub(super) fn insert(
         &mut self,
@@ -246,7 +246,7 @@ impl Subscribers {
         first: Option<u32>,
         session: u64,
         source: Option<SocketAddr>,
-        mates: u32,
+        head: u32,
     ) -> u32 {
         let (client, flags) = match key {
             Form::Uuid(uuid) => (uuid, 0),
@@ -267,10 +267,10 @@ impl Subscribers {
             next_session: NONE,
             timer: Link::UNLINKED,
             prev_in_stream: NONE,
-            next_in_stream: mates,
+            next_in_stream: head,
         };
-        if mates != NONE {
-            self.records.get_mut(mates).prev_in_stream = slot;
+        if head != NONE {
+            self.records.get_mut(head).prev_in_stream = slot;
         }
         self.set_source(slot, source);
         match first {
@@ -435,7 +435,7 @@ impl Subscribers {
     }
 
     /// The slots of a stream's list, for checks.
-    pub(super) fn mates(&self, head: u32) -> impl Iterator<Item = u32> + '_ {
+    pub(super) fn of_stream(&self, head: u32) -> impl Iterator<Item = u32> + '_ {
         std::iter::successors((head != NONE).then_some(head), |slot| {
             let behind = self.records.get(*slot).next_in_stream;
             (behind != NONE).then_some(behind)

@@ -33,7 +33,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(600);
 /// How often another's announcement may be answered with one.
 const ANSWER_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Another instance, as it is told of.
+/// Another instance, as it has announced itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Other {
     started_at_ms: u64,
@@ -81,7 +81,7 @@ impl Others {
     }
 
     /// Notes what another instance says. True if it is news to that one that this one is here.
-    fn hear(&self, presence: proto::Presence, now: Instant) -> bool {
+    fn observe(&self, presence: proto::Presence, now: Instant) -> bool {
         let proto::Presence { instance, started_at_ms, name, leaving } = presence;
         if instance == self.own.instance {
             return false;
@@ -165,7 +165,7 @@ pub(super) async fn announce(
                 Some(message) => match presence::read(&message.subject, &message.payload) {
                     None => counter!("orchestrator_dropped_total", "reason" => "bad_presence").increment(1),
                     Some(presence) => {
-                        if others.hear(presence, Instant::now()) && answered.elapsed() >= ANSWER_INTERVAL {
+                        if others.observe(presence, Instant::now()) && answered.elapsed() >= ANSWER_INTERVAL {
                             answered = Instant::now();
                             announcer.say(false).await;
                         }
@@ -262,7 +262,7 @@ mod tests {
             [("z", 999, true), ("a", 1_000, true), ("z", 1_000, false), ("a", 1_001, false), ("m", 1, false)]
         {
             let others = others();
-            others.hear(said(instance, started_at_ms, false), now);
+            others.observe(said(instance, started_at_ms, false), now);
             assert_eq!(others.earlier().is_some(), gives_way, "{instance} {started_at_ms}");
         }
     }
@@ -270,19 +270,19 @@ mod tests {
     #[test]
     fn an_instance_that_leaves_or_is_silent_is_forgotten() {
         let (others, now) = (others(), Instant::now());
-        others.hear(said("a", 1, false), now);
-        others.hear(said("b", 2, false), now + Duration::from_secs(5));
+        others.observe(said("a", 1, false), now);
+        others.observe(said("b", 2, false), now + Duration::from_secs(5));
         assert_eq!(others.earlier().map(|other| other.instance), Some("a".to_owned()));
         assert!(!others.forget_silent(Duration::from_secs(9), now + Duration::from_secs(9)));
         assert_eq!(others.earlier().map(|other| other.instance), Some("b".to_owned()));
-        others.hear(said("b", 2, true), now);
+        others.observe(said("b", 2, true), now);
         assert_eq!(others.earlier(), None);
     }
 
     #[test]
     fn a_flood_of_made_up_instances_is_bounded() {
         let (others, now) = (others(), Instant::now());
-        (0..10_000).for_each(|number| _ = others.hear(said(&format!("a{number}"), 1, false), now));
+        (0..10_000).for_each(|number| _ = others.observe(said(&format!("a{number}"), 1, false), now));
         assert_eq!(others.lock().len(), MAX_OTHERS);
         assert!(others.forget_silent(Duration::from_secs(9), now + Duration::from_secs(9)));
     }

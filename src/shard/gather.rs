@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// What the sender of a request is told of which a shard lost its part in a panic.
+/// The answer to a request of which a shard lost its part in a panic.
 pub(super) const LOST: Refusal =
     Refusal::Unavailable("the service lost streams while it handled this; whether it was carried out is not known");
 
@@ -36,17 +36,17 @@ pub struct Gather {
     reply: Option<Subject>,
     parts: Mutex<Parts>,
     /// Given back at its end, however that comes.
-    _place: Option<Place>,
+    _permit: Option<Permit>,
 }
 
 /// Room for a request of a kind that may make only so much at a time.
 #[derive(Debug)]
-pub struct Place {
+pub struct Permit {
     taken: Arc<AtomicUsize>,
     size: usize,
 }
 
-impl Place {
+impl Permit {
     /// Takes room for `size`, if no more than `most` is taken then.
     #[must_use]
     pub fn take(taken: &Arc<AtomicUsize>, size: usize, most: usize) -> Option<Self> {
@@ -56,7 +56,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.taken.fetch_sub(self.size, Ordering::Relaxed);
     }
@@ -151,12 +151,12 @@ pub struct Part {
 }
 
 impl Part {
-    /// The parts of a request, in the order of their shards. `place` is given back when it ends.
+    /// The parts of a request, in the order of their shards. `permit` is given back when it ends.
     #[must_use]
-    pub fn of(what: What, reply: Option<Subject>, work: Vec<Work>, place: Option<Place>) -> Vec<Box<Self>> {
+    pub fn of(what: What, reply: Option<Subject>, work: Vec<Work>, permit: Option<Permit>) -> Vec<Box<Self>> {
         let outcomes = work.iter().map(|_| None).collect();
         let parts = Mutex::new(Parts { left: work.len(), outcomes });
-        let gather = Arc::new(Gather { what, reply, parts, _place: place });
+        let gather = Arc::new(Gather { what, reply, parts, _permit: permit });
         let part = |(number, Work { pieces, weight }): (usize, Work)| {
             let bytes = pieces.iter().map(Bytes::len).sum();
             let gather = Arc::clone(&gather);
@@ -344,12 +344,12 @@ mod tests {
     #[test]
     fn a_place_is_given_back_when_the_last_part_is_gone() {
         let taken = Arc::default();
-        let place = Place::take(&taken, 5, 9);
-        assert!(place.is_some() && Place::take(&taken, 5, 9).is_none());
-        let mut parts = Part::of(What::Stats, None, vec![Work::default(), Work::default()], place);
+        let permit = Permit::take(&taken, 5, 9);
+        assert!(permit.is_some() && Permit::take(&taken, 5, 9).is_none());
+        let mut parts = Part::of(What::Stats, None, vec![Work::default(), Work::default()], permit);
         drop(parts.pop());
-        assert!(Place::take(&taken, 5, 9).is_none(), "one part is under way");
+        assert!(Permit::take(&taken, 5, 9).is_none(), "one part is under way");
         drop(parts.pop().unwrap().finish(Err(LOST)));
-        assert!(Place::take(&taken, 5, 9).is_some());
+        assert!(Permit::take(&taken, 5, 9).is_some());
     }
 }

@@ -14,7 +14,7 @@ use metrics::counter;
 use prost::{DecodeError, Message as _};
 
 use super::{
-    gather::{Part, Place, What, Work},
+    gather::{Part, Permit, What, Work},
     log,
     mailbox::{Body, Mail, Unsent},
     router::Router,
@@ -155,9 +155,9 @@ impl Ingress {
                     .ok()
                     .filter(|shard| *shard < shards)
                     .map_or((shards - 1, u32::MAX), |shard| (shard, from.slot));
-                let place = Place::take(&self.listed, limit, self.own.max_listed);
-                let place = place.ok_or(Refusal::Unavailable("too many lists are being made; try again"))?;
-                self.send_parts(What::List { from, limit }, each(from.0..shards, limit), reply, Some(place))
+                let permit = Permit::take(&self.listed, limit, self.own.max_listed);
+                let permit = permit.ok_or(Refusal::Unavailable("too many lists are being made; try again"))?;
+                self.send_parts(What::List { from, limit }, each(from.0..shards, limit), reply, Some(permit))
             }
         }
     }
@@ -180,10 +180,10 @@ impl Ingress {
         what: What,
         parts: Vec<(usize, Work)>,
         reply: Option<Subject>,
-        place: Option<Place>,
+        permit: Option<Permit>,
     ) -> Result<(), Refusal> {
         let (shards, work): (Vec<usize>, Vec<Work>) = parts.into_iter().unzip();
-        let parts = Part::of(what, reply, work, place).into_iter().map(|part| Mail::new(Body::Part(part), None));
+        let parts = Part::of(what, reply, work, permit).into_iter().map(|part| Mail::new(Body::Part(part), None));
         self.router.send_all(shards.into_iter().zip(parts).collect()).map_err(refusal)
     }
 

@@ -42,7 +42,7 @@ commands! {
     | 1 Start, 8 Reconfigure
 }
 
-/// Where a message belongs, and what can be told of its size without decoding it.
+/// Where a message belongs, and its size as far as it shows without decoding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CommandRoute<'a> {
     /// The stream, as it is named; not checked, and empty if none is.

@@ -126,7 +126,7 @@ pub(super) fn client_options(options: &NatsOptions, login: Option<Login>, shared
     .reconnect_delay_callback(move |attempt| reconnect_delay(attempt, for_delays.link.is_closing()))
 }
 
-/// What the server is told of who connects.
+/// The identity that a server is shown.
 async fn auth(shared: &Shared, login: Option<&Login>, file: Option<PathBuf>, nonce: &[u8]) -> Result<Auth, AuthError> {
     let mut auth = match file {
         None => Auth::new(),

@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 
 use super::NatsError;
 
-/// The servers to try, at least one, and what all of them are told of who connects. Displayed without the login.
+/// The servers to try, at least one, and the identity that each of them is shown. Displayed without the login.
 pub(super) struct Servers {
     /// Without logins: the client writes what it is given into its logs.
     pub(super) addresses: Vec<ServerAddr>,
