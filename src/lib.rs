@@ -4,7 +4,7 @@
 //! NATS / memory ──bytes──▶ ingress ──▶ mailbox ──▶ shard loop ──▶ engine
 //!                           (peek id,   (bounded)   (one clock     (no tokio, no NATS,
 //!                            hash)                   read a turn)   no clock, no bytes)
-//! NATS / memory ◀─bytes── publisher ◀── owed ◀── outbox ◀─────────────┘
+//! NATS / memory ◀─bytes── publisher ◀── queue ◀─ outbox ◀─────────────┘
 //!
 //! gateway (REST, WebSocket, page) ──▶ client ──▶ the same transport
 //! ```

@@ -178,7 +178,7 @@ impl Keeper {
             return false;
         }
         let until = *self.closing_until.get_or_insert_with(|| Instant::now() + self.core.options.close_timeout);
-        // Without a connection there is nobody to say goodbye to: the service notices by itself.
+        // Without a connection there is nobody to unregister with: the service notices by itself.
         done && self.jobs.is_empty() || Instant::now() >= until || !self.seen.connected
     }
 }

@@ -436,7 +436,8 @@ impl Engine {
     fn list(&mut self, now: Tick, from_slot: u32, limit: usize, outbox: &mut Outbox) -> Accepted {
         /// Slots looked at in one call: a table that was once large and is nearly empty takes several pages.
         const MOST_SLOTS: usize = 4_096;
-        let end = self.streams.0.capacity();
+        // An empty table is at its end at once, however large it once was.
+        let end = if self.streams.0.is_empty() { 0 } else { self.streams.0.capacity() };
         let mut states = Vec::new();
         let mut slot = from_slot as usize;
         let last = slot.saturating_add(MOST_SLOTS).min(end);

@@ -64,9 +64,9 @@ pub(super) struct Conditions {
     pub(super) request_id: Option<String>,
 }
 
-/// A JSON body that must be there.
+/// A JSON body that must be there, with the leave to keep what is made of it: for as long as the handler has it.
 #[derive(Debug)]
-pub(super) struct JsonBody<T>(pub(super) T);
+pub(super) struct JsonBody<T>(pub(super) T, pub(super) Lease);
 
 impl<T: DeserializeOwned> FromRequest<Arc<App>> for JsonBody<T> {
     type Rejection = ApiError;
@@ -74,13 +74,14 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for JsonBody<T> {
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
         require_json(request.headers())?;
         let (parts, body) = request.into_parts();
-        parse(&read(&parts, body, app).await?.bytes).map(Self)
+        let (value, lease) = read(&parts, body, app).await?.parsed()?;
+        Ok(Self(value, lease))
     }
 }
 
-/// A JSON body that may be empty.
+/// A JSON body that may be empty, as [`JsonBody`].
 #[derive(Debug)]
-pub(super) struct OptionalJsonBody<T>(pub(super) Option<T>);
+pub(super) struct OptionalJsonBody<T>(pub(super) Option<T>, pub(super) Lease);
 
 impl<T: DeserializeOwned> FromRequest<Arc<App>> for OptionalJsonBody<T> {
     type Rejection = ApiError;
@@ -89,10 +90,11 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for OptionalJsonBody<T> {
         let (parts, body) = request.into_parts();
         let body = read(&parts, body, app).await?;
         if body.bytes.is_empty() {
-            return Ok(Self(None));
+            return Ok(Self(None, body.lease));
         }
         require_json(&parts.headers)?;
-        parse(&body.bytes).map(|value| Self(Some(value)))
+        let (value, lease) = body.parsed()?;
+        Ok(Self(Some(value), lease))
     }
 }
 
@@ -120,11 +122,48 @@ fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
     Err(ApiError::invalid_as(StatusCode::UNSUPPORTED_MEDIA_TYPE, message))
 }
 
+/// Leave to keep bytes for a peer; none where somebody else serves the routes, who bounds what is kept.
+#[derive(Debug)]
+pub(super) struct Lease(Option<Buffered>);
+
+impl Lease {
+    fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
+        let granted = self.0.as_mut().is_none_or(|buffered| buffered.grow(bytes));
+        if granted { Ok(()) } else { Err(too_much()) }
+    }
+}
+
 /// A body, with the leave to keep it.
-#[derive(Default)]
 struct Kept {
     bytes: Vec<u8>,
-    buffered: Vec<Buffered>,
+    lease: Lease,
+}
+
+impl Kept {
+    fn new(connection: Option<&Arc<ConnectionGuard>>) -> Result<Self, ApiError> {
+        let lease = connection.map(|connection| connection.buffer(0).ok_or_else(too_much)).transpose()?;
+        Ok(Self { bytes: Vec::new(), lease: Lease(lease) })
+    }
+
+    /// However small the chunks are, what counts is what the buffer takes.
+    fn append(&mut self, chunk: &[u8], limit: usize) -> Result<(), ApiError> {
+        let (length, capacity) = (self.bytes.len() + chunk.len(), self.bytes.capacity());
+        if length > capacity {
+            let grown = length.max((2 * capacity).min(limit));
+            self.lease.grow(grown - capacity)?;
+            self.bytes.reserve_exact(grown - self.bytes.len());
+        }
+        self.bytes.extend_from_slice(chunk);
+        Ok(())
+    }
+
+    /// What it says, and leave for that: the lease goes on after the bytes are gone.
+    fn parsed<T: DeserializeOwned>(mut self) -> Result<(T, Lease), ApiError> {
+        /// A scene of 29 bytes becomes a body's and a message's, with every field that a scene may have.
+        const TIMES: usize = 6;
+        self.lease.grow(TIMES * self.bytes.len())?;
+        Ok((parse(&self.bytes)?, self.lease))
+    }
 }
 
 async fn read(parts: &Parts, body: Body, app: &App) -> Result<Kept, ApiError> {
@@ -142,20 +181,17 @@ async fn read(parts: &Parts, body: Body, app: &App) -> Result<Kept, ApiError> {
 
 async fn read_within(body: Body, limit: usize, connection: Option<&Arc<ConnectionGuard>>) -> Result<Kept, ApiError> {
     let mut chunks = body.into_data_stream();
-    let mut kept = Kept::default();
+    let mut kept = Kept::new(connection)?;
     let mut length = 0_usize;
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|error| ApiError::invalid(format!("the body broke off: {error}")))?;
         length = length.saturating_add(chunk.len());
         if length <= limit {
-            if let Some(connection) = connection {
-                kept.buffered.push(connection.buffer(chunk.len()).ok_or_else(too_much)?);
-            }
-            kept.bytes.extend_from_slice(&chunk);
+            kept.append(&chunk, limit)?;
         } else if length > limit.saturating_mul(OVERREAD) {
             break;
         } else {
-            kept = Kept::default();
+            kept = Kept::new(connection)?;
         }
     }
     if length > limit {

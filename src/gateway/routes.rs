@@ -83,7 +83,7 @@ struct Created {
 async fn create(
     State(app): Shared,
     QueryParams(conditions): QueryParams<Conditions>,
-    JsonBody(mut body): JsonBody<StreamBody>,
+    JsonBody(mut body, _lease): JsonBody<StreamBody>,
 ) -> Answer<Response> {
     let stream_id = body.stream_id.take().unwrap_or_else(|| match &conditions.request_id {
         // A repeat has to come to the same stream: it is there that the first request is remembered.
@@ -192,7 +192,7 @@ async fn start(
     State(app): Shared,
     Params(stream_id): Params<String>,
     QueryParams(conditions): QueryParams<Conditions>,
-    OptionalJsonBody(body): OptionalJsonBody<StreamBody>,
+    OptionalJsonBody(body, _lease): OptionalJsonBody<StreamBody>,
 ) -> Answer<Json<Done>> {
     let config = body.map(|body| body.config_of(&stream_id)).transpose()?;
     app.done(&stream_id, Command::Start(config), conditions, "Stream started").await
@@ -228,7 +228,7 @@ async fn status(
     State(app): Shared,
     Params(stream_id): Params<String>,
     QueryParams(conditions): QueryParams<Conditions>,
-    JsonBody(body): JsonBody<StatusBody>,
+    JsonBody(body, _lease): JsonBody<StatusBody>,
 ) -> Answer<Json<Done>> {
     let StatusBody { is_streaming, stream_time, timecode } = body;
     let command = Command::UpdateStreamStatus { is_streaming, stream_time, timecode };
@@ -239,7 +239,7 @@ async fn configure(
     State(app): Shared,
     Params(stream_id): Params<String>,
     QueryParams(conditions): QueryParams<Conditions>,
-    JsonBody(body): JsonBody<StreamBody>,
+    JsonBody(body, _lease): JsonBody<StreamBody>,
 ) -> Answer<Json<Done>> {
     let config = body.config_of(&stream_id)?;
     app.done(&stream_id, Command::Reconfigure(config), conditions, "Stream reconfigured").await

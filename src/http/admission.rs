@@ -96,12 +96,13 @@ impl Table {
         let address = subscriber(address);
         let mut state = self.state();
         let of_address = state.by_address.get(&address);
+        let mut gives_way = None;
         if of_address.is_some_and(|of_address| of_address.open >= self.limits.per_address) {
             let oldest = of_address.and_then(|of_address| of_address.waiting.first().copied());
-            state.end(oldest.ok_or(Full::Address)?)?;
+            gives_way = Some(state.end(oldest.ok_or(Full::Address)?)?);
         } else if state.open >= self.limits.connections {
             let oldest = state.waiting.first_key_value().map(|(ticket, _)| *ticket);
-            state.end(oldest.ok_or(Full::Server)?)?;
+            gives_way = Some(state.end(oldest.ok_or(Full::Server)?)?);
         }
         state.open += 1;
         state.by_address.entry(address).or_default().open += 1;
@@ -113,6 +114,9 @@ impl Table {
             give_way: Notify::new(),
         });
         state.wait(&guard);
+        drop(state);
+        // It may be the last copy by now, whose drop locks the table.
+        drop(gives_way);
         Ok(guard)
     }
 
@@ -161,8 +165,8 @@ impl State {
         }
     }
 
-    /// Takes away the place of one that waits.
-    fn end(&mut self, ticket: u64) -> Result<(), Full> {
+    /// Takes away the place of one that waits. The caller drops it when it has unlocked the table.
+    fn end(&mut self, ticket: u64) -> Result<Arc<ConnectionGuard>, Full> {
         if self.ending >= MAX_ENDING {
             return Err(Full::Ending);
         }
@@ -173,7 +177,7 @@ impl State {
         self.ending += 1;
         guard.gave_way.store(true, Ordering::Relaxed);
         guard.give_way.notify_one();
-        Ok(())
+        Ok(guard)
     }
 
     fn leave(&mut self, address: IpAddr) {
@@ -214,15 +218,8 @@ impl ConnectionGuard {
     /// all connections, or more than half of it for one address.
     #[must_use]
     pub fn buffer(self: &Arc<Self>, bytes: usize) -> Option<Buffered> {
-        let mut state = self.table.state();
-        let limit = self.table.limits.bytes;
-        let of_address = state.by_address.get(&self.address).map_or(0, |of_address| of_address.bytes);
-        if bytes > limit - state.bytes || of_address.saturating_add(bytes) > limit / 2 {
-            return None;
-        }
-        state.bytes += bytes;
-        state.by_address.entry(self.address).or_default().bytes += bytes;
-        Some(Buffered { table: Arc::clone(&self.table), address: self.address, bytes })
+        let mut buffered = Buffered { table: Arc::clone(&self.table), address: self.address, bytes: 0 };
+        buffered.grow(bytes).then_some(buffered)
     }
 }
 
@@ -246,6 +243,23 @@ pub struct Buffered {
     table: Arc<Table>,
     address: IpAddr,
     bytes: usize,
+}
+
+impl Buffered {
+    /// Leave to keep so many more, under the same bounds. False when that would be too much: it is as before then.
+    #[must_use]
+    pub fn grow(&mut self, bytes: usize) -> bool {
+        let mut state = self.table.state();
+        let limit = self.table.limits.bytes;
+        let of_address = state.by_address.get(&self.address).map_or(0, |of_address| of_address.bytes);
+        if bytes > limit - state.bytes || of_address.saturating_add(bytes) > limit / 2 {
+            return false;
+        }
+        state.bytes += bytes;
+        state.by_address.entry(self.address).or_default().bytes += bytes;
+        self.bytes += bytes;
+        true
+    }
 }
 
 impl Drop for Buffered {
@@ -303,6 +317,20 @@ mod tests {
         second.work();
         assert_eq!(table.admit(address(5)).err(), Some(Full::Server));
         drop((guards, newcomer, second));
+        assert!(is_as_new(&table));
+    }
+
+    #[test]
+    fn a_connection_that_ends_while_it_is_told_to_give_way_does_so() {
+        let table = table(1, 1);
+        let waiting = table.admit(address(1)).expect("a place");
+        let mut state = table.state();
+        let ticket = *state.waiting.first_key_value().expect("it waits").0;
+        let gives_way = state.end(ticket).expect("it may");
+        // Its own copy goes first: the other is the last one, and its drop takes the lock.
+        drop(waiting);
+        drop(state);
+        drop(gives_way);
         assert!(is_as_new(&table));
     }
 

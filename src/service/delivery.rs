@@ -96,11 +96,7 @@ impl Delivery {
     /// that fits nowhere is given up. So nothing that could go is lost, and nothing waits for ever.
     pub fn too_large(&mut self, bytes: usize, limit: usize, queue: &mut PublishQueue) {
         queue.set_max_payload(limit);
-        let mut last = None;
-        while self.taken.len() > self.outgoing.len() {
-            last = self.taken.pop_front();
-        }
-        match last {
+        match self.last_removed() {
             Some(Taken::Feed(subject, batch)) => {
                 // It was made here, so it is well-formed.
                 for part in feed::cut(batch, limit).unwrap_or_default().into_iter().rev() {
@@ -125,10 +121,20 @@ impl Delivery {
     /// The last message that was removed was not sent, because the broker had refused this subject before. It may have
     /// taken it again by the time the next barrier passes, so that is noted here: a change is held behind the barrier.
     pub fn refused(&mut self, subject: String, queue: &PublishQueue) {
-        // Without changes no barrier comes that would forget it.
-        if queue.has_unconfirmed() {
+        let is_answer = matches!(self.last_removed(), Some(Taken::Answer(_)));
+        // Without changes no barrier comes that would forget it; which subjects answers have, strangers decide.
+        if !is_answer && queue.has_unconfirmed() {
             self.refused_since.insert(subject);
         }
+    }
+
+    /// What the last message was that was removed from [`Delivery::taken`].
+    fn last_removed(&mut self) -> Option<Taken> {
+        let mut last = None;
+        while self.taken.len() > self.outgoing.len() {
+            last = self.taken.pop_front();
+        }
+        last
     }
 
     /// The connection is this now. If it is another, what was under way is lost, the barrier too, and it says how many
@@ -252,6 +258,22 @@ mod tests {
         assert_eq!(delivery.next(&mut queue, LIMIT), Step::Barrier);
         delivery.barrier_passed(UP, &mut queue);
         assert!(delivery.is_settled(&queue) && !queue.has_held());
+    }
+
+    #[test]
+    fn which_answers_were_refused_is_not_kept() {
+        let (mut delivery, mut queue) = (Delivery::new(UP), owing(1));
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Publish);
+        delivery.taken().clear();
+        for number in 0..100 {
+            queue.reply(&format!("inbox.{number}").into(), Bytes::new());
+        }
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Barrier);
+        assert_eq!(delivery.next(&mut queue, LIMIT), Step::Publish);
+        while let Some(outgoing) = delivery.taken().pop_front() {
+            delivery.refused(outgoing.subject.as_str().to_owned(), &queue);
+        }
+        assert!(queue.has_unconfirmed() && delivery.refused_since.is_empty());
     }
 
     #[test]

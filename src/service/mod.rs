@@ -214,6 +214,9 @@ impl Service {
         if let Some(shard) = self.health.ailing_shard() {
             return Err(format!("shard {shard} panicked and lost its streams"));
         }
+        if self.receiver.as_ref().is_some_and(|receiver| receiver.is_finished()) {
+            return Err("the receiver of requests has ended; the process must be started again".to_owned());
+        }
         if self.transports.iter().any(|transport| !transport.connection().borrow().connected) {
             return Err("the connection to the broker is away".to_owned());
         }

@@ -140,10 +140,12 @@ pub(super) async fn announce(
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut answered = Instant::now();
     loop {
+        let mut on_time = false;
         tokio::select! {
             biased;
             () = stopped(&mut phases) => break,
-            _ = ticks.tick() => {
+            due = ticks.tick() => {
+                on_time = due.elapsed() < interval / 2;
                 announcer.say(false).await;
                 if subscription.is_none() && subscribed_at.elapsed() > ASK_AGAIN {
                     subscription = announcer.subscribe().await;
@@ -173,7 +175,8 @@ pub(super) async fn announce(
                 },
             },
         }
-        if others.forget_silent(interval * SILENT_INTERVALS, Instant::now()) {
+        // A tick that comes late means that this process stood still: what the others said meanwhile is not read yet.
+        if on_time && others.forget_silent(interval * SILENT_INTERVALS, Instant::now()) {
             info!("the other instance is gone");
         }
         if let Some(other) = others.earlier()

@@ -87,6 +87,8 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>, t
                     // A change is held behind the next barrier. The transport logs it, once in a while.
                     Err(TransportError::Denied(denial)) => {
                         delivery.refused(denial.subject, &outlet.queue.borrow());
+                        // This came without waiting, and so may the next thousands: the shard has its turn in between.
+                        tokio::task::yield_now().await;
                     }
                     Err(error) => {
                         debug!(%error, "publishing stopped");
@@ -119,10 +121,8 @@ struct Refusals {
     denied: watch::Receiver<Denied>,
     /// How many refusals were counted.
     counted: u64,
-    /// How many of them since the barrier before the last.
-    recent: u64,
-    /// How often refusals may have been missed, as was known at the last barrier.
-    missed: u64,
+    /// How often refusals may have been missed or forgotten, as was known at the last barrier and at the one before.
+    missed: [u64; 2],
     /// When to try again what is held.
     retry_at: Option<Instant>,
 }
@@ -131,7 +131,7 @@ impl Refusals {
     fn of(transport: &dyn Transport) -> Self {
         let denied = transport.denied();
         let (counted, missed) = (denied.borrow().refused, denied.borrow().missed);
-        Self { denied, counted, recent: 0, missed, retry_at: None }
+        Self { denied, counted, missed: [missed; 2], retry_at: None }
     }
 
     /// Tries what is held again when it is time, or when nothing is refused any more.
@@ -161,13 +161,11 @@ impl Refusals {
     /// A barrier has passed: confirms what the broker did not refuse.
     fn confirm(&mut self, delivery: &mut Delivery, now: Connection, queue: &mut PublishQueue) {
         let denied = self.denied.borrow();
-        let missed = std::mem::replace(&mut self.missed, denied.missed) != denied.missed;
+        // A message may have been refused before the last barrier that is behind the barrier only now.
+        let missed = self.missed[0] != denied.missed;
+        self.missed = [self.missed[1], denied.missed];
         let refused = denied.refused.saturating_sub(self.counted);
         self.counted = denied.refused;
-        // What was refused before the broker took everything again cannot be told from the rest any more. A message may have
-        // been refused before the last barrier that is behind the barrier only now.
-        let recent = refused + std::mem::replace(&mut self.recent, refused);
-        let missed = missed || recent > 0 && denied.publish.is_empty();
         if refused > 0 {
             counter!("orchestrator_publish_denied_total").increment(refused);
         }

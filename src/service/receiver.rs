@@ -5,6 +5,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use futures_util::{FutureExt as _, StreamExt as _, stream::ReadyChunks};
 use metrics::counter;
 use tokio::sync::watch;
+use tracing::error;
 
 use crate::{
     shard::{ingress::Ingress, thread::Phase},
@@ -79,7 +80,10 @@ pub(super) async fn receive(
             () = stopped(&mut phases) => break,
             chunk = messages.next() => match chunk {
                 Some(chunk) => accept(chunk, &ingress, &*transport).await,
-                None => return,
+                None => {
+                    error!("the subscription to requests has ended; nothing is received any more");
+                    return;
+                }
             },
         }
     }
@@ -118,9 +122,14 @@ async fn accept(messages: Vec<Message>, ingress: &Ingress, transport: &dyn Trans
     while !answers.is_empty() {
         let left = answers.len();
         let sent = tokio::time::timeout(ANSWER_TIMEOUT, transport.publish(&mut answers)).await;
-        if !matches!(sent, Ok(Ok(()))) && answers.len() == left {
-            counter!("orchestrator_dropped_total", "reason" => "answer_not_sent").increment(left as u64);
-            return;
-        }
+        // What was refused by itself has been taken out, and those behind it go on; of a connection that takes nothing
+        // all are given up.
+        let given_up = match sent {
+            Ok(Ok(())) => return,
+            _ if answers.len() == left => std::mem::take(&mut answers).len(),
+            Ok(Err(TransportError::Denied(_) | TransportError::TooLarge { .. } | TransportError::Refused(_))) => 1,
+            _ => 0,
+        };
+        counter!("orchestrator_dropped_total", "reason" => "answer_not_sent").increment(given_up as u64);
     }
 }

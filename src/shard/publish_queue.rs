@@ -577,35 +577,43 @@ impl PublishQueue {
         }
     }
 
-    /// What is held is owed again, before everything else: perhaps the broker takes it now.
+    /// What is held is published again, before everything else: perhaps the broker takes it now.
     pub fn release_held(&mut self) {
-        let mut held = std::mem::take(&mut self.held);
-        held.make_contiguous().sort_unstable_by_key(|change| change.number);
+        let held = self.take_held();
+        self.put_back(held);
+    }
+
+    /// What was held, as changes that wait for nothing.
+    fn take_held(&mut self) -> Vec<Encoded> {
+        let held = Vec::from(std::mem::take(&mut self.held));
         self.held_bytes = 0;
-        while let Some(change) = held.pop_back() {
-            let place = self.places.entry(change.slot).or_default();
-            place.held -= 1;
-            place.changes += 1;
+        for change in &held {
+            self.places.entry(change.slot).or_default().held -= 1;
             self.change_bytes += change.payload.len();
+        }
+        held
+    }
+
+    /// Puts changes that had left before all others, in the order in which they were made.
+    fn put_back(&mut self, mut changes: Vec<Encoded>) {
+        changes.sort_unstable_by_key(|change| change.number);
+        for change in changes.into_iter().rev() {
             self.gone -= 1;
+            self.places.entry(change.slot).or_default().changes += 1;
             self.changes.push_front(change);
         }
     }
 
-    /// The connection was lost: what was not confirmed is owed again, before everything else. A reader that had it
-    /// already sees its sequence repeated.
+    /// The connection was lost: what was not confirmed is published again, before everything else. A reader that had it
+    /// already sees its sequence repeated. So is what is held, since another connection may have other permissions.
     pub fn requeue_unconfirmed(&mut self) {
-        if !self.unconfirmed.is_empty() {
-            counter!("orchestrator_republished_total").increment(self.unconfirmed.len() as u64);
+        let mut again = Vec::from(std::mem::take(&mut self.unconfirmed));
+        if !again.is_empty() {
+            counter!("orchestrator_republished_total").increment(again.len() as u64);
         }
-        while let Some(encoded) = self.unconfirmed.pop_back() {
-            self.handed_over -= 1;
-            self.gone -= 1;
-            self.places.entry(encoded.slot).or_default().changes += 1;
-            self.changes.push_front(encoded);
-        }
-        // Another connection may have other permissions.
-        self.release_held();
+        self.handed_over -= again.len() as u64;
+        again.extend(self.take_held());
+        self.put_back(again);
     }
 
     /// Asserts what must hold.

@@ -347,6 +347,21 @@ fn changes_that_the_broker_refuses_are_held_in_order_and_stop_no_other_stream() 
 }
 
 #[test]
+fn held_and_unconfirmed_changes_go_in_order_over_the_next_connection() {
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
+    queue.update(&update(0, 1, Cause::Scene), NOW);
+    assert_eq!(sent(&mut queue, 1), [on(0, 1)]);
+    let barrier = queue.handed_over();
+    queue.update(&update(0, 2, Cause::Scene), NOW);
+    assert_eq!(sent(&mut queue, 1), [on(0, 2)]);
+    queue.confirm_but(barrier, |_| true);
+    queue.update(&update(0, 3, Cause::Scene), NOW);
+    assert_eq!(sent(&mut queue, 1), [], "it goes behind the one that is held");
+    queue.requeue_unconfirmed();
+    assert_eq!(sent(&mut queue, 9), [on(0, 1), on(0, 2), on(0, 3)]);
+}
+
+#[test]
 fn of_refused_changes_so_many_are_held_and_the_oldest_are_given_up() {
     let limits = PublishLimits { max_held: 3, ..PublishLimits::default() };
     let mut queue = PublishQueue::with_limits(PublishTo::Subjects, limits);

@@ -87,7 +87,7 @@ impl ShardSettings {
     /// gave out stands for nobody in the new one, rather than for somebody else.
     #[must_use]
     pub fn for_successor(mut self) -> Self {
-        // The golden ratio of 2³², so that the generations of any two successors lie far apart.
+        // Another seed is another key: no handle of the old engine means anything to the new one.
         self.engine.seed = self.engine.seed.wrapping_add(0x9e37_79b9);
         self
     }

@@ -114,8 +114,9 @@ pub struct Denied {
     pub publish: BTreeSet<String>,
     /// How many messages were refused, by the broker or here because it had refused their subject.
     pub refused: u64,
-    /// Grows when so many refusals came at once that some may have been missed: any message published shortly before
-    /// may have been refused without its subject being above.
+    /// Grows when refusals may have been missed, because so many came at once, and when subjects go from `publish` while
+    /// they may still be refused: any message published shortly before may have been refused without its subject
+    /// being above.
     pub missed: u64,
 }
 
@@ -143,8 +144,8 @@ fn publish_denial(subject: &str) -> Denial {
     Denial { operation: Operation::Publish, subject: subject.to_owned(), reason }
 }
 
-/// How many subjects are remembered as refused: more than a service has streams that change within a second, and some
-/// 2 MB at the most.
+/// How many subjects are remembered as refused: more than a service has streams that change within a second. They take
+/// some 2 MB, and 33 MB if each is of the 1,024 bytes that a subject may have.
 pub const MAX_DENIED_SUBJECTS: usize = 16_384;
 
 /// After that time without a message for it a refused subject is forgotten, so that what nobody publishes any more does

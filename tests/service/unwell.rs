@@ -17,7 +17,10 @@ use orchestrator_service::{
         Accept, Connection, Denied, Message, Outgoing, Subscription, Transport, TransportError,
         memory::{MemoryBus, MemoryTransport},
     },
-    wire::proto::{Cause, Code, OrchestratorConfig, QueryReply},
+    wire::{
+        proto::{Cause, Code, OrchestratorConfig, QueryReply},
+        subject,
+    },
 };
 use tokio::sync::watch;
 
@@ -118,6 +121,30 @@ async fn a_service_whose_publisher_has_died_is_never_ready_again() {
         }
 
         eventually("it says so", async || service.ready().is_err_and(|reason| reason.contains("shard 1"))).await;
+        let before = Instant::now();
+        service.drain().await;
+        assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_service_whose_receiver_has_died_is_never_ready_again() {
+    within_limit(async {
+        let bus = MemoryBus::new();
+        let bad = Bad::new(&bus, usize::MAX);
+        let service = Service::start(settings(), Arc::clone(&bad) as Arc<dyn Transport>, vec![bus.connect()]).await;
+        let service = service.expect("it starts");
+        assert_eq!(service.ready(), Ok(()));
+
+        // What does not decode is refused by the receiver, over its own connection.
+        bad.panics.store(true, Ordering::SeqCst);
+        let asking = bus.connect();
+        let unanswered =
+            asking.request(subject::COMMAND, Bytes::from_static(b"\xff\xff"), Duration::from_millis(200)).await;
+        assert!(matches!(unanswered, Err(TransportError::Timeout(_))), "{unanswered:?}");
+
+        eventually("it says so", async || service.ready().is_err_and(|reason| reason.contains("receiver"))).await;
         let before = Instant::now();
         service.drain().await;
         assert!(before.elapsed() < Duration::from_secs(5), "{:?}", before.elapsed());

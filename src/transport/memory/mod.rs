@@ -195,6 +195,7 @@ impl MemoryTransport {
             is_new = denied.publish.insert(subject.to_owned());
             if denied.publish.len() > MAX_DENIED_SUBJECTS {
                 denied.publish.pop_first();
+                denied.missed += 1;
             }
         });
         if is_new { Permission::RefusedLater } else { Permission::Refused }

@@ -88,6 +88,22 @@ impl State {
     }
 }
 
+impl State {
+    /// Makes room: a quarter goes, so that a flood of subjects is not walked for each of them. Who publishes all the
+    /// time is among the others, whatever strangers ask for answers on; `newest` stays.
+    fn forget_longest_unwanted(&mut self, newest: &str) {
+        let mut wanted: Vec<Instant> = self.refused.values().map(|refused| refused.wanted).collect();
+        let quarter = wanted.len() / 4;
+        let last_to_go = *wanted.select_nth_unstable(quarter).1;
+        let mut may_go = quarter + 1;
+        self.refused.retain(|subject, refused| {
+            let stays = may_go == 0 || refused.wanted > last_to_go || subject == newest;
+            may_go -= usize::from(!stays);
+            stays
+        });
+    }
+}
+
 impl PublishGate {
     /// Nothing is refused. What will be is told in `denied`.
     pub(super) fn new(denied: Arc<watch::Sender<Denied>>) -> Self {
@@ -138,10 +154,10 @@ impl PublishGate {
             denied.refused += 1;
             if is_new {
                 denied.publish.insert(subject.to_owned());
-                if denied.publish.len() > MAX_DENIED_SUBJECTS
-                    && let Some(other) = denied.publish.pop_first()
-                {
-                    state.refused.remove(&other);
+                if denied.publish.len() > MAX_DENIED_SUBJECTS {
+                    state.forget_longest_unwanted(subject);
+                    denied.publish.retain(|subject| state.refused.contains_key(subject));
+                    denied.missed += 1;
                 }
             }
             is_new
@@ -175,7 +191,9 @@ impl PublishGate {
         self.any.store(false, Ordering::Release);
         self.denied.send_if_modified(|denied| {
             let inbox = denied.inbox.take_if(|denial| denial.operation == Operation::Publish);
-            !std::mem::take(&mut denied.publish).is_empty() || inbox.is_some()
+            let forgotten = !std::mem::take(&mut denied.publish).is_empty();
+            denied.missed += u64::from(forgotten);
+            forgotten || inbox.is_some()
         });
     }
 
@@ -301,14 +319,40 @@ mod tests {
         for number in 0..MAX_DENIED_SUBJECTS + 100 {
             world.gate.refuse(&format!("s.{number:06}"), world.at(0));
         }
-        assert_eq!(world.refused().len(), MAX_DENIED_SUBJECTS);
-        assert_eq!(world.publish("s.000200", 30_000), Gate::Probe);
+        let remembered = world.refused();
+        assert!((MAX_DENIED_SUBJECTS / 2..=MAX_DENIED_SUBJECTS).contains(&remembered.len()), "{}", remembered.len());
+        assert_eq!(world.denied.borrow().missed, 1, "what was forgotten may still be refused");
+        let kept = &remembered[0];
+        assert_eq!(world.publish(kept, 30_000), Gate::Probe);
 
         world.gate.forget(world.at(59_999));
-        assert_eq!(world.refused().len(), MAX_DENIED_SUBJECTS);
+        assert_eq!(world.refused(), remembered);
         world.gate.forget(world.at(60_000));
-        assert_eq!(world.refused(), ["s.000200"]);
+        assert_eq!(world.refused(), [kept.clone()]);
         world.gate.forget(world.at(90_000));
-        assert_eq!(world.publish("s.000200", 90_000), Gate::Open);
+        assert_eq!(world.publish(kept, 90_000), Gate::Open);
+    }
+
+    #[test]
+    fn a_flood_of_other_subjects_does_not_make_a_used_one_forgotten() {
+        let world = World::new();
+        world.gate.refuse("stream.a.updates", world.at(0));
+        for number in 0..3 * MAX_DENIED_SUBJECTS as u64 {
+            world.gate.refuse(&format!("z.{number:06}"), world.at(number));
+            if number % 100 == 0 {
+                world.publish("stream.a.updates", number);
+            }
+        }
+        assert!(world.refused().contains(&"stream.a.updates".to_owned()));
+    }
+
+    #[test]
+    fn who_is_tried_again_with_all_others_is_known_to_be_in_doubt() {
+        let world = World::new();
+        world.gate.open();
+        assert_eq!(world.denied.borrow().missed, 0, "nothing was refused");
+        world.gate.refuse("a", world.at(0));
+        world.gate.open();
+        assert_eq!(world.denied.borrow().missed, 1);
     }
 }
