@@ -51,7 +51,7 @@ const HOMES: [(&str, &[&str]); 33] = [
     ("serde_json", &["gateway", "http"]),
     ("serde_path_to_error", &["gateway"]),
     ("siphasher", &["engine"]),
-    ("slab", &["client", "engine", "transport"]),
+    ("slab", &["client", "engine", "gateway", "transport"]),
     ("socket2", &["http"]),
     ("thiserror", &["client", "engine", "gateway", "service", "shard", "subject", "timeline", "transport", "wire"]),
     ("tokio", &["client", "gateway", "http", "service", "shard", "telemetry", "transport"]),

@@ -1,5 +1,5 @@
 //! One subscription to a stream's updates for all sockets that show it: a channel, there from its first subscriber to its
-//! last.
+//! last. Its task reads the updates, puts them up, and has them written (`fanout`).
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,9 +12,11 @@ use tokio::{
 };
 
 use super::{
+    fanout::{Fanout, Member, Round},
     freshness::Freshness,
-    latest::{Ended, Latest, Next, Reader},
-    line::text_frame,
+    lag::Lag,
+    latest::{Ended, Latest, Reader},
+    line::{Line, text_frame},
 };
 use crate::client::{
     Client, ClientError, ServiceState, UpdateStream,
@@ -34,15 +36,19 @@ const LATE_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Hub {
     client: Client,
     channels: Arc<Shared<Arc<str>, Channel>>,
+    /// Measured for as long as there is a channel.
+    lag: Arc<Shared<(), Lag>>,
     /// True once the gateway is ending.
     is_ending: watch::Receiver<bool>,
+    /// How long a viewer may take to accept one message.
+    write_timeout: Duration,
 }
 
 /// What the sockets of one stream share.
 #[derive(Debug)]
 struct Channel {
     stream_id: Arc<str>,
-    latest: watch::Sender<Latest>,
+    fanout: Arc<Fanout>,
     /// Somebody has reason to think that updates were missed.
     refresh: Notify,
 }
@@ -55,14 +61,16 @@ pub(super) struct Subscriber {
 }
 
 impl Hub {
-    pub(super) fn new(client: Client, is_ending: watch::Receiver<bool>) -> Self {
-        Self { client, channels: Arc::default(), is_ending }
+    pub(super) fn new(client: Client, is_ending: watch::Receiver<bool>, write_timeout: Duration) -> Self {
+        Self { client, channels: Arc::default(), lag: Arc::default(), is_ending, write_timeout }
     }
 
     /// Subscribes to a channel. When it returns, whatever is published from now on will be among its latest updates.
     pub(super) async fn join(&self, stream_id: &str) -> Result<Subscriber, ClientError> {
         let stream_id: Arc<str> = stream_id.into();
-        let make = || Channel::new(Arc::clone(&stream_id));
+        let measuring = |lag: Arc<Lag>| async move { Ok(async move { match lag.measure().await {} }) };
+        let lag = self.lag.join((), Lag::default, measuring).await?;
+        let make = || Channel::new(Arc::clone(&stream_id), Fanout::new(lag, self.write_timeout));
         // Nobody registers before this has succeeded.
         let open = |channel: Arc<Channel>| {
             let (client, is_ending) = (self.client.clone(), self.is_ending.clone());
@@ -75,7 +83,7 @@ impl Hub {
             }
         };
         let channel = self.channels.join(Arc::clone(&stream_id), make, open).await?;
-        let reader = channel.latest.borrow().reader();
+        let reader = channel.fanout.reader();
         Ok(Subscriber { channel, reader })
     }
 
@@ -90,24 +98,11 @@ impl Subscriber {
         &self.channel.stream_id
     }
 
-    /// What is put up, to read and to wait for.
-    pub(super) fn latest(&self) -> watch::Receiver<Latest> {
-        self.channel.latest.subscribe()
-    }
-
-    /// The snapshot that this socket has sent: what it contains is not sent again.
-    pub(super) fn start_at(&mut self, snapshot: &StateUpdate) {
-        self.reader.start_at(snapshot);
-    }
-
-    /// What to send next.
-    pub(super) fn next(&mut self, latest: &Latest) -> Next {
-        self.reader.next(latest)
-    }
-
-    /// How many ticks were skipped since this was last asked.
-    pub(super) fn take_skipped(&mut self) -> u64 {
-        std::mem::take(&mut self.reader.skipped)
+    /// A place for a line among those that updates are written to. What is in the snapshot is not sent again.
+    pub(super) fn follow(&self, line: Line, snapshot: &StateUpdate) -> Member {
+        let mut reader = self.reader.clone();
+        reader.start_at(snapshot);
+        self.channel.fanout.join(line, reader)
     }
 
     /// Updates may have been missed: asks for the state, once for all who say so.
@@ -117,8 +112,8 @@ impl Subscriber {
 }
 
 impl Channel {
-    fn new(stream_id: Arc<str>) -> Self {
-        Self { stream_id, latest: watch::Sender::default(), refresh: Notify::new() }
+    fn new(stream_id: Arc<str>, fanout: Fanout) -> Self {
+        Self { stream_id, fanout: Arc::new(fanout), refresh: Notify::new() }
     }
 }
 
@@ -127,7 +122,8 @@ struct EndOnDrop<'a>(&'a Channel, Ended);
 
 impl Drop for EndOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.latest.send_modify(|latest| latest.end(self.1));
+        self.0.fanout.post(|latest| latest.end(self.1));
+        self.0.fanout.write_all();
     }
 }
 
@@ -159,6 +155,7 @@ struct Reading<'a> {
     channel: &'a Channel,
     client: &'a Client,
     updates: UpdateStream,
+    round: Round,
     freshness: Freshness,
     held: Option<Held>,
     asking: Option<Asking<'a>>,
@@ -168,7 +165,16 @@ struct Reading<'a> {
 
 impl<'a> Reading<'a> {
     fn new(channel: &'a Channel, client: &'a Client, updates: UpdateStream) -> Self {
-        Self { channel, client, updates, freshness: Freshness::default(), held: None, asking: None, not_live: None }
+        Self {
+            channel,
+            client,
+            updates,
+            round: Round::new(Arc::clone(&channel.fanout)),
+            freshness: Freshness::default(),
+            held: None,
+            asking: None,
+            not_live: None,
+        }
     }
 
     /// Goes on until there is nothing more to come. (When the last subscriber leaves, the task is aborted.)
@@ -192,7 +198,9 @@ impl<'a> Reading<'a> {
                         self.ask(Duration::ZERO);
                     }
                 }
-                update = self.updates.next() => match update {
+                // Before the updates: many of them must not keep it from going on.
+                () = self.round.done() => {}
+                update = self.updates.next(), if self.round.has_room() => match update {
                     Some(update) => self.receive(update),
                     None => {
                         let why = self.updates.end().map(ToString::to_string);
@@ -278,7 +286,7 @@ impl<'a> Reading<'a> {
         }
         tracing::debug!(stream_id = %self.channel.stream_id, reason, "the state is not live");
         if let Some(frame) = encode(&Liveness { live: false, reason: Some(&reason) }) {
-            self.channel.latest.send_modify(|latest| latest.lose(frame));
+            self.post(|latest| latest.lose(frame));
         }
         self.not_live = Some(reason);
     }
@@ -287,13 +295,18 @@ impl<'a> Reading<'a> {
     fn show(&mut self, update: &StateUpdate) {
         let Some(frame) = encode(update) else { return };
         let back = self.not_live.take().and_then(|_| encode(&Liveness { live: true, reason: None }));
-        self.channel.latest.send_modify(|latest| match back {
+        self.post(|latest| match back {
             None => latest.post(update, frame),
             Some(back) => latest.come_back(update, [back, frame].concat().into()),
         });
         if update.mode() == Mode::Unknown {
             tracing::debug!(stream_id = %self.channel.stream_id, "the stream was removed");
         }
+    }
+
+    fn post(&mut self, post: impl FnOnce(&mut Latest)) {
+        self.channel.fanout.post(post);
+        self.round.write();
     }
 }
 

@@ -56,7 +56,7 @@ pub(super) enum Ended {
 }
 
 /// How far one socket has read the latest updates.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Reader {
     changes: u64,
     ticks: u64,
@@ -120,6 +120,11 @@ impl Latest {
     /// Nothing is put up any more.
     pub(super) fn end(&mut self, ended: Ended) {
         self.ended = Some(ended);
+    }
+
+    /// How many changes there ever were.
+    pub(super) fn change_count(&self) -> u64 {
+        self.change_count
     }
 
     /// A reader for whom all that is up now is old; but that it is not live is news.

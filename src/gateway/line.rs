@@ -2,7 +2,7 @@
 //! tungstenite.
 //!
 //! Frames of the two kinds must not mix: while a frame of ours is only partly written, tungstenite is told that the
-//! connection takes nothing.
+//! connection takes nothing, and while one of tungstenite's is, none of ours is sent.
 
 use std::{
     io,
@@ -60,6 +60,8 @@ pub(super) struct Line {
     unsent: Bytes,
     /// tungstenite has something to write.
     owes: bool,
+    /// A frame of tungstenite's is partly written.
+    is_within: bool,
 }
 
 /// What came from a viewer.
@@ -97,7 +99,7 @@ impl Line {
             false => WebSocketContext::from_partially_read(read.to_vec(), Role::Server, Some(config)),
         };
         // What has come is looked at before anything is waited for.
-        Self { stream, context, allowance, unsent: Bytes::new(), owes: !read.is_empty() }
+        Self { stream, context, allowance, unsent: Bytes::new(), owes: !read.is_empty(), is_within: false }
     }
 
     /// The next that came. Answers to pings and to a close frame are on their way when it returns.
@@ -112,6 +114,7 @@ impl Line {
             may_write,
             allowance: &mut self.allowance,
             is_blocked: false,
+            is_within: &mut self.is_within,
         };
         let read = self.context.read(&mut io);
         self.owes = io.is_blocked;
@@ -134,29 +137,43 @@ impl Line {
         Poll::Ready(heard)
     }
 
-    /// Sends a frame; whether all of it could be written is for [`Self::poll_sent`] to say.
+    /// Sends as much of a frame as the connection takes now. When it takes the rest is for [`Self::poll_sent`] to say.
     ///
-    /// Only for when the frame before is written.
-    pub(super) fn send(&mut self, frame: Bytes, context: &mut Context<'_>) -> Result<(), Fault> {
-        debug_assert!(self.unsent.is_empty(), "a frame within a frame");
+    /// Only while the line is clear.
+    pub(super) fn send(&mut self, frame: Bytes) -> Result<(), Fault> {
+        debug_assert!(self.is_clear(), "a frame within a frame");
         self.unsent = frame;
-        match self.poll_sent(context) {
-            Poll::Ready(result) => result,
-            Poll::Pending => Ok(()),
+        while !self.unsent.is_empty() {
+            match self.stream.try_write(&self.unsent) {
+                Ok(length) => self.note_written(length),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => return Err(Fault::Broken),
+            }
         }
+        Ok(())
     }
 
-    /// Ready when all that was sent is written.
+    /// Ready when the line is clear. What is left of tungstenite's own is for [`Self::poll_heard`] to write.
     pub(super) fn poll_sent(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        if self.is_within {
+            return Poll::Pending;
+        }
+        self.poll_unsent(context)
+    }
+
+    fn poll_unsent(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         while !self.unsent.is_empty() {
-            let written = ready!(Pin::new(&mut self.stream).poll_write(context, &self.unsent));
-            match written {
-                Ok(length) if length == self.unsent.len() => self.unsent = Bytes::new(),
-                Ok(length) => self.unsent = self.unsent.slice(length..),
+            match ready!(Pin::new(&mut self.stream).poll_write(context, &self.unsent)) {
+                Ok(length) => self.note_written(length),
                 Err(_) => return Poll::Ready(Err(Fault::Broken)),
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn note_written(&mut self, length: usize) {
+        // A frame that is written is let go: others share it.
+        self.unsent = if length == self.unsent.len() { Bytes::new() } else { self.unsent.slice(length..) };
     }
 
     /// What came was the answer to one of our own pings: that is not counted.
@@ -164,9 +181,9 @@ impl Line {
         self.allowance.forgive_answer();
     }
 
-    /// Whether nothing waits to be written.
+    /// Whether a frame may be sent: none is partly written.
     pub(super) fn is_clear(&self) -> bool {
-        self.unsent.is_empty()
+        self.unsent.is_empty() && !self.is_within
     }
 
     /// Sends a close frame, or where there is no code to send the answer to the viewer's own, and waits for the viewer to
@@ -174,14 +191,19 @@ impl Line {
     ///
     /// After a fault, nothing that the viewer says can be understood any more.
     pub(super) async fn close(&mut self, code: Option<(u16, &'static str)>, is_fault: bool) {
-        let _ = std::future::poll_fn(|context| self.poll_sent(context)).await;
+        let _ = std::future::poll_fn(|context| self.poll_unsent(context)).await;
         let frame = code.map(|(code, reason)| CloseFrame { code: CloseCode::from(code), reason: reason.into() });
         // Answers what the viewer closed, where there is no code of ours.
         let mut is_begun = frame.is_none();
         let sent = std::future::poll_fn(|context| {
-            let allowance = &mut self.allowance;
-            let mut io =
-                Io { stream: Pin::new(&mut self.stream), context, may_write: true, allowance, is_blocked: false };
+            let mut io = Io {
+                stream: Pin::new(&mut self.stream),
+                context,
+                may_write: true,
+                allowance: &mut self.allowance,
+                is_blocked: false,
+                is_within: &mut self.is_within,
+            };
             let flushed = match std::mem::replace(&mut is_begun, true) {
                 false => self.context.close(&mut io, frame.clone()),
                 true => self.context.flush(&mut io),
@@ -241,6 +263,8 @@ struct Io<'a, 'b, 'c> {
     allowance: &'a mut Allowance,
     /// Something could not be written.
     is_blocked: bool,
+    /// What was last written is not whole.
+    is_within: &'a mut bool,
 }
 
 impl io::Read for Io<'_, '_, '_> {
@@ -261,9 +285,11 @@ impl io::Read for Io<'_, '_, '_> {
 impl io::Write for Io<'_, '_, '_> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         if self.may_write
-            && let Poll::Ready(result) = self.stream.as_mut().poll_write(self.context, buf)
+            && let Poll::Ready(written) = self.stream.as_mut().poll_write(self.context, buf)
         {
-            return result;
+            let written = written?;
+            *self.is_within = written < buf.len();
+            return Ok(written);
         }
         self.is_blocked = true;
         Err(io::ErrorKind::WouldBlock.into())

@@ -12,11 +12,15 @@
 //! | `error` | the error's form, and which code is which status |
 //! | `handshake` | how a WebSocket is asked for, and the answer |
 //! | `socket` | one viewer's WebSocket from then to the end |
+//! | `end` | why it ends, and what the viewer is told |
 //! | `line` | its frames, on tungstenite |
+//! | `outlet` | what is written to it, and by whom: by the fanout, or by its own task where that has to wait |
 //! | `pace` | how far a viewer may be behind: what is in the kernels' buffers is bounded by its pongs |
+//! | `lag` | how late this gateway is itself |
 //! | `talk` | how much a viewer may say |
 //! | `freshness` | which updates were held up on their way |
 //! | `hub` | one subscription to a stream's updates for all its sockets |
+//! | `fanout` | writing an update to all of them |
 //! | `latest` | the last updates of a stream, and how far a socket has read |
 //!
 //! Connections are [`http`]'s. There is no authentication here: put a proxy in front of it before it faces strangers.
@@ -34,13 +38,17 @@ use crate::{
 };
 
 mod bodies;
+mod end;
 mod error;
 mod extract;
+mod fanout;
 mod freshness;
 mod handshake;
 mod hub;
+mod lag;
 mod latest;
 mod line;
+mod outlet;
 mod pace;
 mod routes;
 mod socket;
@@ -112,7 +120,7 @@ impl Gateway {
     #[must_use]
     pub fn new(client: Client, options: GatewayOptions) -> Self {
         let is_ending = watch::Sender::new(false);
-        let hub = Hub::new(client.clone(), is_ending.subscribe());
+        let hub = Hub::new(client.clone(), is_ending.subscribe(), options.write_timeout);
         Self { app: Arc::new(App { client, hub, options, is_ending }) }
     }
 

@@ -10,6 +10,9 @@
 //! | keeps up | everything; a ping each 4 KiB at first, each 32 KiB later |
 //! | reads slowly | what it can read, each at most about [`LATE_AFTER`] behind what it has read |
 //! | answers no ping | an update each [`HOLD`], until it is given up |
+//!
+//! An answer is also late when it is this process that comes late to read it. By how much it does is known
+//! (`lag`), and no viewer's fault.
 
 use std::time::Duration;
 
@@ -45,11 +48,11 @@ impl Pace {
         Self { since_ping: 0, ping_each: PING_EACH.0, is_slow: false, ping: 0, unanswered: None, last_sent: now }
     }
 
-    /// Until when nothing should be sent, unless an answer comes before.
-    pub(super) fn hold(&self, now: Instant) -> Option<Instant> {
+    /// Until when nothing should be sent, unless an answer comes before. `lag` is how late this process may be to read it.
+    pub(super) fn hold(&self, now: Instant, lag: Duration) -> Option<Instant> {
         let asked = self.unanswered?;
         // Of a viewer whose last answer was late, none is expected to be early.
-        let is_late = (self.is_slow || now >= asked + LATE_AFTER) && self.since_ping >= MAX_BEHIND;
+        let is_late = (self.is_slow || now >= asked + LATE_AFTER + lag) && self.since_ping >= MAX_BEHIND;
         let until = self.last_sent + HOLD;
         (is_late && now < until).then_some(until)
     }
@@ -75,10 +78,10 @@ impl Pace {
     }
 
     /// An answer came; false when it is to no ping that waits for one, and says nothing.
-    pub(super) fn answered(&mut self, payload: &[u8], now: Instant) -> bool {
+    pub(super) fn answered(&mut self, payload: &[u8], now: Instant, lag: Duration) -> bool {
         let Some(asked) = self.unanswered.filter(|_| payload == self.ping.to_be_bytes()) else { return false };
         self.unanswered = None;
-        self.is_slow = now >= asked + LATE_AFTER;
+        self.is_slow = now >= asked + LATE_AFTER + lag;
         self.ping_each = if self.is_slow { PING_EACH.0 } else { (self.ping_each * 2).min(PING_EACH.1) };
         true
     }
@@ -89,6 +92,7 @@ mod tests {
     use super::*;
 
     const UPDATE: usize = 560;
+    const NONE: Duration = Duration::ZERO;
 
     #[test]
     fn who_answers_at_once_is_never_held_and_seldom_asked() {
@@ -97,10 +101,10 @@ mod tests {
         let mut pings = 0;
         for _ in 0..10_000 {
             now += Duration::from_millis(10);
-            assert_eq!(pace.hold(now), None);
+            assert_eq!(pace.hold(now, NONE), None);
             if let Some(ping) = pace.sent(UPDATE, now) {
                 pings += 1;
-                assert!(pace.answered(&ping.to_be_bytes(), now + Duration::from_millis(200)));
+                assert!(pace.answered(&ping.to_be_bytes(), now + Duration::from_millis(200), NONE));
             }
         }
         assert!((150..250).contains(&pings), "{pings}");
@@ -115,7 +119,7 @@ mod tests {
         let (mut capacity, mut oldest) = (0, Duration::ZERO);
         for _ in 0..6_000 {
             now += Duration::from_millis(10);
-            if pace.hold(now).is_none() {
+            if pace.hold(now, NONE).is_none() {
                 line.push_back((UPDATE, now, None));
                 if let Some(ping) = pace.sent(UPDATE, now) {
                     line.push_back((6, now, Some(ping)));
@@ -127,7 +131,7 @@ mod tests {
                 capacity -= bytes;
                 oldest = oldest.max(now - sent);
                 if let Some(ping) = ping {
-                    assert!(pace.answered(&ping.to_be_bytes(), now));
+                    assert!(pace.answered(&ping.to_be_bytes(), now, NONE));
                 }
             }
             capacity = if line.is_empty() { 0 } else { capacity };
@@ -142,14 +146,41 @@ mod tests {
         let mut sent = 0;
         for _ in 0..2_000 {
             now += Duration::from_millis(10);
-            if pace.hold(now).is_none() {
+            if pace.hold(now, NONE).is_none() {
                 sent += 1;
                 pace.sent(UPDATE, now);
             }
         }
         assert!((40..=65).contains(&sent), "in 20 s: {sent}");
         // Whatever else it says is no answer.
-        assert!(!pace.answered(b"", now) && !pace.answered(&[9; 4], now));
-        assert!(pace.hold(now).is_some());
+        assert!(!pace.answered(b"", now, NONE) && !pace.answered(&[9; 4], now, NONE));
+        assert!(pace.hold(now, NONE).is_some());
+    }
+
+    #[test]
+    fn what_this_process_is_late_by_holds_nobody() {
+        let (lag, mut now) = (Duration::from_millis(1_500), Instant::now());
+        let (mut fair, mut blamed) = (Pace::new(now), Pace::new(now));
+        let mut holds = [0, 0];
+        let mut asked = [None, None];
+        for _ in 0..6_000 {
+            now += Duration::from_millis(10);
+            for (place, (pace, lag)) in [(&mut fair, lag), (&mut blamed, NONE)].into_iter().enumerate() {
+                // Whatever is asked is answered at once, and read 1.5 s later.
+                if let Some((ping, at)) = asked[place]
+                    && now >= at + Duration::from_millis(1_500)
+                {
+                    let ping: u32 = ping;
+                    assert!(pace.answered(&ping.to_be_bytes(), now, lag));
+                    asked[place] = None;
+                }
+                match pace.hold(now, lag) {
+                    Some(_) => holds[place] += 1,
+                    None => asked[place] = pace.sent(UPDATE, now).map(|ping| (ping, now)).or(asked[place]),
+                }
+            }
+        }
+        assert_eq!(holds[0], 0);
+        assert!(holds[1] > 1_000, "without it there is blame: {}", holds[1]);
     }
 }

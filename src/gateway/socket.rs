@@ -2,8 +2,12 @@
 //!
 //! The order is what makes the first message the current state and none after it missing: subscribe to the
 //! stream's channel, register, send the snapshot that the registration brought, then the latest updates above it.
+//!
+//! The task of a socket reads, keeps time, and writes what has to wait; all else is written by the stream's fanout, without
+//! a look from here.
 
 use std::{
+    convert::Infallible,
     future::{Future, poll_fn},
     pin::{Pin, pin},
     sync::Arc,
@@ -11,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{body::Bytes, extract::State, http::Extensions, response::Response};
+use axum::{extract::State, http::Extensions, response::Response};
 use serde::Deserialize;
 use tokio::{
     sync::watch,
@@ -20,17 +24,20 @@ use tokio::{
 
 use super::{
     App,
+    end::End,
     error::ApiError,
     extract::{Params, QueryParams, peer},
+    fanout::Member,
     handshake::Handshake,
     hub::Subscriber,
-    latest::{Ended, Next},
-    line::{Fault, Heard, Line, ping_frame, text_frame},
-    pace::Pace,
+    line::{Heard, Line, text_frame},
     talk::Allowance,
 };
 use crate::{
-    client::{Registration, Standing, proto::Code},
+    client::{
+        Registration, Standing,
+        proto::{Code, StateUpdate},
+    },
     http::{ConnectionGuard, patience},
 };
 
@@ -69,131 +76,38 @@ pub(super) async fn open(
         let line = Line::new(stream, &read, options.max_viewer_message_bytes, Allowance::new(options.talk));
         drop(read);
         // Boxed: what there is only at the beginning takes no memory for as long as the socket lives.
-        Box::pin(Socket::new(app, line, subscriber).run(registration)).await;
+        let socket = Socket::new(app, line, subscriber, registration.state());
+        Box::pin(socket.run(registration)).await;
         drop(guard);
     });
     Ok(Handshake::accept(accept_key))
 }
 
-/// Why a socket ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// The viewer closed it.
-    Closed,
-    /// The stream was removed.
-    Removed,
-    /// The gateway ends.
-    ShuttingDown,
-    /// The stream's updates cannot be received any more.
-    UpdatesEnded,
-    /// The service does not know the stream, for too long.
-    Lost,
-    /// More changes waited than are kept, or one message took too long.
-    TooSlow,
-    /// Nothing was heard, not even a pong.
-    Vanished,
-    /// The viewer says more than it may.
-    TooMuch,
-    /// The viewer broke the protocol or its limits; the close code that says how.
-    Protocol(u16),
-    /// The connection broke.
-    Failed,
-}
-
-impl End {
-    fn reason(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Removed => "removed",
-            Self::ShuttingDown => "shutting_down",
-            Self::UpdatesEnded => "updates_ended",
-            Self::Lost => "lost",
-            Self::TooSlow => "too_slow",
-            Self::Vanished => "vanished",
-            Self::TooMuch => "too_much",
-            Self::Protocol(_) => "protocol",
-            Self::Failed => "failed",
-        }
-    }
-
-    /// What to tell the viewer, where it is for the gateway to speak. The codes are those of RFC 6455, section 7.4.1, and
-    /// of its registry.
-    fn close_frame(self) -> Option<(u16, &'static str)> {
-        match self {
-            Self::Removed => Some((1000, "the stream was removed")),
-            Self::Lost => Some((1000, "the stream is gone")),
-            Self::ShuttingDown => Some((1001, "the gateway is shutting down")),
-            Self::UpdatesEnded => Some((1013, "the stream's updates are not received any more")),
-            Self::TooSlow => Some((1008, "too slow")),
-            Self::Vanished => Some((1008, "no ping was answered")),
-            Self::TooMuch => Some((1008, "too much was said")),
-            Self::Protocol(1007) => Some((1007, "a text message has to be UTF-8")),
-            Self::Protocol(1009) => Some((1009, "the message is too large")),
-            Self::Protocol(code) => Some((code, "the protocol was broken")),
-            Self::Closed | Self::Failed => None,
-        }
-    }
-
-    /// True when it was the gateway that gave the viewer up.
-    fn is_drop(self) -> bool {
-        !matches!(self, Self::Closed | Self::Removed | Self::ShuttingDown)
-    }
-}
-
-impl From<Fault> for End {
-    fn from(fault: Fault) -> Self {
-        match fault {
-            Fault::Broken => Self::Failed,
-            Fault::Protocol(code) => Self::Protocol(code),
-            Fault::TooMuch => Self::TooMuch,
-        }
-    }
-}
-
 /// A socket at work.
 struct Socket {
     app: Arc<App>,
-    line: Line,
     subscriber: Subscriber,
-    pace: Pace,
+    member: Member,
     last_heard: Instant,
     /// When the viewer is pinged next, if nothing asks it before.
     next_ping: Instant,
-    /// Until when the message that is being written has to be accepted.
-    write_due: Option<Instant>,
     /// Since when the service has not known the stream.
     lost_since: Option<Instant>,
-    /// There may be an update that this socket has not looked at.
-    is_unread: bool,
 }
 
 /// What a socket waits for.
 enum Event {
     Heard(Heard),
-    /// All that was sent is written.
-    Sent,
-    /// There is something new in the channel.
-    Changed,
     Due,
     Standing(watch::Receiver<Standing>),
 }
 
 impl Socket {
-    fn new(app: Arc<App>, line: Line, subscriber: Subscriber) -> Self {
+    fn new(app: Arc<App>, line: Line, subscriber: Subscriber, snapshot: &StateUpdate) -> Self {
         let now = Instant::now();
         let next_ping = now + app.options.ping_interval;
-        let pace = Pace::new(now);
-        Self {
-            app,
-            line,
-            subscriber,
-            pace,
-            last_heard: now,
-            next_ping,
-            write_due: None,
-            lost_since: None,
-            is_unread: true,
-        }
+        let member = subscriber.follow(line, snapshot);
+        Self { app, subscriber, member, last_heard: now, next_ping, lost_since: None }
     }
 
     async fn run(mut self, registration: Registration) {
@@ -208,42 +122,29 @@ impl Socket {
         if end.is_drop() {
             metrics::counter!("gateway_sockets_dropped_total", "reason" => reason).increment(1);
         }
-        let is_fault = matches!(end, End::TooMuch | End::Protocol(_));
-        if end != End::Failed {
-            _ = timeout(CLOSE_TIMEOUT, self.line.close(end.close_frame(), is_fault)).await;
+        let line = self.member.leave();
+        if end != End::Failed
+            && let Some(mut line) = line
+        {
+            _ = timeout(CLOSE_TIMEOUT, line.close(end.close_frame(), end.is_fault())).await;
         }
     }
 
-    async fn attend(&mut self, registration: &Registration) -> Result<std::convert::Infallible, End> {
-        let snapshot = registration.state();
-        self.subscriber.start_at(snapshot);
-        let text = serde_json::to_string(snapshot).map_err(|_| End::Failed)?;
-        self.send(text_frame(text)).await?;
+    async fn attend(&mut self, registration: &Registration) -> Result<Infallible, End> {
+        let snapshot = serde_json::to_string(registration.state()).map_err(|_| End::Failed)?;
+        self.member.start(text_frame(snapshot));
         self.serve(registration).await
     }
 
-    /// Reads, pings and writes. Reading comes first: a viewer that says it is gone is not written to.
-    async fn serve(&mut self, registration: &Registration) -> Result<std::convert::Infallible, End> {
-        let mut latest = self.subscriber.latest();
+    /// Reads, and sees to what waits and what is due. Updates are written by others, unless they have to wait.
+    async fn serve(&mut self, registration: &Registration) -> Result<Infallible, End> {
         let mut standing = pin!(next_standing(registration.watch()));
         let mut timer = pin!(sleep_until(self.next_ping));
         loop {
-            let now = Instant::now();
-            let hold = self.pace.hold(now);
-            if self.is_unread && hold.is_none() && self.line.is_clear() {
-                self.write_next(&mut latest).await?;
-                continue;
-            }
-            self.set_timer(timer.as_mut(), hold);
-            let event = {
-                let mut changed = pin!(latest.changed());
-                poll_fn(|context| self.poll_event(context, changed.as_mut(), timer.as_mut(), standing.as_mut())).await?
-            };
-            match event {
-                Event::Heard(heard) => self.hear(heard)?,
-                Event::Sent => self.write_due = None,
-                Event::Changed => self.is_unread = true,
-                Event::Due => self.look_at_time().await?,
+            match poll_fn(|context| self.poll_event(context, timer.as_mut(), standing.as_mut())).await? {
+                Event::Heard(Heard::Close) => return Err(End::Closed),
+                Event::Heard(Heard::Pong(_) | Heard::Anything) => self.last_heard = Instant::now(),
+                Event::Due => self.look_at_time()?,
                 Event::Standing(mut receiver) => {
                     let now = *receiver.borrow_and_update();
                     self.look_at(now)?;
@@ -254,62 +155,34 @@ impl Socket {
     }
 
     fn poll_event(
-        &mut self,
+        &self,
         context: &mut Context<'_>,
-        changed: Pin<&mut impl Future<Output = Result<(), watch::error::RecvError>>>,
         timer: Pin<&mut Sleep>,
         standing: Pin<&mut impl Future<Output = watch::Receiver<Standing>>>,
     ) -> Poll<Result<Event, End>> {
-        if let Poll::Ready(heard) = self.line.poll_heard(context) {
-            return Poll::Ready(heard.map(Event::Heard).map_err(End::from));
+        if let Poll::Ready(heard) = self.member.poll(context) {
+            return Poll::Ready(heard.map(Event::Heard));
         }
-        if let Poll::Ready(sent) = self.line.poll_sent(context)
-            && self.write_due.is_some()
-        {
-            return Poll::Ready(sent.map(|()| Event::Sent).map_err(End::from));
-        }
-        // What is not looked at for now says nothing new.
-        if !self.is_unread
-            && let Poll::Ready(changed) = changed.poll(context)
-        {
-            return Poll::Ready(changed.map(|()| Event::Changed).map_err(|_| End::UpdatesEnded));
-        }
-        if timer.poll(context).is_ready() {
+        if self.poll_due(context, timer).is_ready() {
             return Poll::Ready(Ok(Event::Due));
         }
         standing.poll(context).map(|receiver| Ok(Event::Standing(receiver)))
     }
 
     /// Sets the timer, unless it fires before anyway: most times it does.
-    fn set_timer(&self, timer: Pin<&mut Sleep>, hold: Option<Instant>) {
-        let due = [Some(self.next_ping), self.write_due, hold].into_iter().flatten().min().unwrap_or(self.next_ping);
+    fn poll_due(&self, context: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<()> {
+        let due = self.member.due().map_or(self.next_ping, |due| due.min(self.next_ping));
         if timer.is_elapsed() || due < timer.deadline() {
-            timer.reset(due);
+            timer.as_mut().reset(due);
         }
-    }
-
-    fn hear(&mut self, heard: Heard) -> Result<(), End> {
-        let now = Instant::now();
-        self.last_heard = now;
-        match heard {
-            Heard::Pong(payload) if self.pace.answered(&payload, now) => self.line.forgive_answer(),
-            Heard::Pong(_) | Heard::Anything => {}
-            Heard::Close => return Err(End::Closed),
-        }
-        Ok(())
+        timer.poll(context)
     }
 
     /// What is due by now. What is due for long is so because this process stood still: nobody is to blame, and what the
     /// viewer said meanwhile is still to be read.
-    async fn look_at_time(&mut self) -> Result<(), End> {
+    fn look_at_time(&mut self) -> Result<(), End> {
+        self.member.check_time()?;
         let now = Instant::now();
-        let options = &self.app.options;
-        if let Some(due) = self.write_due.filter(|due| *due <= now) {
-            if !patience::is_late(due) {
-                return Err(End::TooSlow);
-            }
-            self.write_due = Some(now + options.write_timeout);
-        }
         if self.next_ping > now {
             return Ok(());
         }
@@ -317,6 +190,7 @@ impl Socket {
             self.last_heard = now;
             self.lost_since = self.lost_since.map(|_| now);
         }
+        let options = &self.app.options;
         self.next_ping = now + options.ping_interval;
         if now - self.last_heard >= options.vanished_after {
             return Err(End::Vanished);
@@ -324,12 +198,7 @@ impl Socket {
         if self.lost_since.is_some_and(|since| now - since >= options.lost_after) {
             return Err(End::Lost);
         }
-        if self.line.is_clear()
-            && let Some(ping) = self.pace.ping(now)
-        {
-            self.send(ping_frame(ping)).await?;
-        }
-        Ok(())
+        self.member.ping()
     }
 
     fn look_at(&mut self, standing: Standing) -> Result<(), End> {
@@ -344,43 +213,6 @@ impl Socket {
             }
             Standing::Lost(_) => {}
             Standing::Closed => return Err(End::ShuttingDown),
-        }
-        Ok(())
-    }
-
-    /// Writes the next update, if there is one.
-    async fn write_next(&mut self, latest: &mut watch::Receiver<super::latest::Latest>) -> Result<(), End> {
-        let next = self.subscriber.next(&latest.borrow_and_update());
-        let skipped = self.subscriber.take_skipped();
-        if skipped > 0 {
-            metrics::counter!("gateway_ticks_skipped_total").increment(skipped);
-        }
-        match next {
-            Next::Send { frame, last } => {
-                let ping = self.pace.sent(frame.len(), Instant::now());
-                let frame = match ping {
-                    None => frame,
-                    Some(ping) => [frame, ping_frame(ping)].concat().into(),
-                };
-                self.send(frame).await?;
-                if last {
-                    return Err(End::Removed);
-                }
-            }
-            Next::Wait => self.is_unread = false,
-            Next::TooSlow => return Err(End::TooSlow),
-            Next::Ended(Ended::ShuttingDown) => return Err(End::ShuttingDown),
-            Next::Ended(Ended::NoUpdates) => return Err(End::UpdatesEnded),
-        }
-        Ok(())
-    }
-
-    /// Sends a frame. If the line does not take all of it now, it has until the write timeout.
-    async fn send(&mut self, frame: Bytes) -> Result<(), End> {
-        let mut frame = Some(frame);
-        poll_fn(|context| Poll::Ready(self.line.send(frame.take().unwrap_or_default(), context))).await?;
-        if !self.line.is_clear() {
-            self.write_due = Some(Instant::now() + self.app.options.write_timeout);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use axum::{body::Bytes, http::Extensions};
@@ -58,6 +58,29 @@ impl UpgradedStream {
             Self::Other(_) => Poll::Ready(()),
         }
     }
+
+    /// Writes what the connection takes now. Nobody is woken when it takes more: whoever wants to be polls.
+    ///
+    /// # Errors
+    /// `WouldBlock` when it takes nothing now; else the connection broke.
+    pub fn try_write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let written = match self {
+            Self::Tcp(stream) => stream.try_write(buf)?,
+            Self::Other(stream) => match Pin::new(stream).poll_write(&mut Context::from_waker(Waker::noop()), buf) {
+                Poll::Ready(written) => written?,
+                Poll::Pending => return Err(io::ErrorKind::WouldBlock.into()),
+            },
+        };
+        some_of(buf, written)
+    }
+}
+
+/// What was written of `buf`: never nothing.
+fn some_of(buf: &[u8], written: usize) -> io::Result<usize> {
+    match written {
+        0 if !buf.is_empty() => Err(io::ErrorKind::WriteZero.into()),
+        written => Ok(written),
+    }
 }
 
 impl AsyncRead for UpgradedStream {
@@ -75,10 +98,7 @@ impl AsyncWrite for UpgradedStream {
             Self::Tcp(stream) => Pin::new(stream).poll_write(context, buf),
             Self::Other(stream) => Pin::new(stream).poll_write(context, buf),
         };
-        match ready!(written)? {
-            0 if !buf.is_empty() => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-            length => Poll::Ready(Ok(length)),
-        }
+        Poll::Ready(some_of(buf, ready!(written)?))
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
