@@ -234,3 +234,7 @@ impl Round {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "fanout_tests.rs"]
+mod tests;

@@ -28,8 +28,7 @@ impl World {
     }
 
     async fn try_watch(&self, path: &str) -> Result<Viewer<impl AsyncRead + AsyncWrite + Unpin + use<>>, Error> {
-        let stream = tokio::net::TcpStream::connect(&self.address).await.expect("connected");
-        Ok(client_async(format!("ws://{}{path}", self.address), stream).await?.0)
+        watch_at(&self.address, path).await
     }
 
     /// A viewer behind a line that holds next to nothing: what it does not read, the gateway cannot write.
@@ -41,6 +40,11 @@ impl World {
         );
         client_async(format!("ws://gateway/streams/{name}/ws"), near).await.expect("upgraded").0
     }
+}
+
+async fn watch_at(address: &str, path: &str) -> Result<Viewer<tokio::net::TcpStream>, Error> {
+    let stream = tokio::net::TcpStream::connect(address).await.expect("connected");
+    Ok(client_async(format!("ws://{address}{path}"), stream).await?.0)
 }
 
 /// The next update.
@@ -424,6 +428,55 @@ async fn be_slow(world: World) {
     assert!(seen.is_sorted());
     assert!(seen.len() < 15, "of 50 updates it got {seen:?}");
     assert_eq!(world.stats("s").await.total, 1, "and stays");
+}
+
+#[tokio::test]
+async fn answers_and_updates_do_not_mix_where_a_line_takes_only_parts() {
+    let world = World::new().await;
+    world.create_with("s", json!({"tick_interval_ms": 10})).await;
+    let mut viewer = world.watch_narrowly("s").await;
+    let mut last = sequence(&next(&mut viewer).await);
+    for round in 0..60_u8 {
+        // Answers of 127 bytes between updates of more than 500, on a line that holds 600.
+        viewer.send(Message::Ping(vec![round; 125].into())).await.expect("sent");
+        tokio::time::sleep(Duration::from_millis(u64::from(round % 4) * 5)).await;
+        let update = next(&mut viewer).await;
+        assert!(sequence(&update) > last, "{update}");
+        last = sequence(&update);
+    }
+    assert_eq!(world.stats("s").await.total, 1);
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_late_itself_closes_nobody() {
+    let mut options = Options::default();
+    options.gateway.ping_interval = Duration::from_millis(100);
+    options.gateway.vanished_after = Duration::from_millis(300);
+    options.gateway.write_timeout = Duration::from_millis(300);
+    let world = World::with(options).await;
+    world.create_with("s", json!({"tick_interval_ms": 10})).await;
+    // Viewers with a runtime of their own, who answer at once.
+    let viewers = [(); 3].map(|()| {
+        let address = world.address.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let mut viewer = watch_at(&address, "/streams/s/ws").await.expect("upgraded");
+                while next(&mut viewer).await["mode"] != "UNKNOWN" {}
+            });
+        })
+    });
+    world.until_viewers("s", 3).await;
+    for _ in 0..8 {
+        std::thread::sleep(Duration::from_millis(400));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(world.stats("s").await.total, 3);
+    assert!(viewers.iter().all(|viewer| !viewer.is_finished()));
+    world.client.remove("s").await.expect("removed");
+    for viewer in viewers {
+        viewer.join().expect("read to the end");
+    }
 }
 
 #[tokio::test]
