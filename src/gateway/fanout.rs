@@ -111,12 +111,7 @@ impl Fanout {
     }
 
     fn moment(&self) -> Moment<'_> {
-        Moment {
-            now: Instant::now(),
-            lag: self.lag.get(),
-            latest: &self.latest,
-            write_timeout: self.write_timeout,
-        }
+        Moment { now: Instant::now(), lag: self.lag.get(), latest: &self.latest, write_timeout: self.write_timeout }
     }
 
     fn seats(&self) -> MutexGuard<'_, Slab<Arc<Seat>>> {

@@ -15,12 +15,7 @@ use crate::{
         proto::{Cause, Mode, StateUpdate},
         shared::Shared,
     },
-    gateway::{
-        TalkLimits,
-        latest::Ended,
-        line::text_frame,
-        talk::Allowance,
-    },
+    gateway::{TalkLimits, latest::Ended, line::text_frame, talk::Allowance},
     http::UpgradedStream,
 };
 
