@@ -297,7 +297,7 @@ impl<'a> Reading<'a> {
         let back = self.not_live.take().and_then(|_| encode(&Liveness { live: true, reason: None }));
         self.post(|latest| match back {
             None => latest.post(update, frame),
-            Some(back) => latest.come_back(update, [back, frame].concat().into()),
+            Some(back) => latest.resume(update, [back, frame].concat().into()),
         });
         if update.mode() == Mode::Unknown {
             tracing::debug!(stream_id = %self.channel.stream_id, "the stream was removed");

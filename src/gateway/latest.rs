@@ -109,7 +109,7 @@ impl Latest {
     }
 
     /// It is true again: the message says so, and what the state is, which all are told.
-    pub(super) fn come_back(&mut self, update: &StateUpdate, frame: Bytes) {
+    pub(super) fn resume(&mut self, update: &StateUpdate, frame: Bytes) {
         if update.mode() == Mode::Unknown {
             return self.post(update, frame);
         }
@@ -303,9 +303,9 @@ mod tests {
         let mut newcomer = latest.reader();
         assert!(matches!(newcomer.next(&latest), Next::Send { .. }), "it is told too");
         let state = StateUpdate { mode: Mode::Running.into(), epoch: 1, sequence: 1, ..StateUpdate::default() };
-        latest.come_back(&state, "back 1".into());
+        latest.resume(&state, "back 1".into());
         latest.lose("away again".into());
-        latest.come_back(&state, "back 2".into());
+        latest.resume(&state, "back 2".into());
         for reader in [&mut reader, &mut newcomer] {
             let back = Next::Send { frame: "back 2".into(), last: false };
             assert_eq!(
@@ -323,7 +323,7 @@ mod tests {
         let mut reader = latest.reader();
         post(&mut latest, Cause::Command, 5);
         let state = StateUpdate { mode: Mode::Running.into(), epoch: 1, sequence: 6, ..StateUpdate::default() };
-        latest.come_back(&state, "back".into());
+        latest.resume(&state, "back".into());
         post(&mut latest, Cause::Command, 7);
         let back = Next::Send { frame: "back".into(), last: false };
         assert_eq!([reader.next(&latest), reader.next(&latest), reader.next(&latest)], [back, send(7), Next::Wait]);

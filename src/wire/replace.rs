@@ -7,6 +7,9 @@
 //! | a change (scene, command, lifecycle) | never |
 //! | the last one of a stream (mode UNKNOWN) | never: nothing follows it |
 //! | one whose cause this version does not know | never: it may be a change |
+//!
+//! The one exception is a gateway that reads what was held up by a stop (`gateway/hub`): of what comes late and at once its
+//! viewers are shown the newest alone, since a row of scenes that were seconds ago is worse than none.
 
 use super::proto::{Cause, Mode, StateUpdate};
 use crate::engine;
