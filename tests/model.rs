@@ -35,7 +35,7 @@ use proptest::{
 use proptest_state_machine::{ReferenceStateMachine as _, StateMachineTest};
 
 use reference::{Answer, Fact, Model, Refusal};
-use steps::{Many, Order, Plan, STREAMS, Say, Setup, Span, Step, Who};
+use steps::{ByteLimits, Many, Order, Plan, STREAMS, Say, Setup, Span, Step, Who};
 use subject::Subject;
 
 #[path = "model/reference.rs"]
@@ -54,6 +54,16 @@ fn invariants(model: &Model, subject: &mut Subject) {
         subject::without_bytes(subject.engine.counts()),
         model.counts(),
         "the engine's counts are left, the model's right"
+    );
+    let (configs, (least, most)) = (subject.engine.counts().config_bytes, model.config_bytes());
+    assert!(
+        (least..=most).contains(&configs),
+        "the engine counts {configs} bytes of streams, the model {least} to {most}"
+    );
+    let (clients, (least, most)) = (subject.engine.counts().client_bytes, model.client_bytes());
+    assert!(
+        (least..=most).contains(&clients),
+        "the engine counts {clients} bytes of clients, the model {least} to {most}"
     );
     for stream in STREAMS {
         let counts = model.streams.get(stream).map(stream::Stream::counts);
@@ -178,7 +188,8 @@ fn random_runs_meet_every_update_every_answer_and_every_refusal() {
         Created Started Stopped Removed StaleRemoved
         State Registered RegisteredBatch Unregistered Heard Batch Stats Streams Noted
         Invalid StreamNotFound AlreadyExists InvalidState SceneNotFound UnknownSubscriber Conflict RequestIdTaken
-        Exhausted-streams Exhausted-subscribers Exhausted-sessions";
+        Exhausted-streams Exhausted-subscribers Exhausted-sessions
+        Exhausted-configurations Exhausted-client Invalid-plan";
     let mut met = BTreeSet::new();
     let config = Config { rng_seed: RngSeed::Fixed(0), failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new(config);
@@ -206,9 +217,17 @@ fn features(model: &Model) -> Vec<String> {
                 facts.push(state);
             }
         }
-        Some(Err(Refusal::Exhausted { what, .. })) => met.push(format!("Exhausted-{}", kind((*what).to_owned()))),
+        Some(Err(Refusal::Exhausted { what, .. })) => {
+            let what = what.strip_prefix("bytes of ").unwrap_or(what);
+            met.push(format!("Exhausted-{}", kind(what.to_owned())));
+        }
         Some(Err(refusal)) => met.push(kind(format!("{refusal:?}"))),
         None => {}
+    }
+    if let Some(Say::Command { command: Order::Start(Some(plan)) | Order::Reconfigure(plan), .. }) = &model.last.said
+        && model.setup.plans[usize::from(*plan)].bytes() > model.setup.bytes.config
+    {
+        met.push("Invalid-plan".to_owned());
     }
     for fact in facts {
         met.push(format!("{:?}-{:?}", fact.cause, fact.mode));
@@ -244,6 +263,18 @@ fn replay(setup: Setup, steps: &[Step]) -> Model {
     model
 }
 
+fn setup(plan: Plan, stale_after: u64) -> Setup {
+    Setup {
+        plans: vec![plan],
+        stale_after,
+        max_remembered: 0,
+        budget: 1,
+        bytes: ByteLimits::AMPLE,
+        curious: false,
+        reloads: false,
+    }
+}
+
 #[test]
 fn a_stream_woken_after_end_and_idle_timeout_is_just_gone() {
     let plan = Plan {
@@ -254,8 +285,7 @@ fn a_stream_woken_after_end_and_idle_timeout_is_just_gone() {
         grace: 0,
         idle: 2_000,
     };
-    let setup =
-        Setup { plans: vec![plan], stale_after: 90_000, max_remembered: 0, budget: 1, curious: false, reloads: false };
+    let setup = setup(plan, 90_000);
     let who = Who { client: 0, session: 0, from: 0 };
     let start = Say::Command { stream: 0, request: None, expects: None, command: Order::Start(Some(0)) };
     let model = replay(
@@ -281,8 +311,7 @@ fn leaving_with_a_stale_session_behind_ends_an_empty_grace() {
         grace: 0,
         idle: 60_000,
     };
-    let setup =
-        Setup { plans: vec![plan], stale_after: 5_000, max_remembered: 0, budget: 1, curious: false, reloads: false };
+    let setup = setup(plan, 5_000);
     let session = |session| Who { client: 0, session, from: 0 };
     let start = Say::Command { stream: 0, request: None, expects: None, command: Order::Start(Some(0)) };
     let model = replay(

@@ -1,6 +1,8 @@
 //! Rules of the engine that random runs meet too seldom, or cannot see: budgets, memory, and states that take many
 //! steps to come to. Each was found by a change of the engine that no other test noticed.
 
+use std::sync::Arc;
+
 use orchestrator_service::engine::*;
 use world::{T0, World, config, said, show};
 
@@ -552,6 +554,25 @@ fn what_all_streams_keep_is_bounded_in_bytes_and_a_refusal_changes_nothing() {
         world.command(id, Command::Remove).unwrap();
     }
     assert_eq!(world.engine.counts(), Counts::default());
+}
+
+#[test]
+fn a_pass_that_is_as_configured_takes_no_bytes_of_its_own() {
+    let mut world = World::with(Settings::default());
+    world.command("show", Command::Start(Some(config(&show())))).unwrap();
+    let bytes = |world: &World| world.engine.counts().config_bytes;
+    let before = bytes(&world);
+    world.command("show", Command::AdjustScene(5)).unwrap();
+    assert!(bytes(&world) > before);
+    world.command("show", Command::AdjustScene(-5)).unwrap();
+    assert_eq!(bytes(&world), before, "adjusted back");
+
+    // Read from somewhere else, the two are not one in memory.
+    let mut exported = world.engine.export(stream("show")).unwrap();
+    exported.pass = Arc::new((*exported.pass).clone());
+    let mut other = World::with(Settings::default());
+    other.engine.import(Tick(T0), exported, &mut Outbox::default());
+    assert_eq!(bytes(&other), before);
 }
 
 #[test]

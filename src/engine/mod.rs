@@ -339,8 +339,9 @@ impl Engine {
 
     /// Puts a stream back that was exported, in the place of the one of its id if there is one, whose audience it then
     /// has. If nobody watches it here, who did elsewhere has left now. Limits are not looked at: it was let in once.
-    pub fn import(&mut self, now: Tick, show: Show, outbox: &mut Outbox) {
+    pub fn import(&mut self, now: Tick, mut show: Show, outbox: &mut Outbox) {
         self.last_epoch = self.last_epoch.max(show.epoch);
+        show.share_pass();
         let slot = match self.find_by_name(&show.id) {
             Some(slot) => {
                 self.with_stream(slot, |stream| stream.show = show);

@@ -110,6 +110,13 @@ impl Show {
     fn adjusted_bytes(&self) -> usize {
         if Arc::ptr_eq(&self.pass, &self.config.timeline) { 0 } else { self.pass.bytes() }
     }
+
+    /// Lets a pass that is as configured be the configuration's, so that it takes nothing.
+    pub(super) fn share_pass(&mut self) {
+        if self.pass == self.config.timeline {
+            self.pass = Arc::clone(&self.config.timeline);
+        }
+    }
 }
 
 impl Run {
@@ -496,8 +503,10 @@ impl Stream {
                 let place = pass.place(head.position_ms);
                 let duration_ms = adjusted(pass.duration_ms(place.scene), place.elapsed_ms, delta_ms)?;
                 let adjusted = pass.with_duration(place.scene, duration_ms);
-                spare.check(self.show.adjusted_bytes(), adjusted.bytes())?;
+                let is_as_configured = adjusted == *self.show.config.timeline;
+                spare.check(self.show.adjusted_bytes(), if is_as_configured { 0 } else { adjusted.bytes() })?;
                 self.show.pass = Arc::new(adjusted);
+                self.show.share_pass();
                 self.jump(now, head, outbox);
             }
             Command::UpdateStreamStatus { is_streaming, stream_time_ms, timecode } => {

@@ -17,6 +17,8 @@
 //! | UpdateStreamStatus | in any mode; stays through Reset and Start |
 //! | a request id of another stream, or of another content | another request; refused |
 //! | what a command is checked for first | a known request id, the stream, the revision, the mode, then the rest; refusals are remembered as well |
+//! | a configuration larger than one may be | refused where it is read: `INVALID_ARGUMENT`, whatever else is wrong, and not remembered |
+//! | what is counted of a stream, in bytes | its id, its scenes, those of an adjusted pass once more while they differ, its timecode |
 //! | Start of an unknown stream without a config | `INVALID_ARGUMENT` |
 //! | Seek to the end or beyond | `INVALID_ARGUMENT` |
 //! | AdjustScene | not in STOPPED and FINISHED; over 365 days `INVALID_ARGUMENT`; a scene of length 0 is passed over |
@@ -154,6 +156,21 @@ pub(crate) enum Refusal {
 
 type Outcome = Result<Answer, Refusal>;
 
+/// How many bytes more may be kept for streams, and of how many.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    left: u64,
+    limit: u64,
+}
+
+impl Room {
+    /// What was `before` may become `after`, unless it takes more than there is.
+    pub(crate) fn check(self, before: u64, after: u64) -> Result<(), Refusal> {
+        let fits = after.saturating_sub(before) <= self.left;
+        if fits { Ok(()) } else { Err(Refusal::Exhausted { what: "bytes of configurations", limit: self.limit }) }
+    }
+}
+
 /// See the module.
 #[derive(Clone)]
 pub(crate) struct Model {
@@ -162,6 +179,10 @@ pub(crate) struct Model {
     pub(crate) streams: BTreeMap<&'static str, Stream>,
     max_streams: u64,
     max_subscribers: u64,
+    max_config_bytes: u64,
+    max_client_bytes: u64,
+    /// Of subscribers of streams that were removed: the engine forgets them bit by bit.
+    unforgotten_bytes: u64,
     extended_until: u64,
     /// Answers to requests with ids, the oldest first.
     answers: Vec<Answered>,
@@ -238,6 +259,9 @@ impl Model {
             streams: BTreeMap::new(),
             max_streams: MAX_STREAMS,
             max_subscribers: MAX_SUBSCRIBERS,
+            max_config_bytes: u64::MAX,
+            max_client_bytes: u64::MAX,
+            unforgotten_bytes: 0,
             extended_until: 0,
             answers: Vec::new(),
             last_request: None,
@@ -289,6 +313,37 @@ impl Model {
 
     pub(crate) fn counts(&self) -> Counts {
         self.streams.values().map(Stream::counts).fold(Counts::default(), |sum, one| sum + one)
+    }
+
+    /// What is kept for all streams, in the fewest and in the most: see [`Stream::bytes`].
+    pub(crate) fn config_bytes(&self) -> (u64, u64) {
+        let bytes = self.streams.values().map(|stream| stream.bytes(self.now));
+        bytes.fold((0, 0), |(least, most), (one_least, one_most)| (least + one_least, most + one_most))
+    }
+
+    /// How much there is left of it for a command to a stream that was brought to the present, in the most and in the
+    /// fewest.
+    fn room(&self, stream: &str) -> [Room; 2] {
+        let limit = self.setup.bytes.configs;
+        let (least, most) = self.config_bytes();
+        let (own_least, own_most) = self.streams.get(stream).map_or((0, 0), |stream| stream.bytes(self.now));
+        let left = |kept: u64| Room { left: self.max_config_bytes.min(limit).saturating_sub(kept), limit };
+        [left(least), left(most - own_most + own_least)]
+    }
+
+    /// What is kept for all subscribers beside their records, in the fewest and in the most: ids that are no UUIDs in
+    /// small letters, and addresses that are longer than those of IPv4.
+    pub(crate) fn client_bytes(&self) -> (u64, u64) {
+        let least = self.streams.values().map(|stream| bytes_of(&stream.audience)).sum();
+        (least, least + self.unforgotten_bytes)
+    }
+
+    fn check_client_bytes(&self, more: u64) -> Result<(), Refusal> {
+        let limit = self.setup.bytes.clients;
+        if more == 0 || self.client_bytes().0 + more <= self.max_client_bytes.min(limit) {
+            return Ok(());
+        }
+        Err(Refusal::Exhausted { what: "bytes of client ids that are no UUIDs and of IPv6 addresses", limit })
     }
 
     /// Answers that a repeat would get now.
@@ -373,6 +428,7 @@ impl Model {
                 self.silence(stream, told);
             }
             if self.dues().into_iter().all(|due| due > self.now) {
+                self.unforgotten_bytes = 0;
                 return;
             }
         }
@@ -381,7 +437,9 @@ impl Model {
     /// Brings a stream to the present. None if there is no such stream, or not any more.
     fn bring(&mut self, stream: &'static str, told: &mut Told) -> Option<&mut Stream> {
         if !self.streams.get_mut(stream)?.bring(self.now, told) {
-            self.streams.remove(stream)?.removed(self.now, true, told);
+            let mut stream = self.streams.remove(stream)?;
+            self.unforgotten_bytes += bytes_of(&stream.audience);
+            stream.removed(self.now, true, told);
             self.forget_absent();
             return None;
         }
@@ -419,8 +477,15 @@ impl Model {
         if matches!(say, Say::Command { request: Some(_), .. }) {
             self.last_request = Some((say.clone(), expected));
         }
+        let say = self.determined(say);
         self.last.expected_revision = expected;
         self.last.said = Some(say.clone());
+        if let Say::Command { command: Order::Start(Some(plan)) | Order::Reconfigure(plan), .. } = &say
+            && self.setup.plans[usize::from(*plan)].bytes() > self.setup.bytes.config
+        {
+            // Before anybody looks at the stream, or at the request's id.
+            return Err(Refusal::Invalid);
+        }
         match &say {
             Say::Again => unreachable!("it is another one again"),
             Say::Command { stream, request: None, command, .. } => self.command(*stream, expected, *command, told),
@@ -473,8 +538,9 @@ impl Model {
                     names.into_iter().filter_map(|name| Some(self.bring(name, told)?.fact(now, Cause::Snapshot)));
                 Ok(Answer::Streams(states.collect()))
             }
-            Say::SetRoom { streams, subscribers } => {
+            Say::SetRoom { streams, subscribers, config_bytes, client_bytes } => {
                 (self.max_streams, self.max_subscribers) = (*streams, *subscribers);
+                (self.max_config_bytes, self.max_client_bytes) = (*config_bytes, *client_bytes);
                 Ok(Answer::Noted)
             }
             Say::ClockStalled { ms } => {
@@ -494,6 +560,25 @@ impl Model {
             *command = Order::Seek(stream.map_or(0, |stream| stream.sought(order, self.now)));
         }
         say
+    }
+
+    /// The same, but a question where the answer depends on whether the engine has noticed that the adjusted pass of
+    /// another stream is over, or has forgotten all subscribers of a stream that was removed.
+    fn determined(&self, say: Say) -> Say {
+        // More than any one of them can take.
+        const AMPLE: u64 = 400;
+        let (stream, is_certain) = match say {
+            Say::Command { stream, .. } => {
+                let [most, least] = self.room(STREAMS[usize::from(stream)]);
+                (stream, most == least || least.left > AMPLE)
+            }
+            Say::Register { stream, .. } | Say::RegisterBatch { stream, .. } => {
+                let (least, most) = self.client_bytes();
+                (stream, most == least || most + AMPLE < self.max_client_bytes.min(self.setup.bytes.clients))
+            }
+            say => return say,
+        };
+        if is_certain { say } else { Say::GetState { stream } }
     }
 
     /// The revision that a command expects.
@@ -530,21 +615,24 @@ impl Model {
             if self.streams.len() as u64 >= self.max_streams.min(MAX_STREAMS) {
                 return Err(Refusal::Exhausted { what: "streams", limit: MAX_STREAMS });
             }
+            self.room(name)[0].check(0, name.len() as u64 + plan.bytes())?;
             let stream = Stream::created(name, self.incarnations, plan, now, told);
             self.incarnations += 1;
             let state = stream.fact(now, Cause::Command);
             self.streams.insert(name, stream);
             return Ok(Answer::State(state));
         }
+        let room = self.room(name)[0];
         let stream = self.streams.get_mut(name).expect("it was just there");
         conflict(stream.revision)?;
         if matches!(command, Order::Remove) {
             let last = stream.removed(now, false, told);
+            self.unforgotten_bytes += bytes_of(&stream.audience);
             self.streams.remove(name);
             self.forget_absent();
             return Ok(Answer::State(last));
         }
-        stream.obey(now, command, &plans, told)?;
+        stream.obey(now, command, &plans, room, told)?;
         Ok(Answer::State(stream.fact(now, Cause::Command)))
     }
 
@@ -584,8 +672,10 @@ impl Model {
     /// what an earlier connection holds stands for nobody from then on.
     fn join(&mut self, name: &'static str, who: Who, told: &mut Told) -> Result<usize, Refusal> {
         let total = self.counts().total;
-        let stream = self.streams.get_mut(name).expect("the caller has looked");
-        if let Some(place) = stream.place(who) {
+        if let Some(place) = self.streams[name].place(who) {
+            let before = source_bytes(self.streams[name].audience[place].from);
+            self.check_client_bytes(source_bytes(who.from).saturating_sub(before))?;
+            let stream = self.streams.get_mut(name).expect("the caller has looked");
             let member = &mut stream.audience[place];
             (member.from, member.ticket) = (who.from, self.tickets);
             self.tickets += 1;
@@ -595,12 +685,14 @@ impl Model {
         if total >= self.max_subscribers.min(MAX_SUBSCRIBERS) {
             return Err(Refusal::Exhausted { what: "subscribers", limit: MAX_SUBSCRIBERS });
         }
-        let sessions = stream.audience.iter().filter(|member| member.client == who.client).count();
+        let sessions = self.streams[name].audience.iter().filter(|member| member.client == who.client).count();
         if sessions >= MAX_SESSIONS as usize {
             let limit = u64::from(MAX_SESSIONS);
             return Err(Refusal::Exhausted { what: "sessions of one client on a stream", limit });
         }
         let Who { client, session, from } = who;
+        self.check_client_bytes(id_bytes(client) + source_bytes(from))?;
+        let stream = self.streams.get_mut(name).expect("the caller has looked");
         let ticket = self.tickets;
         self.tickets += 1;
         // Behind the first session of the client, because a batch that names the client meets them in this order. It
@@ -696,6 +788,21 @@ impl Model {
             Ticket::Forged(how) => Holder::Nobody(how),
         }
     }
+}
+
+fn bytes_of(audience: &[Member]) -> u64 {
+    audience.iter().map(|member| id_bytes(member.client) + source_bytes(member.from)).sum()
+}
+
+/// What an id takes beside the record; a UUID in small letters is in it.
+fn id_bytes(client: u8) -> u64 {
+    let is_uuid = matches!(client, 1 | 4);
+    if is_uuid { 0 } else { 32 + CLIENTS[usize::from(client)].len() as u64 }
+}
+
+/// What an address takes beside the record; one of IPv4 is in it.
+fn source_bytes(from: u8) -> u64 {
+    if from < 2 { 0 } else { 28 }
 }
 
 impl Stream {

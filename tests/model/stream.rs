@@ -4,8 +4,8 @@
 use orchestrator_service::engine::{Cause, Limits, MAX_DURATION_MS, Mode, SNAPSHOT_INTERVAL_MS, WhenEmpty};
 
 use crate::{
-    reference::{Fact, Happening, Refusal, Told},
-    steps::{Order, Plan, SCENES, Status},
+    reference::{Fact, Happening, Refusal, Room, Told},
+    steps::{Order, Plan, SCENES, Status, TIMECODES},
 };
 
 /// What the reference keeps of one stream.
@@ -210,6 +210,20 @@ impl Stream {
         self.empty_since.is_none()
     }
 
+    /// What is kept for it, bytes, in the fewest and in the most: the engine keeps a pass that was adjusted until it
+    /// notices that another has begun, and of a stream that nobody watches it does so when it has to.
+    pub(crate) fn bytes(&self, now: u64) -> (u64, u64) {
+        let timecode = self.status.map_or(0, |status| TIMECODES[usize::from(status.timecode)].len() as u64);
+        let configured = self.name.len() as u64 + self.plan.bytes() + timecode;
+        let least = configured + if self.head(now).scenes == self.plan.scenes { 0 } else { self.plan.bytes() };
+        let resets = |chapter: &Chapter| {
+            matches!(chapter, Chapter::Takes(..) | Chapter::IsBackAtTheStart | Chapter::BeginsNextPass)
+        };
+        let of_present = self.story.iter().rev().map(|(_, chapter)| chapter).take_while(|chapter| !resets(chapter));
+        let was_adjusted = of_present.into_iter().any(|chapter| matches!(chapter, Chapter::SceneBecomes(..)));
+        (least, if was_adjusted { configured + self.plan.bytes() } else { least })
+    }
+
     fn head(&self, now: u64) -> Head {
         Head::walk(&self.story, now)
     }
@@ -352,8 +366,16 @@ impl Stream {
     // --- commands -----------------------------------------------------------------------------------------------------
 
     /// Carries out a command, other than Remove.
-    pub(crate) fn obey(&mut self, now: u64, order: Order, plans: &[Plan], told: &mut Told) -> Result<(), Refusal> {
+    pub(crate) fn obey(
+        &mut self,
+        now: u64,
+        order: Order,
+        plans: &[Plan],
+        room: Room,
+        told: &mut Told,
+    ) -> Result<(), Refusal> {
         let head = self.head(now);
+        let (before, _) = self.bytes(now);
         let mode = self.mode;
         let playing = matches!(mode, Mode::Running | Mode::Paused);
         let movable = if playing || mode == Mode::Idle { Ok(()) } else { Err(Refusal::InvalidState(mode)) };
@@ -425,13 +447,24 @@ impl Stream {
                 let wanted = i128::from(head.scenes[scene].1) + i128::from(delta);
                 let length = wanted.max(i128::from(played));
                 let length = u64::try_from(length).ok().filter(|ms| *ms <= MAX_DURATION_MS).ok_or(Refusal::Invalid)?;
+                let mut scenes = head.scenes.clone();
+                scenes[scene].1 = length;
+                let is_first = head.scenes == self.plan.scenes && scenes != self.plan.scenes;
+                room.check(0, if is_first { self.plan.bytes() } else { 0 })?;
                 self.moves(now, Chapter::SceneBecomes(scene, length), told);
             }
             Order::Status(status) => {
+                let length = |status: Status| TIMECODES[usize::from(status.timecode)].len() as u64;
+                room.check(self.status.map_or(0, length), length(status))?;
                 self.status = Some(status);
                 self.becomes(now, mode, Cause::Command, told);
             }
-            Order::Reconfigure(plan) => self.reconfigures(now, &head, &plans[plan as usize], told),
+            Order::Reconfigure(plan) => {
+                let plan = &plans[plan as usize];
+                let others = before - self.plan.bytes() * if head.scenes == self.plan.scenes { 1 } else { 2 };
+                room.check(before - others, plan.bytes())?;
+                self.reconfigures(now, &head, plan, told);
+            }
             Order::Remove => unreachable!("removing is not the stream's to do"),
         }
         Ok(())
