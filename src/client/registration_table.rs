@@ -209,6 +209,8 @@ impl RegistrationTable {
     }
 
     fn add(&mut self, name: Arc<Name>, source_addr: Option<SocketAddr>) -> usize {
+        // It makes up for a leave by this name, should it come to nothing.
+        let maybe_registered = self.unregisters.take_over(&name);
         let key = self.entries.insert(Entry {
             name: Arc::clone(&name),
             source_addr,
@@ -217,7 +219,7 @@ impl RegistrationTable {
             in_flight: InFlight::Attempt,
             needs: Needs::Nothing,
             superseded: false,
-            maybe_registered: false,
+            maybe_registered,
             asked_on: self.unregisters.connection(),
             rounds: 0,
             epoch: 0,

@@ -540,6 +540,19 @@ fn a_leave_by_name_that_was_left_out_is_made_up_for_unless_the_service_has_answe
 }
 
 #[test]
+fn a_leave_by_name_from_before_a_registration_does_not_come_behind_it() {
+    let mut table = table();
+    let key = table.attempt("s", "c");
+    assert!(table.end(key, Outcome::Unknown).is_none());
+    // It is queued, and the same viewer comes again and goes before its turn.
+    let (key, _) = table.insert("c", 5);
+    table.release(key);
+    assert!(table.next_is(unregister(&[5]), ok(&[])));
+    assert_eq!(table.next(), None, "another gateway's registration would be met");
+    check(&table);
+}
+
+#[test]
 fn a_leave_by_name_is_given_up_soon_and_with_a_new_connection() {
     let mut table = table();
     let unknown = |table: &mut RegistrationTable| {

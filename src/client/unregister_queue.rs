@@ -43,6 +43,8 @@ pub(super) struct UnregisterQueue {
     queue: VecDeque<Unregister>,
     /// The handles that are queued or under way. One that is not here any more is passed over.
     handles: HashSet<u64>,
+    /// The names that are queued, likewise.
+    names: HashSet<Arc<Name>>,
     capacity: usize,
     under_way: usize,
     /// Grows with each new connection; a name that was queued before it is given up.
@@ -52,7 +54,8 @@ pub(super) struct UnregisterQueue {
 
 impl UnregisterQueue {
     pub(super) fn new(capacity: usize) -> Self {
-        Self { queue: VecDeque::new(), handles: HashSet::new(), capacity, under_way: 0, connection: 0, forgotten: 0 }
+        let (queue, handles, names) = Default::default();
+        Self { queue, handles, names, capacity, under_way: 0, connection: 0, forgotten: 0 }
     }
 
     /// Takes another `more` at once: those of a closing are as many as there are registrations, which are bounded.
@@ -94,9 +97,16 @@ impl UnregisterQueue {
         self.handles.remove(&handle);
     }
 
+    /// Somebody uses a name from now on: what was queued for it is older, and would meet whoever has it when it comes to its
+    /// turn. True if something was.
+    pub(super) fn take_over(&mut self, name: &Name) -> bool {
+        self.names.remove(name)
+    }
+
     /// Whoever registered may do so again on a new connection, so no name is safe any more.
     pub(super) fn forget_names(&mut self) {
         self.connection += 1;
+        self.names.clear();
         let before = self.queue.len();
         self.queue.retain(|unregister| matches!(unregister, Unregister::Handle { .. }));
         count_given_up(before - self.queue.len());
@@ -104,8 +114,9 @@ impl UnregisterQueue {
 
     fn push(&mut self, unregister: Unregister) {
         if self.queue.len() < self.capacity {
-            if let Unregister::Handle { handle, .. } = unregister {
-                self.handles.insert(handle);
+            match &unregister {
+                Unregister::Handle { handle, .. } => _ = self.handles.insert(*handle),
+                Unregister::Name { name, .. } => _ = self.names.insert(Arc::clone(name)),
             }
             self.queue.push_back(unregister);
             return;
@@ -134,9 +145,11 @@ impl UnregisterQueue {
                         batch.push(handle);
                     }
                 }
-                Some(Unregister::Name { name, .. }) if is_in_use(&name) => {}
+                Some(Unregister::Name { name, .. }) if !self.names.contains(&name) => {}
+                Some(Unregister::Name { name, .. }) if is_in_use(&name) => _ = self.names.remove(&name),
                 Some(Unregister::Name { name, tries }) if batch.is_empty() => {
                     self.under_way += 1;
+                    self.names.remove(&name);
                     return Some(Job::UnregisterByName { name, tries, connection: self.connection });
                 }
                 Some(named) => {

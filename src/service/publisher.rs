@@ -51,6 +51,8 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>, t
     let mut refusals = Refusals::of(&*transport);
     let mut barrier: Option<Barrier> = None;
     loop {
+        // Asked first: it looks at the connection, so nothing is handed over on another one than is seen here.
+        let max_payload = transport.max_payload().unwrap_or(DEFAULT_MAX_PAYLOAD);
         let seen = *connection.borrow_and_update();
         if let Some(dropped) = delivery.connection_is(seen, &mut outlet.queue.borrow_mut()) {
             count_lost(dropped);
@@ -67,7 +69,6 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>, t
             }
         }
         refusals.retry_held(&mut outlet.queue.borrow_mut());
-        let max_payload = transport.max_payload().unwrap_or(DEFAULT_MAX_PAYLOAD);
         let step = delivery.next(&mut outlet.queue.borrow_mut(), max_payload);
         troubles.tell(&mut outlet.queue.borrow_mut());
         match step {

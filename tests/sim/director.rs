@@ -83,7 +83,8 @@ impl World {
 
     /// Somebody commands a stream as fast as nobody should, and comes again.
     pub fn flood(&mut self) {
-        let Some(every_ms) = self.plan.flood_every_ms.filter(|_| self.phase == Phase::Safety) else { return };
+        let floods = self.phase == Phase::Safety && self.clock() < 5_000_u64.saturating_add(self.plan.flood_ms);
+        let Some(every_ms) = self.plan.flood_every_ms.filter(|_| floods) else { return };
         self.at(self.now + every_ms, Event::Flood);
         let seek = proto::Seek { stream_id: stream_id(0), position_ms: self.rng.within(0, 2_000) };
         let answered = self.rng.chance(500);
@@ -121,7 +122,8 @@ impl World {
     fn something_breaks(&mut self) {
         let shard = self.rng.below(self.plan.shards);
         let gateway = self.rng.below(self.plan.all_gateways());
-        match self.rng.weighted(&[40, 8, 30, 6, 6, 6, 6, 6]) {
+        let resizes = if self.plan.has_full_feeds { 60 } else { 6 };
+        match self.rng.weighted(&[40, 8, 30, 6, 6, 6, resizes, 6]) {
             0 => {
                 let parties = self.parties();
                 let party = self.rng.pick(&parties);
@@ -310,6 +312,29 @@ impl World {
             when_empty: rng.within(0, 2) as i32,
             empty_grace_ms,
             idle_timeout_ms: rng.pick(&[None, Some(1_000), Some(6_000), Some(20_000)]),
+        }
+    }
+
+    /// Every stream is there, and somebody watches it.
+    pub fn everything_plays(&mut self) {
+        // Short ones are changes to publish; where there are floods, a stream's own would hold up its ticks.
+        let (least, most) = if self.plan.has_full_feeds { (200, 1_500) } else { (15_000, 40_000) };
+        for stream in 0..self.plan.streams {
+            let scenes = (0..self.rng.within(2, 5)).map(|place| proto::SceneConfig {
+                name: format!("scene {place}"),
+                duration_ms: self.rng.within(least, most),
+            });
+            let config = Some(proto::OrchestratorConfig {
+                scenes: scenes.collect(),
+                tick_interval_ms: Some(self.plan.tick_interval_ms.unwrap_or(250)),
+                loop_scenes: true,
+                empty_grace_ms: Some(self.plan.grace_ms),
+                ..Default::default()
+            });
+            let start = Command::Start(proto::Start { stream_id: stream_id(stream), config });
+            self.command(0, stream, start, None, None, true);
+            let gateway = self.rng.below(self.gateways.len());
+            self.viewer_of(gateway, stream);
         }
     }
 

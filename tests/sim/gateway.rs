@@ -102,6 +102,16 @@ impl World {
         self.let_in(gateway, sub);
     }
 
+    /// A viewer of that stream opens a page.
+    pub fn viewer_of(&mut self, gateway: usize, stream: usize) {
+        let sub = if self.gateways[gateway].style == Style::Names {
+            self.truth.new_sub(stream, format!("first viewer of {stream} at {gateway}").into(), 0)
+        } else {
+            self.another_session(stream, format!("client {stream}").into())
+        };
+        self.let_in(gateway, sub);
+    }
+
     /// Another tab of somebody's, of whom there may be others at this gateway and elsewhere.
     pub fn somebody(&mut self) -> SubId {
         let (stream, number) = (self.rng.below(self.plan.streams), self.rng.below(self.plan.viewers) as u64);

@@ -72,6 +72,10 @@ pub struct Plan {
     pub publish: PublishLimits,
     /// What a publisher's connection takes for one message, µs.
     pub publish_us: u64,
+    /// Of what is to be published, how often a connection takes a part first and the rest later, per mille.
+    pub partly: u64,
+    /// Many streams share the messages of feeds, and the broker takes now less and now more than such a message.
+    pub has_full_feeds: bool,
     /// What the broker takes, bytes: one of these at a time.
     pub max_payloads: Vec<usize>,
     /// One way over one connection, ms.
@@ -90,6 +94,8 @@ pub struct Plan {
     pub large_batches: bool,
     /// Somebody floods a stream with commands, one in so many ms.
     pub flood_every_ms: Option<u64>,
+    /// For how long.
+    pub flood_ms: u64,
     /// Each with a request id.
     pub flood_has_ids: bool,
     /// The tick interval of every stream, if it is the same.
@@ -115,7 +121,8 @@ impl Plan {
             rng.pick(&[(3_000, 1_000), (3_000, 1_000), (10_000, 3_000), (10_000, 4_000), (90_000, 30_000)]);
         // So few places that only small batches get through, and not all of them.
         let tight = !crowd && rng.chance(150);
-        let congested = !crowd && !tight && rng.chance(40);
+        let congested = !crowd && !tight && rng.chance(50);
+        let has_full_feeds = !crowd && !tight && !congested && rng.chance(80);
         let styles = [Style::Handles, Style::Handles, Style::Names, Style::Singles];
         let styles = if tight { &styles[..3] } else { &styles };
         let gateways: Vec<Style> = (0..rng.within(1, 3)).map(|_| rng.pick(styles)).collect();
@@ -124,18 +131,30 @@ impl Plan {
         let clients: Vec<ClientStyle> = (0..clients).map(|_| ClientStyle::draw(rng)).collect();
         Self {
             shards: rng.pick(&[1, 2, 2, 3]),
-            streams: if congested { rng.within(8, 40) } else { rng.within(1, if tight { 3 } else { 6 }) } as usize,
+            streams: match () {
+                () if congested => rng.within(8, 40),
+                () if has_full_feeds => rng.within(20, 40),
+                () => rng.within(1, if tight { 3 } else { 6 }),
+            } as usize,
             directors: rng.within(1, 2) as usize,
             gateways,
             clients,
-            viewers: if crowd { rng.within(1_000, 4_000) as usize } else { rng.within(2, 40) as usize },
+            viewers: match () {
+                () if crowd => rng.within(1_000, 4_000),
+                () if has_full_feeds => rng.within(60, 100),
+                () => rng.within(2, 40),
+            } as usize,
             stale_after_ms,
             heartbeat_ms,
             turn: turn_limits(rng, crowd),
             mailbox: mailbox_limits(rng, tight),
             ingress: ingress_limits(rng, crowd),
             remembered_of_stream: rng.pick(&[Limits::default().max_remembered_of_stream, 4, 30]),
-            publish_to: rng.pick(&[PublishTo::Subjects, PublishTo::Subjects, PublishTo::Feed, PublishTo::Both]),
+            publish_to: if has_full_feeds {
+                rng.pick(&[PublishTo::Feed, PublishTo::Both])
+            } else {
+                rng.pick(&[PublishTo::Subjects, PublishTo::Subjects, PublishTo::Feed, PublishTo::Both])
+            },
             delay_ms: rng.pick(&[(0, 0), (0, 3), (1, 20), (5, 80)]),
             spikes: rng.pick(&[0, 5, 30]),
             duplicates: rng.pick(&[0, 20, 150]),
@@ -143,16 +162,28 @@ impl Plan {
             unanswered: rng.pick(&[0, 100, 600]),
             shared: rng.pick(&[0, 100, 400]),
             large_batches: crowd && rng.chance(500),
-            flood_every_ms: (congested || rng.chance(100)).then(|| rng.within(2, 200)),
+            flood_every_ms: (congested || rng.chance(100))
+                .then(|| if congested { rng.within(2, 4) } else { rng.within(5, 200) }),
+            flood_ms: if congested { rng.within(2_000, 4_000) } else { u64::MAX },
             flood_has_ids: rng.chance(500),
             tick_interval_ms: congested.then_some(100),
-            faults: rng.pick(&[0, 20, 60, 150]),
+            faults: match () {
+                () if has_full_feeds => 40,
+                () if congested => rng.pick(&[0, 0, 20]),
+                () => rng.pick(&[0, 20, 60, 150]),
+            },
             jitter_ms: rng.pick(&[0, 0, 0, 2, 30]),
-            publish: publish_limits(rng, congested),
-            publish_us: if congested { rng.within(500, 5_000) } else { 0 },
-            max_payloads: max_payloads(rng, crowd || tight),
-            act_every_ms: if crowd { 50 } else { rng.pick(&[40, 200, 700]) },
-            safety_ms: if crowd || congested {
+            publish: if has_full_feeds { PublishLimits::default() } else { publish_limits(rng, congested) },
+            partly: match () {
+                () if has_full_feeds => 200,
+                () if congested => 0,
+                () => rng.pick(&[0, 0, 10]),
+            },
+            has_full_feeds,
+            publish_us: if congested { rng.within(1_000, 5_000) } else { 0 },
+            max_payloads: if has_full_feeds { vec![1 << 10, 4 << 10] } else { max_payloads(rng, crowd || tight) },
+            act_every_ms: if crowd || has_full_feeds { 50 } else { rng.pick(&[40, 200, 700]) },
+            safety_ms: if crowd || congested || has_full_feeds {
                 20_000
             } else {
                 rng.within(20_000, if long { 200_000 } else { 90_000 })
@@ -160,6 +191,11 @@ impl Plan {
             grace_ms: rng.pick(&[0, 300, 2_000, 4_000]),
             skew_ms: rng.within(0, 5_000),
         }
+    }
+
+    /// Whether all streams play from the beginning, so that there is much to publish at once.
+    pub fn all_play(&self) -> bool {
+        self.has_full_feeds || self.tick_interval_ms.is_some()
     }
 
     /// How many gateways there are, of both kinds.
@@ -214,16 +250,27 @@ fn publish_limits(rng: &mut Rng, congested: bool) -> PublishLimits {
     if !congested && rng.chance(600) {
         return usual;
     }
+    let stops = !congested || rng.chance(300);
     PublishLimits {
-        max_changes: rng.pick(&[usual.max_changes, 10, 100]),
-        max_change_bytes: rng.pick(&[usual.max_change_bytes, 2 << 10, 20 << 10]),
-        max_answers: rng.pick(&[usual.max_answers, 10, 100]),
-        max_answer_bytes: rng.pick(&[usual.max_answer_bytes, 8 << 10, 40 << 10]),
+        // Where a shard stops, its ticks are late whatever goes first.
+        max_changes: if stops { rng.pick(&[usual.max_changes, 10, 100]) } else { usual.max_changes },
+        max_change_bytes: if stops {
+            rng.pick(&[usual.max_change_bytes, 2 << 10, 20 << 10])
+        } else {
+            usual.max_change_bytes
+        },
+        max_answers: if stops { rng.pick(&[usual.max_answers, 10, 100]) } else { usual.max_answers },
+        max_answer_bytes: if stops {
+            rng.pick(&[usual.max_answer_bytes, 8 << 10, 40 << 10])
+        } else {
+            usual.max_answer_bytes
+        },
         ticks_behind: rng.pick(&[usual.ticks_behind, 0, 5]),
         max_feed_bytes: rng.pick(&[usual.max_feed_bytes, 300, 2_000]),
         at_once: AtOnce {
-            messages: rng.pick(&[usual.at_once.messages, 4, 16]),
-            bytes: rng.pick(&[usual.at_once.bytes, 1 << 10, 8 << 10]),
+            // So much at a time that it is known when ticks have their share.
+            messages: if stops { rng.pick(&[usual.at_once.messages, 4, 16]) } else { rng.pick(&[4, 16]) },
+            bytes: if stops { rng.pick(&[usual.at_once.bytes, 1 << 10, 8 << 10]) } else { usual.at_once.bytes },
         },
         ..usual
     }

@@ -22,7 +22,7 @@ use orchestrator_service::{
         turn::{Next, Shard, ShardSettings},
     },
     transport::{BARRIER_TIMEOUT, Connection, Subject},
-    wire::WireLimits,
+    wire::{WireLimits, proto::Mode},
 };
 
 use crate::{
@@ -64,6 +64,9 @@ pub struct Seat {
     wakes_at: Option<u64>,
     /// When the next turn is due, and since when something is.
     due: Option<Tick>,
+    /// Behind a slow publisher it may rest until then, and what an earlier turn said of that is not known of one that was
+    /// to be followed by another at once.
+    due_at_the_latest: Option<Tick>,
     deadline: Option<Tick>,
     blocked: bool,
     stalled_until: u64,
@@ -124,6 +127,7 @@ impl Service {
                 token: 0,
                 wakes_at: None,
                 due: None,
+                due_at_the_latest: None,
                 deadline: None,
                 blocked: false,
                 stalled_until: 0,
@@ -178,6 +182,10 @@ impl World {
             }
         }
         assert!(taken <= sent.round.len().max(1), "ingress: a message went to {taken} shards, not {:?}", sent.round);
+        for (shard, seat) in self.service.seats.iter().enumerate() {
+            let waiting = self.service.router.mailbox(shard).len();
+            assert_eq!(waiting, seat.mail.len(), "ingress: what waits for shard {shard}, and what it was sent");
+        }
         assert!(
             (taken > 0) != refused.is_some() || sent.request.is_none(),
             "ingress: a message with a reply subject is either taken or refused, this one was taken {taken} times"
@@ -241,7 +249,8 @@ impl World {
         let full = seat.queue.is_full();
         if !full {
             let since = |due: Option<Tick>| due.map_or(0, |due| now.saturating_sub(due.0));
-            self.truth.note_turn(shard, now, since(seat.due), since(seat.deadline));
+            let late_ms = (since(seat.due_at_the_latest), since(seat.due));
+            self.truth.note_turn(shard, now, late_ms, since(seat.deadline));
         }
         let next = seat.shard.turn(Now { tick: Tick(now), wall_ms: now + self.plan.skew_ms }, &mut seat.queue);
         assert_eq!(full, next == Next::Blocked, "shard {shard} stops exactly when too much is owed");
@@ -253,7 +262,11 @@ impl World {
                 Next::Sleep(Some(until)) if deadline <= Some(Tick(now)) => until,
                 _ => Tick(now),
             };
-            (seat.due, seat.deadline) = (deadline.map(|due| due.max(at_least)), deadline);
+            let is_unsure = next == Next::Again && deadline <= Some(Tick(now)) && seat.queue.is_behind();
+            let at_most = if is_unsure { Tick(now + self.plan.turn.rest_ms) } else { at_least };
+            seat.deadline = deadline;
+            seat.due = deadline.map(|due| due.max(at_least));
+            seat.due_at_the_latest = deadline.map(|due| due.max(at_most));
         }
         let turns = seat.turns;
         self.note_handled(shard);
@@ -334,7 +347,7 @@ impl World {
         let Service { settings, router, totals, seats, .. } = &mut self.service;
         settings[shard] = settings[shard].clone().for_successor();
         seats[shard].shard = Shard::new(shard, settings[shard].clone(), Arc::clone(router), Arc::clone(totals));
-        (seats[shard].due, seats[shard].deadline) = (None, None);
+        (seats[shard].due, seats[shard].due_at_the_latest, seats[shard].deadline) = (None, None, None);
         self.truth.panicked(shard, self.now);
         self.truth.hindered(shard, self.now, self.now);
     }
@@ -380,7 +393,11 @@ impl World {
     pub fn pump(&mut self, shard: usize) {
         self.retry_held(shard);
         self.note_what_waits(shard);
-        while self.now >= self.service.seats[shard].publishes_at {
+        loop {
+            self.notice_connection(shard);
+            if self.now < self.service.seats[shard].publishes_at {
+                break;
+            }
             let max_payload = self.link(Party::Publisher(shard)).max_payload;
             let seat = &mut self.service.seats[shard];
             let fresh = seat.delivery.taken().is_empty();
@@ -390,7 +407,17 @@ impl World {
                     seat.barriers += 1;
                     let barrier = seat.barriers;
                     seat.barrier = Some(barrier);
-                    self.send(Party::Publisher(shard), Message::Barrier(barrier));
+                    // It is sent when somebody looks at it, which may be over another connection.
+                    if self.phase == Phase::Safety && self.rng.chance(self.plan.faults) {
+                        let later = self.rng.within(1, 100);
+                        self.at(self.now + later, Event::SendBarrier(shard, barrier));
+                        if self.rng.chance(500) {
+                            let for_ms = self.rng.within(1, later);
+                            self.break_link(Party::Publisher(shard), for_ms);
+                        }
+                    } else {
+                        self.send_barrier(shard, barrier);
+                    }
                     let timeout = self.now + BARRIER_TIMEOUT.as_millis() as u64;
                     self.at(timeout, Event::BarrierTimeout(shard, barrier));
                 }
@@ -425,12 +452,28 @@ impl World {
             let read = self.read(&subject, payload);
             self.service.seats[shard].read.push_back(read);
         }
+        self.check_that_the_newest_waited(shard);
         // Of one hand-over, the messages of feeds come last, so an answer may stand before the change that it follows from.
         let read = std::mem::take(&mut self.service.seats[shard].read);
         let (updates, answers): (Vec<&Read>, Vec<&Read>) =
             read.iter().partition(|read| matches!(read, Read::Updates(_)));
         updates.into_iter().chain(answers).for_each(|read| self.learn(shard, read));
         self.service.seats[shard].read = read;
+    }
+
+    /// Of what may be replaced, a stream had the newest waiting and nothing else.
+    fn check_that_the_newest_waited(&self, shard: usize) {
+        let mut waited = BTreeSet::new();
+        let read = self.service.seats[shard].read.iter();
+        let messages = read.filter_map(|read| if let Read::Updates(updates) = read { Some(updates) } else { None });
+        for (in_feed, update) in
+            messages.flat_map(|message| message.updates.iter().map(|update| (message.feed, update)))
+        {
+            if !is_change(update.cause()) && update.mode() != Mode::Unknown {
+                let is_first = waited.insert((in_feed, update.stream, update.epoch));
+                assert!(is_first, "replaced: an older one waited beside {}", reading::in_short(update));
+            }
+        }
     }
 
     /// What is handed over is said by the service, wherever it gets.
@@ -462,8 +505,10 @@ impl World {
     fn publish(&mut self, shard: usize) {
         let mut most = self.service.seats[shard].read.len();
         self.log.note(self.clock(), "publishes", &[shard as u64, most as u64], &[]);
-        let trouble = self.phase == Phase::Safety && self.plan.faults > 0 && self.rng.chance(self.plan.faults / 10);
-        if trouble {
+        let is_safety = self.phase == Phase::Safety;
+        let trouble = is_safety && self.plan.faults > 0 && self.rng.chance(self.plan.faults / 10);
+        let partly = trouble || is_safety && self.plan.partly > 0 && self.rng.chance(self.plan.partly);
+        if partly {
             most = self.rng.below(most + 1);
         }
         let mut probe = None;
@@ -501,14 +546,18 @@ impl World {
         let busy_ms = std::mem::take(&mut seat.busy_us);
         let (busy_ms, rest) = (busy_ms / 1_000, busy_ms % 1_000);
         seat.busy_us = rest;
-        if busy_ms > 0 && !trouble {
+        if busy_ms > 0 && !partly {
             seat.publishes_at = self.now + busy_ms;
             self.at(self.now + busy_ms, Event::Pump(shard));
         }
-        if trouble {
+        if partly {
             self.log.tell(|| format!("only {most}"));
-            let fails = self.rng.chance(500);
-            let pause = if fails { PAUSE_MS } else { self.rng.within(1, 2_000) };
+            let fails = trouble && self.rng.chance(500);
+            let longest = if trouble { 2_000 } else { 200 };
+            let pause = if fails { PAUSE_MS } else { self.rng.within(1, longest) };
+            if !fails {
+                self.happens_meanwhile(shard, pause);
+            }
             let seat = &mut self.service.seats[shard];
             if fails {
                 seat.delivery.lost(&mut seat.queue);
@@ -518,6 +567,17 @@ impl World {
             seat.publishes_at = self.now + pause;
             self.truth.hindered(shard, self.now, self.now + pause);
             self.at(self.now + pause, Event::Pump(shard));
+        }
+    }
+
+    /// A part was published. Before the rest is, the broker may take another size, or the connection be another one.
+    fn happens_meanwhile(&mut self, shard: usize, pause: u64) {
+        if self.plan.has_full_feeds && self.rng.chance(700) {
+            let max_payload = self.rng.pick(&self.plan.max_payloads.clone());
+            self.broker_takes(max_payload);
+        } else if self.rng.chance(2 * self.plan.faults) {
+            let for_ms = self.rng.within(1, pause);
+            self.break_link(Party::Publisher(shard), for_ms);
         }
     }
 
@@ -578,6 +638,18 @@ impl World {
     }
 
     pub fn publisher_connection_changed(&mut self, shard: usize) {
+        self.notice_connection(shard);
+        self.pump(shard);
+    }
+
+    pub fn send_barrier(&mut self, shard: usize, barrier: u64) {
+        if self.service.seats[shard].barrier == Some(barrier) {
+            self.send(Party::Publisher(shard), Message::Barrier(barrier));
+        }
+    }
+
+    /// Publishers look at their connection before they do anything else.
+    fn notice_connection(&mut self, shard: usize) {
         let believed = self.link(Party::Publisher(shard)).believed;
         let seat = &mut self.service.seats[shard];
         if seat.delivery.connection_is(believed, &mut seat.queue).is_some() {
@@ -585,8 +657,8 @@ impl World {
             seat.barrier = None;
             seat.publishes_at = 0;
             seat.denied.clear();
+            self.what_was_held_may_come_again();
         }
-        self.pump(shard);
     }
 
     pub fn barrier_passed(&mut self, shard: usize, barrier: u64) {

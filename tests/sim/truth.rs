@@ -197,16 +197,19 @@ impl Truth {
 
     // --- turns ---------------------------------------------------------------------------------------------------
 
-    /// A turn comes so late, and so long after something fell due.
-    pub fn note_turn(&mut self, shard: usize, now: u64, late_ms: u64, overdue_ms: u64) {
+    /// A turn comes so late, at the least and at the most, and so long after something fell due.
+    pub fn note_turn(&mut self, shard: usize, now: u64, late_ms: (u64, u64), overdue_ms: u64) {
+        let (least_ms, most_ms) = late_ms;
         let own = &mut self.shards[shard];
         if overdue_ms > 0 {
             let late = own.late.entry(now).or_default();
             *late = overdue_ms.max(*late);
         }
-        if late_ms >= CLOCK_STALLED_MS {
-            let (due, until) = (now - late_ms, now + late_ms.min(self.stale_after_ms));
-            own.extended_until = own.extended_until.max(until);
+        if most_ms >= CLOCK_STALLED_MS {
+            own.extended_until = own.extended_until.max(now + most_ms.min(self.stale_after_ms));
+        }
+        if least_ms >= CLOCK_STALLED_MS {
+            let (due, until) = (now - least_ms, now + least_ms.min(self.stale_after_ms));
             for sub in &mut self.subs {
                 let on_this_shard = self.streams[sub.stream].shard == shard;
                 if let Some(sure) = sub.sure.as_mut().filter(|_| on_this_shard)
@@ -354,6 +357,21 @@ impl Truth {
         sub.keep_sure(begun, now, self.stale_after_ms);
     }
 
+    /// Whether a shard may know a subscriber.
+    pub fn may_know(&self, sub: SubId) -> bool {
+        self.subs[sub].may.is_some()
+    }
+
+    /// Somebody leaves by name who was given a handle: that must not end a newer registration of another.
+    pub fn leaves_by_name(&self, sub: SubId, given: Option<u64>) {
+        let newest = self.subs[sub].joined;
+        assert!(
+            given.is_none_or(|given| given >= newest),
+            "leave: by name, behind a newer register: {}",
+            self.subs[sub]
+        );
+    }
+
     fn handled_leave(&mut self, sub: SubId, begun: u64, now: u64) {
         let sub = &mut self.subs[sub];
         sub.end_may(now);
@@ -411,7 +429,9 @@ impl Truth {
     pub fn remember(&mut self, now: u64, update: &Rc<Update>, in_feed: bool) {
         let tick = self.tick_of(update);
         let stream = &mut self.streams[update.stream];
-        if crate::checkers::grows_revision(update.cause()) {
+        let newest = stream.said.as_ref().map_or((0, 0), |said| (said.epoch, said.revision));
+        // One that was refused may come again behind newer ones.
+        if crate::checkers::grows_revision(update.cause()) && (update.epoch, update.revision) >= newest {
             stream.revision_said_at[usize::from(in_feed)] = now;
         }
         if update.cause() == Cause::Scene {

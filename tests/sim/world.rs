@@ -44,6 +44,10 @@ pub enum Event {
     Turn(usize, u64),
     /// A publisher goes on that had to wait.
     Pump(usize),
+    /// A publisher's barrier is begun.
+    SendBarrier(usize, u64),
+    /// A publisher without anything to do notices what has become of its connection.
+    PublisherNotices(usize),
     /// A barrier has taken too long.
     BarrierTimeout(usize, u64),
     /// A gateway heartbeats.
@@ -192,7 +196,10 @@ impl World {
         self.run_safety();
 
         self.begin_liveness();
-        self.run_until(self.now + 2 * self.plan.stale_after_ms + 2 * self.plan.heartbeat_ms + 20_000);
+        let since = self.now;
+        self.run_until(self.now + 10_000);
+        self.check_reconnected_clients(since);
+        self.run_until(self.now + 2 * self.plan.stale_after_ms + 2 * self.plan.heartbeat_ms + 10_000);
         // A mailbox for four is full at times without any fault. Whoever was refused tries again, and succeeds in the end;
         // the steps are out of step with the heartbeats.
         for _ in 0..100 {
@@ -237,8 +244,11 @@ impl World {
             let starts = self.rng.within(0, 1_000);
             self.at(self.now + starts, Event::ClientStarts(client));
         }
+        if self.plan.all_play() {
+            self.everything_plays();
+        }
         self.at(self.now, Event::Act);
-        self.at(self.now + 1_000, Event::Flood);
+        self.at(self.now + 5_000, Event::Flood);
         self.run_until(T0 + self.plan.safety_ms);
     }
 
@@ -280,6 +290,8 @@ impl World {
             Event::Arrive(parcel) => self.arrive(parcel),
             Event::Turn(shard, token) => self.turn_if_current(shard, token),
             Event::Pump(shard) => self.pump(shard),
+            Event::SendBarrier(shard, barrier) => self.send_barrier(shard, barrier),
+            Event::PublisherNotices(shard) => self.publisher_connection_changed(shard),
             Event::BarrierTimeout(shard, barrier) => self.barrier_timed_out(shard, barrier),
             Event::Beat(gateway) => self.beat(gateway),
             Event::Tend(gateway) => self.tend(gateway),
@@ -473,7 +485,10 @@ impl World {
             self.at(self.now + 5_500, Event::AskWhetherAway(generation));
         }
         let noticed = self.now + self.rng.within(0, for_ms.min(2_500));
-        self.at(noticed, Event::Notice(party, generation));
+        let is_missed = matches!(party, Party::Publisher(_)) && self.rng.chance(400);
+        if !is_missed {
+            self.at(noticed, Event::Notice(party, generation));
+        }
         self.at(self.now + for_ms, Event::Reconnect(party, generation));
     }
 
@@ -508,6 +523,13 @@ impl World {
             if let Party::Client(client) = party {
                 self.client_connection_takes(client);
             }
+        }
+    }
+
+    /// What was held once and is published again is out of order once more.
+    pub fn what_was_held_may_come_again(&mut self) {
+        if self.refusals > 0 {
+            self.messages_are_out_of_order();
         }
     }
 
@@ -549,7 +571,14 @@ impl World {
         link.believed.connected = true;
         link.believed.generation = generation;
         self.log.note(self.clock(), "connection made", &[self.number_of(party) as u64], &[]);
-        self.connection_changed(party);
+        match party {
+            // Its transport sends over the new one before it is looked at.
+            Party::Publisher(shard) if self.phase == Phase::Safety => {
+                let later = self.rng.within(0, 100);
+                self.at(self.now + later, Event::PublisherNotices(shard));
+            }
+            _ => self.connection_changed(party),
+        }
     }
 
     fn connection_changed(&mut self, party: Party) {

@@ -65,6 +65,16 @@ impl Checker for NoChangeIsOverwritten {
             in_short(update),
             in_short(before)
         );
+        let moved = (before.loop_count, before.scene_index) != (update.loop_count, update.scene_index);
+        if !grows && moved && update.cause() == Cause::Tick {
+            let (from, to) = (truth.tick_of(before), truth.tick_of(update));
+            assert!(
+                !truth.surely_watched(update.stream, from, to),
+                "overwritten: a scene is missing before {}\nbefore: {}",
+                in_short(update),
+                in_short(before)
+            );
+        }
     }
 }
 

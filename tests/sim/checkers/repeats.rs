@@ -97,12 +97,15 @@ impl First {
     /// Whether it may be, once so much was handled since.
     fn may_be_forgotten(&self, stream: usize, tick: u64, counted: (usize, usize), truth: &Truth) -> bool {
         let known = &truth.streams[stream];
-        let was_there =
-            known.said.as_ref().is_some_and(|said| said.mode() != Mode::Unknown && said.epoch / 1_000 < self.tick);
+        let panicked = truth.panicked_at(known.shard);
+        let was_there = known.said.as_ref().is_some_and(|said| {
+            let created = said.epoch / 1_000;
+            said.mode() != Mode::Unknown && created < self.tick && panicked.is_none_or(|panicked| panicked < created)
+        });
         let most = truth.remembered_of_stream;
         // Streams that are not there share what one may have, and each that goes adds what it had.
         let pushed_out = if was_there { counted.0 - self.counted.0 >= most } else { counted.1 >= most };
-        let panicked = truth.panicked_at(known.shard).is_some_and(|panicked| panicked >= self.tick);
+        let panicked = panicked.is_some_and(|panicked| panicked >= self.tick);
         pushed_out || panicked || tick >= self.tick + REMEMBER_MS || counted.0 < self.counted.0 || self.serial == 0
     }
 }

@@ -14,7 +14,7 @@ use prost::Message as _;
 
 use super::{Subscribed, Waiting, transport::Call};
 use crate::{
-    net::{Answer, Link, Message, Party, Sent, Updates, What},
+    net::{Answer, AnswerBody, Link, Message, Party, Sent, Updates, What},
     reading::stream_number,
     service::round,
     world::World,
@@ -43,6 +43,8 @@ impl World {
             }
             Call::Request { number, subject, payload, answers } => {
                 let sent = self.read_request(client, &subject, payload);
+                self.note_who_may_leave(client, &sent.what);
+                self.note_who_is_asked_for(client, &sent.what);
                 match self.ask(sent, true) {
                     Some(request) => {
                         self.clients.each[client].requests.insert(request, Waiting { number, answers });
@@ -52,6 +54,43 @@ impl World {
             }
             Call::Abandon { number } => {
                 self.clients.each[client].requests.retain(|_, waiting| waiting.number != number);
+            }
+        }
+    }
+
+    /// Whoever registers may not hear of its handle; until it does, it can only leave by name.
+    fn note_who_may_leave(&mut self, client: usize, what: &What) {
+        match what {
+            What::Join(subs) => subs.iter().for_each(|sub| _ = self.clients.each[client].given.remove(sub)),
+            What::Leave(subs) => {
+                for (sub, _) in subs.iter().filter(|(_, handle)| handle.is_none()) {
+                    self.truth.leaves_by_name(*sub, self.clients.each[client].given.get(sub).copied());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn note_who_is_asked_for(&mut self, client: usize, what: &What) {
+        let (now, asked) = (self.now, &mut self.clients.each[client].asked);
+        match what {
+            What::Join(subs) => asked.extend(subs.iter().map(|sub| (*sub, now))),
+            What::Beat(subs) => {
+                asked.extend(subs.iter().filter(|(_, handle)| handle.is_none()).map(|(sub, _)| (*sub, now)))
+            }
+            _ => {}
+        }
+    }
+
+    fn note_given(&mut self, client: usize, answer: &Answer) {
+        let AnswerBody::Reply(reply) = &answer.body else { return };
+        let is_waited_for = self.clients.each[client].requests.contains_key(&answer.request);
+        if !is_waited_for || !matches!(self.truth.requests[answer.request].sent.what, What::Join(_)) {
+            return;
+        }
+        for handle in std::iter::once(&reply.handle).chain(&reply.handles) {
+            if let Some(given) = self.truth.handles.get(handle) {
+                self.clients.each[client].given.insert(given.sub, given.serial);
             }
         }
     }
@@ -221,6 +260,7 @@ impl World {
 
     pub fn client_answered(&mut self, client: usize, answer: &Answer) {
         self.log.note(self.clock(), "client answered", &[client as u64, answer.request as u64], &[]);
+        self.note_given(client, answer);
         self.client_request_hears(client, answer.request, Ok(answer.payload.clone()));
     }
 
@@ -247,7 +287,7 @@ impl World {
         let Link { believed, max_payload, .. } = *self.link(Party::Client(client));
         let gateway = &mut self.clients.each[client];
         if believed.connected {
-            gateway.connected_since = self.now;
+            (gateway.connected_since, gateway.reconnected_at) = (self.now, self.now);
             // Before anything else is sent, as by the transport over NATS.
             gateway.at_broker.clear();
             for (number, subscribed) in &gateway.subscriptions {

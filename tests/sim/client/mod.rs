@@ -77,6 +77,12 @@ pub struct RealGateway {
     tasks: Vec<JoinHandle<()>>,
     /// Requests that are waited for: the number of the call by that of the request, and the way to who waits.
     requests: BTreeMap<usize, Waiting>,
+    /// Of the register that was last answered to its client, by subscriber; none where one was not.
+    given: BTreeMap<SubId, u64>,
+    /// Since when it has its connection.
+    pub reconnected_at: u64,
+    /// When its client last registered somebody, or asked by name.
+    asked: BTreeMap<SubId, u64>,
     /// The client's subscriptions, and those that the broker has.
     subscriptions: BTreeMap<u64, Subscribed>,
     at_broker: BTreeMap<u64, String>,
@@ -173,6 +179,9 @@ impl Clients {
             viewers: BTreeMap::new(),
             tasks: Vec::new(),
             requests: BTreeMap::new(),
+            given: BTreeMap::new(),
+            reconnected_at: T0,
+            asked: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
             at_broker: BTreeMap::new(),
             connected_since: T0,
@@ -384,6 +393,25 @@ impl World {
         let missing: BTreeSet<usize> = missing.map(|viewer| self.truth.subs[viewer.sub].stream).collect();
         missing.into_iter().for_each(|stream| self.start_for_good(stream));
         self.at(self.now + 1_300, Event::ClientTends(client));
+    }
+
+    /// Those who were away when faults stopped have registered everybody again, without waiting for a heartbeat.
+    pub fn check_reconnected_clients(&self, since: u64) {
+        for (client, viewer) in self.real_viewers() {
+            let RealGateway { reconnected_at, asked, .. } = &self.clients.each[client];
+            let has_asked = asked.get(&viewer.sub).is_some_and(|asked| asked >= reconnected_at);
+            assert!(
+                *reconnected_at < since || has_asked,
+                "reconnected: client {client} has not asked for {} since",
+                self.truth.subs[viewer.sub]
+            );
+            let is_known = self.truth.may_know(viewer.sub) || !viewer.registered;
+            assert!(
+                *reconnected_at < since || is_known,
+                "reconnected: client {client} says that {} is there",
+                self.truth.subs[viewer.sub]
+            );
+        }
     }
 
     // --- the end -------------------------------------------------------------------------------------------------
