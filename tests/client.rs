@@ -13,11 +13,12 @@ use orchestrator_service::{
     service::{Service, ServiceSettings},
     shard::publish_queue::PublishTo,
     transport::{
-        Transport,
+        Outgoing, Transport,
         memory::MemoryBus,
         nats::{NatsOptions, NatsTransport},
     },
 };
+use prost::Message as _;
 use support::{
     nats_server::{NatsServer, ServerOptions},
     waiting::{LIMIT, eventually},
@@ -409,6 +410,73 @@ async fn a_crowd_is_registered_again_with_a_broker_that_takes_little() {
         drop(kept);
         eventually("the viewers are as many", async || viewers(&client, "s").await == 0).await;
     }
+}
+
+/// A stream's update as its service would publish it.
+fn update_of(stream_id: &str) -> StateUpdate {
+    StateUpdate { stream_id: stream_id.to_owned(), epoch: 1, sequence: 1, ..StateUpdate::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn updates_over_the_servers_limit_end_in_an_error_for_their_caller() {
+    // One of the five is the transport's own inbox.
+    const LIVE: usize = 4;
+    let server =
+        NatsServer::start_with(ServerOptions { more: "max_subscriptions: 5\n".to_owned(), ..Default::default() });
+    let client = Client::new(nats(&server, "gateway").await, ClientOptions::default());
+    let publisher = nats(&server, "service").await;
+    eventually("both are connected", async || {
+        publisher.barrier().await.is_ok()
+            && client.get_state("s").await.is_err_and(|error| error.code() == Code::Unavailable)
+    })
+    .await;
+
+    let ids: Vec<String> = (0..20).map(|number| format!("s{number}")).collect();
+    let (mut open, mut refused) = (Vec::new(), Vec::new());
+    for id in &ids {
+        match client.updates(id).await {
+            Ok(updates) => open.push((id, updates)),
+            Err(error) => refused.push(error),
+        }
+    }
+    // Whoever is refused later than it was made sees the end of its updates; all others see what is published.
+    let publishing = tokio::spawn({
+        let (publisher, ids) = (Arc::clone(&publisher), ids.clone());
+        async move {
+            loop {
+                let updates = ids.iter().map(|id| Outgoing {
+                    subject: format!("stream.{id}.updates").as_str().into(),
+                    payload: update_of(id).encode_to_vec().into(),
+                });
+                publisher.publish(&mut updates.collect()).await.expect("published");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    });
+    let mut live = Vec::new();
+    for (id, mut updates) in open {
+        match tokio::time::timeout(LIMIT, updates.next()).await.expect("its update, or its end") {
+            Some(update) => {
+                assert_eq!(update.stream_id, *id);
+                live.push(updates);
+            }
+            None => refused.push(updates.end().expect("why").clone()),
+        }
+    }
+    publishing.abort();
+
+    assert_eq!((live.len(), refused.len()), (LIVE, ids.len() - LIVE));
+    for error in &refused {
+        assert_eq!((error.kind(), error.code()), (ErrorKind::Denied, Code::Unavailable), "{error}");
+        assert!(error.message().contains("maximum subscriptions"), "{error}");
+    }
+    drop(live.pop());
+    let mut next = None;
+    eventually("there is room for another", async || {
+        next = client.updates("s0").await.ok();
+        next.is_some()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

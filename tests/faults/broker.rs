@@ -17,10 +17,10 @@ use crate::{
 /// Streams whose changes come one after the other, so that a broker's death finds one in each state: not yet made,
 /// owed, on its way, published and not confirmed, confirmed.
 const STREAMS: u64 = 40;
-/// How far their changes are apart, ms. Together they take 600 ms, in the middle of which the broker dies.
-const STAGGER_MS: u64 = 15;
-/// When the first of them comes, ms after the start.
-const FIRST_CHANGE_MS: u64 = 1_500;
+/// When changes come, on a machine that has time: together they take 600 ms, in the middle of which the broker dies.
+const PACE: Pace = Pace { first_ms: 1_500, stagger_ms: 15 };
+/// How late a change may be, ms: the machine may have other things to do.
+const LATEST_MS: u64 = 5_000;
 const TICK_MS: u64 = 50;
 /// How far a position may be from the clock, ms: two roundings, and a wall clock that is being adjusted.
 const CLOCK_TOLERANCE_MS: u64 = 5;
@@ -29,7 +29,7 @@ const CLOCK_TOLERANCE_MS: u64 = 5;
 async fn a_broker_that_dies_during_scene_changes_loses_none() {
     shared(async {
         for round in 0..rounds() {
-            a_broker_dies_among_changes(Cause::Scene, LONG_MS, round % 2 == 1).await;
+            a_broker_dies(Cause::Scene, LONG_MS, round % 2 == 1).await;
         }
     })
     .await;
@@ -39,7 +39,7 @@ async fn a_broker_that_dies_during_scene_changes_loses_none() {
 async fn a_broker_that_dies_while_streams_finish_loses_no_last_update() {
     shared(async {
         for round in 0..rounds() {
-            a_broker_dies_among_changes(Cause::Lifecycle, 0, round % 2 == 1).await;
+            a_broker_dies(Cause::Lifecycle, 0, round % 2 == 1).await;
         }
     })
     .await;
@@ -53,13 +53,44 @@ fn id(number: u64) -> String {
     format!("show-{number}")
 }
 
-fn change_ms(number: u64) -> u64 {
-    FIRST_CHANGE_MS + number * STAGGER_MS
+/// When the changes of streams come.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// The first, ms after its stream was started.
+    first_ms: u64,
+    /// Each so much later than the one before, ms.
+    stagger_ms: u64,
+}
+
+impl Pace {
+    const fn change_ms(self, number: u64) -> u64 {
+        self.first_ms + number * self.stagger_ms
+    }
+
+    const fn slower(self) -> Self {
+        Self { first_ms: 2 * self.first_ms, stagger_ms: 2 * self.stagger_ms }
+    }
+}
+
+/// Where the broker hangs, changes must fall into that time: on a busy machine they may all have come before. Then it is
+/// done once more, more slowly.
+async fn a_broker_dies(expected: Cause, second_scene_ms: u64, hangs: bool) {
+    let mut pace = PACE;
+    for _ in 0..4 {
+        let published_again = a_broker_dies_among_changes(expected, second_scene_ms, hangs, pace).await;
+        if published_again > 0 || !hangs {
+            return;
+        }
+        pace = pace.slower();
+    }
+    panic!("what the hanging broker swallowed was not published again, at {pace:?}");
 }
 
 /// What comes behind the first scene: another one of this length, or the end. A broker that hangs before it dies takes
 /// what it is given, and nobody gets it.
-async fn a_broker_dies_among_changes(expected: Cause, second_scene_ms: u64, hangs: bool) {
+///
+/// Returns how many changes were published again.
+async fn a_broker_dies_among_changes(expected: Cause, second_scene_ms: u64, hangs: bool, pace: Pace) -> u64 {
     let mut nats = NatsServer::start();
     // The service finds the new broker only once the observer has: what is published to nobody proves nothing.
     let proxy = Proxy::to(nats.url().replace("nats://", "")).await;
@@ -70,17 +101,17 @@ async fn a_broker_dies_among_changes(expected: Cause, second_scene_ms: u64, hang
     for number in 0..STREAMS {
         let second = SceneConfig { name: "Two".into(), duration_ms: second_scene_ms };
         let mut config =
-            OrchestratorConfig { tick_interval_ms: Some(TICK_MS), ..config(&[("One", change_ms(number))]) };
+            OrchestratorConfig { tick_interval_ms: Some(TICK_MS), ..config(&[("One", pace.change_ms(number))]) };
         config.scenes.extend((second_scene_ms > 0).then_some(second));
         let began = caller.play(&id(number), config).await;
         starts.push(began.server_time_ms - began.current_time);
     }
 
     if hangs {
-        clock_at(starts[0] + change_ms(STREAMS / 4)).await;
+        clock_at(starts[0] + pace.change_ms(STREAMS / 4)).await;
         nats.freeze();
     }
-    clock_at(starts[0] + change_ms(STREAMS / 2)).await;
+    clock_at(starts[0] + pace.change_ms(STREAMS / 2)).await;
     nats.kill();
     proxy.set_open(false);
     nats.restart();
@@ -98,7 +129,7 @@ async fn a_broker_dies_among_changes(expected: Cause, second_scene_ms: u64, hang
     let (mut repeats, mut late_ms) = (0, 0);
     for number in 0..STREAMS {
         let (history, moment_ms, began_ms) =
-            (observer.history(&id(number)), change_ms(number), starts[number as usize]);
+            (observer.history(&id(number)), pace.change_ms(number), starts[number as usize]);
         repeats += history.repeats;
         let mut changes = history.changes();
         changes.retain(|change| change.mode() != Mode::Idle);
@@ -108,7 +139,7 @@ async fn a_broker_dies_among_changes(expected: Cause, second_scene_ms: u64, hang
         // The position and the time of its own moment, whenever it was published.
         if expected == Cause::Scene {
             assert_eq!(changed.current_scene.as_deref(), Some("Two"));
-            assert!((moment_ms..moment_ms + 500).contains(&changed.current_time), "{moment_ms}: {changed:?}");
+            assert!((moment_ms..moment_ms + LATEST_MS).contains(&changed.current_time), "{moment_ms}: {changed:?}");
         } else {
             assert_eq!((changed.mode(), changed.current_time), (Mode::Finished, moment_ms));
         }
@@ -126,7 +157,6 @@ async fn a_broker_dies_among_changes(expected: Cause, second_scene_ms: u64, hang
         assert!(history.updates.is_sorted_by_key(position), "the position never goes back");
     }
     let published_again = service.metric("orchestrator_republished_total", "").await;
-    assert!(published_again > 0 || !hangs, "what the hanging broker swallowed was published again");
     measured(
         "broker killed among changes",
         format!(
@@ -135,6 +165,7 @@ async fn a_broker_dies_among_changes(expected: Cause, second_scene_ms: u64, hang
     );
     let states = caller_after(&caller).await.stats("").await;
     assert_eq!((states.streams, states.active), (STREAMS, STREAMS), "nobody was forgotten");
+    published_again
 }
 
 /// The caller with its connection back.
@@ -154,8 +185,10 @@ async fn viewers_behind_a_gateway_see_the_end_whoever_finds_the_new_broker_first
             let mut viewers = Vec::new();
             let mut first_start = None;
             for number in 0..STREAMS {
-                let config =
-                    OrchestratorConfig { tick_interval_ms: Some(TICK_MS), ..config(&[("One", change_ms(number))]) };
+                let config = OrchestratorConfig {
+                    tick_interval_ms: Some(TICK_MS),
+                    ..config(&[("One", PACE.change_ms(number))])
+                };
                 caller.done(start(&id(number), config)).await;
                 let viewer = Viewer::open(&gateway, &id(number)).await;
                 let began = viewer.latest();
@@ -163,7 +196,7 @@ async fn viewers_behind_a_gateway_see_the_end_whoever_finds_the_new_broker_first
                 viewers.push(viewer);
             }
 
-            clock_at(first_start.unwrap_or_default() + change_ms(STREAMS / 2)).await;
+            clock_at(first_start.unwrap_or_default() + PACE.change_ms(STREAMS / 2)).await;
             nats.kill();
             nats.restart();
 
@@ -171,7 +204,7 @@ async fn viewers_behind_a_gateway_see_the_end_whoever_finds_the_new_broker_first
                 eventually("each viewer sees the end", async || viewer.latest().mode() == Mode::Finished).await;
             }
             for (viewer, number) in viewers.iter().zip(0..) {
-                assert_eq!(viewer.latest().current_time, change_ms(number));
+                assert_eq!(viewer.latest().current_time, PACE.change_ms(number));
                 viewer.assert_in_order();
             }
             service.readiness(200).await;

@@ -56,7 +56,7 @@ async fn heartbeat_all(caller: &Caller, handles: &[u64]) {
 async fn while_100_000_subscribers_go_stale_at_once_the_beat_of_a_stream_holds() {
     const STALE: Duration = Duration::from_secs(4);
     /// Stale for at most a second, and then as long as a busy machine takes for 100,000.
-    const GONE_WITHIN: Duration = Duration::from_secs(3);
+    const GONE_WITHIN: Duration = Duration::from_secs(10);
     alone(async {
         let nats = NatsServer::start();
         let service = Program::serve(&nats.url(), &["--stale-timeout", "4s"]).ready().await;

@@ -16,6 +16,7 @@ mod bursts;
 mod caller;
 mod crowds;
 mod gateways;
+mod lists;
 mod machine;
 mod observer;
 mod signals;

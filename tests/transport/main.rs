@@ -8,6 +8,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod credentials;
 mod fake_server;
 mod permissions;
 mod protocol;
