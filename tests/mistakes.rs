@@ -6,6 +6,7 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
+use driver::{EngineDriver, Said, T0, config, said, show};
 use orchestrator_service::{
     engine::*,
     service::{Service, ServiceSettings},
@@ -26,15 +27,14 @@ use orchestrator_service::{
     },
 };
 use prost::Message as _;
-use world::{Said, T0, World, config, said, show};
 
-mod world;
+mod driver;
 
 // --- time ----------------------------------------------------------------------------------------------------------
 
 #[test]
 fn pause_freezes_the_clock_and_resume_goes_on_to_the_millisecond() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("a", 0);
     world.until(4_321);
     assert_eq!(world.command("show", Command::Pause).unwrap().position_ms, 4_321);
@@ -47,7 +47,7 @@ fn pause_freezes_the_clock_and_resume_goes_on_to_the_millisecond() {
 
 #[test]
 fn a_forced_or_skipped_scene_stays_through_the_next_ticks() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("a", 0);
     world.until(500);
     world.command("show", Command::ForceScene("Outro")).unwrap();
@@ -68,7 +68,7 @@ fn a_forced_or_skipped_scene_stays_through_the_next_ticks() {
 
 #[test]
 fn ticks_missed_in_a_pause_or_while_idle_are_not_caught_up_with() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("a", 0);
     world.until(100);
     world.command("show", Command::Pause).unwrap();
@@ -87,7 +87,7 @@ fn ticks_missed_in_a_pause_or_while_idle_are_not_caught_up_with() {
 #[test]
 fn a_loops_overshoot_is_carried_over_and_each_update_has_a_scene() {
     let draft = Draft { loop_scenes: true, tick_interval_ms: Some(700), ..show() };
-    let mut world = World::with_show(&draft);
+    let mut world = EngineDriver::with_show(&draft);
     world.join("a", 0);
     world.heard();
     let mut updates = Vec::new();
@@ -109,7 +109,7 @@ fn a_loops_overshoot_is_carried_over_and_each_update_has_a_scene() {
 
 #[test]
 fn a_scene_changes_at_its_boundary_whatever_the_tick_interval() {
-    let mut world = World::with_show(&Draft { tick_interval_ms: Some(60_000), ..show() });
+    let mut world = EngineDriver::with_show(&Draft { tick_interval_ms: Some(60_000), ..show() });
     world.join("a", 0);
     assert_eq!(
         world.until(16_000),
@@ -124,7 +124,7 @@ fn a_scene_changes_at_its_boundary_whatever_the_tick_interval() {
 
 #[test]
 fn reconfigure_takes_effect_at_once_and_keeps_the_stream_status() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("a", 0);
     let status = Command::UpdateStreamStatus { is_streaming: true, stream_time_ms: 7, timecode: "00:00:07:00" };
     world.command("show", status).unwrap();
@@ -158,7 +158,7 @@ fn numbers_at_the_ends_are_refused_or_played_but_never_panic() {
         assert!(Config::new(&Draft { scenes, ..show() }, &limits).is_err(), "{duration_ms}");
     }
     let longest = vec![Scene { name: "a", duration_ms: MAX_DURATION_MS }];
-    let mut world = World::with_show(&Draft { scenes: longest, ..show() });
+    let mut world = EngineDriver::with_show(&Draft { scenes: longest, ..show() });
     world.join("a", 0);
     for command in [
         Command::Seek(u64::MAX),
@@ -180,7 +180,7 @@ fn numbers_at_the_ends_are_refused_or_played_but_never_panic() {
 
 #[test]
 fn a_reloaded_page_finds_the_show_going_on() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("a", 0);
     world.until(5_000);
     world.leave("a", 0).unwrap();
@@ -201,7 +201,7 @@ fn freeze_goes_on_where_it_was_left_and_run_on_as_if_watched() {
         (WhenEmpty::Freeze, (Mode::Idle, 5_000), (Mode::Running, 5_000)),
         (WhenEmpty::RunOn, (Mode::Running, 12_000), (Mode::Running, 12_000)),
     ] {
-        let mut world = World::with_show(&Draft { when_empty, ..show() });
+        let mut world = EngineDriver::with_show(&Draft { when_empty, ..show() });
         world.join("a", 0);
         world.until(5_000);
         world.leave("a", 0).unwrap();
@@ -215,7 +215,7 @@ fn freeze_goes_on_where_it_was_left_and_run_on_as_if_watched() {
 
 #[test]
 fn a_register_does_not_restart_what_was_stopped_or_has_finished() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("a", 0);
     world.until(5_000);
     world.command("show", Command::Stop).unwrap();
@@ -232,7 +232,7 @@ fn a_register_does_not_restart_what_was_stopped_or_has_finished() {
 #[test]
 fn a_stream_emptied_by_silence_stops_and_is_removed() {
     let draft = Draft { loop_scenes: true, tick_interval_ms: Some(60_000), ..show() };
-    let mut world = World::with_show(&draft);
+    let mut world = EngineDriver::with_show(&draft);
     world.join("a", 0);
     world.until(89_999);
     assert_eq!(world.show().0, Mode::Running);
@@ -247,7 +247,7 @@ fn a_stream_emptied_by_silence_stops_and_is_removed() {
 
 #[test]
 fn a_stream_that_nobody_ever_watched_is_removed() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     assert_eq!(world.until(59_999), []);
     assert_eq!(world.until(60_000), [said(60_000, Cause::Lifecycle, Mode::Unknown, 0, None)]);
     world.until(60_001);
@@ -256,7 +256,7 @@ fn a_stream_that_nobody_ever_watched_is_removed() {
 
 #[test]
 fn leaving_again_starts_the_idle_time_again() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("a", 0);
     world.until(1_000);
     world.leave("a", 0).unwrap();
@@ -272,7 +272,7 @@ fn leaving_again_starts_the_idle_time_again() {
 
 #[test]
 fn a_register_that_races_the_removal_is_answered() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     // At the very moment of the removal, before the engine was called for it.
     world.sleep_until(60_000);
     let refused = world.register("show", "a", 0, true);
@@ -295,7 +295,7 @@ fn a_register_that_races_the_removal_is_answered() {
 
 #[test]
 fn a_second_start_with_another_config_is_refused() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("a", 0);
     world.until(4_000);
     let before = world.state("show").unwrap();
@@ -310,7 +310,7 @@ fn a_second_start_with_another_config_is_refused() {
 
 #[test]
 fn stale_subscribers_leave_the_table_and_every_count() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     for client in ["a", "b", "b6d4e1c2-0f57-4c6c-9d4e-0f3a4c1b2d3e"] {
         world.join(client, 0);
         world.join(client, 1);
@@ -330,7 +330,7 @@ fn stale_subscribers_leave_the_table_and_every_count() {
 
 #[test]
 fn an_old_connections_unregister_leaves_the_new_connection() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("a", 1);
     let (new, _) = world.join("a", 2);
     world.until(1_000);
@@ -345,7 +345,7 @@ fn an_old_connections_unregister_leaves_the_new_connection() {
 
 #[test]
 fn a_heartbeat_of_an_unknown_client_or_session_says_so() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let (handle, _) = world.join("a", 1);
     world.until(1);
     for (client, session) in [("a", 2), ("b", 1)] {
@@ -371,7 +371,7 @@ fn a_newcomer_sees_the_state_at_once_in_every_mode() {
         (&[Command::ForceScene("Outro"), Command::SkipScene], Mode::Finished),
     ];
     for (commands, mode) in modes {
-        let mut world = World::with_show(&Draft { tick_interval_ms: Some(60_000), ..show() });
+        let mut world = EngineDriver::with_show(&Draft { tick_interval_ms: Some(60_000), ..show() });
         world.join("a", 0);
         world.until(1_000);
         for command in commands {
@@ -397,7 +397,7 @@ fn a_newcomer_sees_the_state_at_once_in_every_mode() {
 fn a_viewer_that_comes_back_from_silence_sees_what_it_missed() {
     let scenes = vec![Scene { name: "Intro", duration_ms: 90_200 }, Scene { name: "Main", duration_ms: 60_000 }];
     let draft = Draft { scenes, when_empty: WhenEmpty::RunOn, tick_interval_ms: Some(60_000), ..show() };
-    let mut world = World::with_show(&draft);
+    let mut world = EngineDriver::with_show(&draft);
     world.join("a", 0);
     world.until(90_400);
     assert_eq!(world.engine.counts().stale, 1);
@@ -464,7 +464,7 @@ fn a_tick_does_not_carry_the_configuration() {
     let names: Vec<String> = (0..1_000).map(|n| format!("scene {n:04}")).collect();
     let sizes = [1, 1_000].map(|count| {
         let scenes = names[..count].iter().map(|name| Scene { name, duration_ms: 10_000 }).collect();
-        let mut world = World::with_show(&Draft { scenes, ..show() });
+        let mut world = EngineDriver::with_show(&Draft { scenes, ..show() });
         world.join("a", 0);
         world.updates();
         world.sleep_until(1_000);
@@ -535,7 +535,7 @@ fn no_queue_between_parts_is_unbounded() {
 #[test]
 #[should_panic(expected = "no time goes by")]
 fn a_test_in_which_no_time_goes_by_fails() {
-    World::with_show(&show()).until(0);
+    EngineDriver::with_show(&show()).until(0);
 }
 
 fn each_source(folder: &Path, look: &mut dyn FnMut(&Path, &str)) {

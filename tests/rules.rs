@@ -3,10 +3,10 @@
 
 use std::sync::Arc;
 
+use driver::{EngineDriver, T0, config, said, show};
 use orchestrator_service::engine::*;
-use world::{T0, World, config, said, show};
 
-mod world;
+mod driver;
 
 fn stream(id: &str) -> StreamId<'_> {
     StreamId::parse(id).expect("a valid id")
@@ -77,7 +77,7 @@ fn a_call_keeps_some_of_its_budget_for_the_silent_and_the_dead() {
 }
 
 /// Asks for a Stop with a request id. Returns whether that was done, rather than answered as before.
-fn is_executed(world: &mut World, id: &str, request: &str) -> bool {
+fn is_executed(world: &mut EngineDriver, id: &str, request: &str) -> bool {
     let before = world.state(id).map(|state| state.revision);
     let status = Command::UpdateStreamStatus { is_streaming: true, stream_time_ms: 0, timecode: "" };
     let answer = world.handle(command(id, Some(request), status));
@@ -92,7 +92,7 @@ fn is_executed(world: &mut World, id: &str, request: &str) -> bool {
 
 #[test]
 fn a_flood_of_request_ids_forgets_its_own_and_no_other_streams() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let start = |id| command(id, None, Command::Start(Some(config(&show()))));
     world.handle(start("flood")).unwrap();
     assert!(is_executed(&mut world, "show", "mine"));
@@ -116,7 +116,7 @@ fn a_flood_of_request_ids_forgets_its_own_and_no_other_streams() {
 #[test]
 fn a_flood_over_many_streams_takes_from_those_that_keep_the_most() {
     let limits = Limits { max_remembered_requests: 100, ..Limits::default() };
-    let mut world = World::with(Settings { limits, ..Settings::default() });
+    let mut world = EngineDriver::with(Settings { limits, ..Settings::default() });
     let start = |id| command(id, None, Command::Start(Some(config(&show()))));
     for id in ["show", "one", "two"] {
         world.handle(start(id)).unwrap();
@@ -132,7 +132,7 @@ fn a_flood_over_many_streams_takes_from_those_that_keep_the_most() {
 
 #[test]
 fn the_same_request_id_with_another_content_is_a_conflict_and_changes_nothing() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("a", 0);
     world.handle(command("show", Some("r"), Command::Pause)).unwrap();
     let before = world.state("show").unwrap();
@@ -161,7 +161,7 @@ fn the_same_request_id_with_another_content_is_a_conflict_and_changes_nothing() 
 
 #[test]
 fn a_repeated_remove_gets_its_first_answer_though_the_stream_is_gone() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let first = world.handle(command("show", Some("r"), Command::Remove));
     assert!(first.is_ok());
     world.until(1);
@@ -176,7 +176,7 @@ fn a_repeated_remove_gets_its_first_answer_though_the_stream_is_gone() {
 fn remembered_answers_of_one_stream_keep_no_more_than_a_mebibyte_alive() {
     let names: Vec<String> = (0..1_000).map(|n| format!("{n:0>246}")).collect();
     let scenes: Vec<_> = names.iter().map(|name| Scene { name, duration_ms: 1_000 }).collect();
-    let mut world = World::with_show(&Draft { scenes: scenes.clone(), ..show() });
+    let mut world = EngineDriver::with_show(&Draft { scenes: scenes.clone(), ..show() });
     // A timeline that answers share is there once.
     for number in 0..100 {
         assert!(is_executed(&mut world, "show", &number.to_string()));
@@ -193,7 +193,7 @@ fn remembered_answers_of_one_stream_keep_no_more_than_a_mebibyte_alive() {
 
 #[test]
 fn previous_scene_passes_over_a_scene_that_was_adjusted_to_nothing() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("a", 0);
     let at = |state: StateUpdate| (state.position_ms, state.scene.map(|scene| state.timeline.name(scene).to_owned()));
     world.command("show", Command::ForceScene("Main")).unwrap();
@@ -208,7 +208,7 @@ fn previous_scene_passes_over_a_scene_that_was_adjusted_to_nothing() {
 
 #[test]
 fn a_handle_of_a_stream_that_was_removed_a_moment_ago_stands_for_nobody() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let (handle, _) = world.join("a", 0);
     world.command("show", Command::Remove).unwrap();
     // Before the records of its subscribers are freed, which takes a call.
@@ -223,7 +223,7 @@ fn a_handle_of_a_stream_that_was_removed_a_moment_ago_stands_for_nobody() {
 
 #[test]
 fn a_batch_that_meets_a_removed_stream_still_serves_the_others() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let (gone, _) = world.join("a", 0);
     world.command("show", Command::Remove).unwrap();
     world.command("show", Command::Start(Some(config(&show())))).unwrap();
@@ -243,7 +243,7 @@ fn a_batch_that_meets_a_removed_stream_still_serves_the_others() {
 
 #[test]
 fn subscribers_that_go_stale_together_make_one_event() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     for client in ["a", "b", "c"] {
         world.join(client, 0);
     }
@@ -258,7 +258,7 @@ fn subscribers_that_go_stale_together_make_one_event() {
 
 #[test]
 fn updates_and_handles_carry_the_partition_of_their_stream() {
-    let mut world = World::new();
+    let mut world = EngineDriver::new();
     // 0x68 by the published test vector of FNV-1a.
     let state = world.command("foobar", Command::Start(Some(config(&show())))).unwrap();
     assert_eq!((state.partition, stream("foobar").partition()), (0x68, 0x68));
@@ -277,7 +277,7 @@ fn a_source_address_is_read_or_refused() {
 
 #[test]
 fn a_command_that_does_not_fit_the_mode_is_refused() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.command("show", Command::Stop).unwrap();
     let commands = [
         (Command::Pause, "Pause"),
@@ -305,7 +305,7 @@ fn an_answer_is_whole_when_every_part_was_carried_out() {
     ] {
         assert!(!Accepted::Batch(unplaced.clone()).is_whole(), "{unplaced:?}");
     }
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let client_id = ClientId::parse("a").expect("a valid id");
     let good = Newcomer { client_id, session: 0, source: None };
     for (subscribers, is_whole) in
@@ -342,7 +342,7 @@ fn thousands_on_one_stream_are_each_found_and_each_let_go() {
 
 #[test]
 fn a_late_leave_or_heartbeat_by_an_old_handle_touches_nobody() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let batch = |handle| Batch { handles: vec![handle], ..Batch::default() };
     let unknown = |handle| Ok(Accepted::Batch(Unplaced { handles: vec![handle], ..Unplaced::default() }));
     let (old, _) = world.join("a", 7);
@@ -367,7 +367,7 @@ fn a_late_leave_or_heartbeat_by_an_old_handle_touches_nobody() {
 
 #[test]
 fn registering_a_batch_again_voids_each_of_its_handles() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let newcomer = |id| Newcomer { client_id: ClientId::parse(id).expect("a valid id"), session: 0, source: None };
     let mut register = |ids: &[&'static str]| {
         let subscribers = ids.iter().map(|id| Ok(newcomer(*id))).collect();
@@ -457,7 +457,7 @@ fn a_hundred_thousand_guessed_handles_remove_nobody() {
 fn scenes_told(lengths: &[u64], loop_scenes: bool, ms: u64) -> Vec<(u64, u64)> {
     let names: Vec<String> = (0..lengths.len()).map(|number| number.to_string()).collect();
     let scenes = names.iter().zip(lengths).map(|(name, ms)| Scene { name, duration_ms: *ms }).collect();
-    let mut world = World::with_show(&Draft { scenes, loop_scenes, tick_interval_ms: Some(10), ..show() });
+    let mut world = EngineDriver::with_show(&Draft { scenes, loop_scenes, tick_interval_ms: Some(10), ..show() });
     world.join("a", 0);
     let told = world.until(ms);
     assert!(told.windows(2).all(|pair| pair[0].at < pair[1].at), "one update at a time: {told:?}");
@@ -494,7 +494,7 @@ fn a_scene_that_has_to_wait_is_told_as_a_change_though_a_snapshot_came_first() {
         Scene { name: "Short", duration_ms: 4 },
         Scene { name: "Main", duration_ms: 60_000 },
     ];
-    let mut world = World::with_show(&Draft { scenes, tick_interval_ms: Some(10), ..show() });
+    let mut world = EngineDriver::with_show(&Draft { scenes, tick_interval_ms: Some(10), ..show() });
     world.join("a", 0);
     world.until(7);
     world.register("show", "b", 0, false).unwrap();
@@ -505,9 +505,9 @@ fn a_scene_that_has_to_wait_is_told_as_a_change_though_a_snapshot_came_first() {
 
 #[test]
 fn an_answer_given_again_has_the_first_ones_server_time_though_the_clock_was_set_meanwhile() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.handle(Input::WallClock { ms: T0 + 5_000 }).unwrap();
-    let ask = |world: &mut World| match world.handle(command("show", Some("r"), Command::Stop)) {
+    let ask = |world: &mut EngineDriver| match world.handle(command("show", Some("r"), Command::Stop)) {
         Ok(Accepted::State(state)) => state,
         other => panic!("a Stop was answered with {other:?}"),
     };
@@ -529,7 +529,7 @@ fn what_all_streams_keep_is_bounded_in_bytes_and_a_refusal_changes_nothing() {
     let names: Vec<String> = (0..1_000).map(|number| format!("{number:04}")).collect();
     let large = config(&long(&names));
     let limits = Limits { max_config_bytes: 50_000, ..Limits::default() };
-    let mut world = World::with(Settings { limits, ..Settings::default() });
+    let mut world = EngineDriver::with(Settings { limits, ..Settings::default() });
     let exhausted = Err(Rejection::Exhausted { what: "bytes of configurations", limit: 50_000 });
     let start = || Command::Start(Some(large.clone()));
     world.command("one", start()).unwrap();
@@ -558,9 +558,9 @@ fn what_all_streams_keep_is_bounded_in_bytes_and_a_refusal_changes_nothing() {
 
 #[test]
 fn a_pass_that_is_as_configured_takes_no_bytes_of_its_own() {
-    let mut world = World::with(Settings::default());
+    let mut world = EngineDriver::with(Settings::default());
     world.command("show", Command::Start(Some(config(&show())))).unwrap();
-    let bytes = |world: &World| world.engine.counts().config_bytes;
+    let bytes = |world: &EngineDriver| world.engine.counts().config_bytes;
     let before = bytes(&world);
     world.command("show", Command::AdjustScene(5)).unwrap();
     assert!(bytes(&world) > before);
@@ -570,7 +570,7 @@ fn a_pass_that_is_as_configured_takes_no_bytes_of_its_own() {
     // Read from somewhere else, the two are not one in memory.
     let mut exported = world.engine.export(stream("show")).unwrap();
     exported.pass = Arc::new((*exported.pass).clone());
-    let mut other = World::with(Settings::default());
+    let mut other = EngineDriver::with(Settings::default());
     other.engine.import(Tick(T0), exported, &mut Outbox::default());
     assert_eq!(bytes(&other), before);
 }
@@ -592,10 +592,10 @@ fn a_stream_may_ask_for_no_more_bytes_and_no_longer_idle_timeout_than_the_limits
 fn what_subscribers_keep_beside_their_records_is_bounded_in_bytes() {
     let what = "bytes of client ids that are no UUIDs and of IPv6 addresses";
     let limits = Limits { max_client_bytes: 100, ..Limits::default() };
-    let mut world = World::with(Settings { limits, ..Settings::default() });
+    let mut world = EngineDriver::with(Settings { limits, ..Settings::default() });
     world.command("show", Command::Start(Some(config(&show())))).unwrap();
     let exhausted = Err(Rejection::Exhausted { what, limit: 100 });
-    let join = |world: &mut World, id: &'static str, source: &str| {
+    let join = |world: &mut EngineDriver, id: &'static str, source: &str| {
         let client_id = ClientId::parse(id).expect("a valid id");
         let source = parse_source_addr(source).expect("an address");
         let subscriber = Newcomer { client_id, session: 0, source };
@@ -642,7 +642,7 @@ fn the_answers_to_two_pieces_of_a_batch_are_one_answer_to_the_whole() {
         };
         assert_eq!(whole, Accepted::Batch(expected), "no such stream: {before}, then {behind}");
     }
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let mut piece = |clients: &[&str]| {
         let newcomer = |id| Newcomer { client_id: ClientId::parse(id).expect("a valid id"), session: 0, source: None };
         let subscribers = clients.iter().map(|id| Ok(newcomer(*id))).collect();
@@ -669,7 +669,7 @@ fn a_refused_stream_id_is_told_which_character_is_to_blame() {
 #[test]
 fn two_faults_of_a_uuid_do_not_make_up_for_one_another() {
     const UUID: &str = "aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa";
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join(UUID, 0);
     for first in 0..UUID.len() {
         for second in first..UUID.len() {

@@ -18,7 +18,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::world::{Options, World};
+use crate::under_test::{GatewayUnderTest, Options};
 
 /// How long anything that is waited for may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -102,7 +102,7 @@ fn assert_refused(answer: &str, expected: u16) {
 
 #[tokio::test]
 async fn pages_of_another_origin_neither_control_nor_watch() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let own = format!("http://{}", world.address);
     let json = r#"{"stream_id": "theirs", "scenes": [{"name": "a", "duration_ms": 1000}]}"#;
@@ -160,7 +160,7 @@ async fn pages_of_another_origin_neither_control_nor_watch() {
 
 #[tokio::test]
 async fn a_name_that_was_rebound_to_here_is_refused() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     let port = world.address.rsplit(':').next().expect("a port").to_owned();
     let send = async |head: String| {
         let stream = TcpStream::connect(&world.address).await.expect("connected");
@@ -194,7 +194,7 @@ async fn an_allowed_page_may_ask_and_read() {
         hosts: vec!["gateway.example".parse().expect("a host")],
         origins: vec!["https://studio.example".parse().expect("an origin")],
     };
-    let world = World::with(options).await;
+    let world = GatewayUnderTest::with(options).await;
     let send = async |head: &str| {
         let stream = TcpStream::connect(&world.address).await.expect("connected");
         ask(stream, &format!("{head}Host: gateway.example\r\nConnection: close\r\n\r\n")).await.to_ascii_lowercase()
@@ -373,7 +373,7 @@ async fn pipelined_requests_and_half_closed_clients_get_their_answers() {
     let server = Server::start(options()).await;
     let many = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(49) + GET;
     assert_eq!(ask(server.connect().await, &many).await.matches("hello").count(), 50);
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     let body = r#"{"stream_id": "s", "scenes": [{"name": "a", "duration_ms": 1000}]}"#;
     for request in [
         format!(
@@ -395,7 +395,7 @@ async fn a_slow_body_is_cut_and_what_many_send_at_once_is_bounded() {
     let mut options = Options::default();
     options.gateway.http.body_timeout = Duration::from_millis(500);
     options.gateway.http.max_buffered_bytes = 4 << 20;
-    let world = World::with(options).await;
+    let world = GatewayUnderTest::with(options).await;
     let head = "POST /streams HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n\
         Content-Length: 1000000\r\n\r\n";
     let sending: Vec<_> = (0..4)

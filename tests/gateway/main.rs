@@ -7,5 +7,5 @@ mod support;
 mod http;
 mod rest;
 mod sockets;
+mod under_test;
 mod wire;
-mod world;

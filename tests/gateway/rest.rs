@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     support::waiting::eventually,
-    world::{World, scenes},
+    under_test::{GatewayUnderTest, scenes},
 };
 
 fn refusal((status, answer): (StatusCode, Value)) -> (u16, String, String) {
@@ -26,7 +26,7 @@ fn assert_refused(answer: (StatusCode, Value), status: u16, code: &str, parts: &
 
 #[tokio::test]
 async fn the_calls_of_the_readme_work_to_the_letter() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     let body = r#"{"stream_id": "show", "scenes":
   [{"name": "Intro", "duration_ms": 3000}, {"name": "Main", "duration_ms": 10000}, {"name": "Outro", "duration_ms": 2000}],
   "tick_interval_ms": 100, "loop_scenes": true}"#;
@@ -64,7 +64,7 @@ async fn the_calls_of_the_readme_work_to_the_letter() {
 
 #[tokio::test]
 async fn every_command_has_its_path() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let _viewer = world.client.register("s", "viewer", None, 1).await.expect("registered");
     world.post("/streams/s/pause").await;
@@ -98,7 +98,7 @@ async fn every_command_has_its_path() {
 
 #[tokio::test]
 async fn a_state_has_the_field_names_of_the_wire_and_absent_ones_are_null() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let (status, state) = world.get("/streams/s").await;
     assert_eq!(status, 200);
@@ -125,7 +125,7 @@ async fn a_state_has_the_field_names_of_the_wire_and_absent_ones_are_null() {
 
 #[tokio::test]
 async fn streams_are_listed_page_by_page() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     for number in 0..5 {
         world.create(&format!("s{number}")).await;
     }
@@ -145,7 +145,7 @@ async fn streams_are_listed_page_by_page() {
 
 #[tokio::test]
 async fn repeats_get_the_first_answer_and_old_revisions_a_conflict() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let first = world.post("/streams/s/seek/5000?request_id=once").await;
     let second = world.post("/streams/s/seek/5000?request_id=once").await;
@@ -159,7 +159,7 @@ async fn repeats_get_the_first_answer_and_old_revisions_a_conflict() {
 
 #[tokio::test]
 async fn a_repeated_creation_without_a_stream_id_creates_one_stream() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     let create =
         async |path: &str| world.send(world.request(Method::POST, path).json(&json!({"scenes": scenes()}))).await;
     let first = create("/streams?request_id=x").await;
@@ -175,7 +175,7 @@ async fn a_repeated_creation_without_a_stream_id_creates_one_stream() {
 
 #[tokio::test]
 async fn what_the_service_refuses_has_its_status_and_code() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create("s").await;
     for path in ["pause", "resume", "stop", "reset", "skip", "previous", "seek/1", "scene/Main", "adjust/1"] {
         let answer = world.post(&format!("/streams/nobody/{path}")).await;
@@ -196,11 +196,11 @@ async fn what_the_service_refuses_has_its_status_and_code() {
 
 #[tokio::test]
 async fn a_full_service_is_429_and_an_absent_one_503() {
-    let mut options = crate::world::Options::default();
+    let mut options = crate::under_test::Options::default();
     options.service.shards = 1;
     options.service.limits.engine.max_streams = 1;
     options.client.total_timeout = std::time::Duration::from_millis(300);
-    let mut world = World::with(options).await;
+    let mut world = GatewayUnderTest::with(options).await;
     world.create("a").await;
     let create = world.request(Method::POST, "/streams").json(&json!({"scenes": scenes()}));
     assert_refused(world.send(create).await, 429, "RESOURCE_EXHAUSTED", &["1"]);
@@ -213,7 +213,7 @@ async fn a_full_service_is_429_and_an_absent_one_503() {
 
 #[tokio::test]
 async fn what_is_no_request_of_ours_is_refused_in_json() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let post = |path: &str| world.request(Method::POST, path);
     assert_refused(world.get("/nothing").await, 404, "INVALID_ARGUMENT", &["/nothing"]);
@@ -242,7 +242,7 @@ async fn what_is_no_request_of_ours_is_refused_in_json() {
 
 #[tokio::test]
 async fn a_body_is_refused_with_the_field_and_the_limit_and_changes_nothing() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let before = world.get("/streams/s").await.1["revision"].take();
     let scene = |name: &str, duration: Value| json!({"scenes": [{"name": name, "duration_ms": duration}]});
@@ -296,7 +296,7 @@ async fn a_body_is_refused_with_the_field_and_the_limit_and_changes_nothing() {
 
 #[tokio::test]
 async fn a_number_in_a_path_may_be_anything_and_is_answered() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create("s").await;
     for text in ["-1", "x", "1.5", "18446744073709551616", "%20"] {
         let answer = world.post(&format!("/streams/s/seek/{text}")).await;
@@ -317,7 +317,7 @@ async fn a_number_in_a_path_may_be_anything_and_is_answered() {
 
 #[tokio::test]
 async fn the_page_is_served_and_loads_nothing_from_elsewhere() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     let response = world.request(Method::GET, "/").send().await.expect("an answer");
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers()[header::CONTENT_TYPE], "text/html; charset=utf-8");

@@ -17,12 +17,12 @@ use tokio_tungstenite::{
 
 use crate::{
     support::waiting::eventually,
-    world::{Options, World},
+    under_test::{GatewayUnderTest, Options},
 };
 
 type Viewer<S> = WebSocketStream<S>;
 
-impl World {
+impl GatewayUnderTest {
     async fn watch(&self, name: &str) -> Viewer<impl AsyncRead + AsyncWrite + Unpin + use<>> {
         self.try_watch(&format!("/streams/{name}/ws")).await.expect("upgraded")
     }
@@ -94,7 +94,7 @@ async fn liveness<S: AsyncRead + AsyncWrite + Unpin>(viewer: &mut Viewer<S>) -> 
 
 #[tokio::test]
 async fn viewers_are_told_when_the_state_is_not_live_and_when_it_is_again() {
-    let mut world = World::new().await;
+    let mut world = GatewayUnderTest::new().await;
     world.create_with("s", json!({"tick_interval_ms": 60_000})).await;
     let mut viewer = world.watch("s").await;
     next(&mut viewer).await;
@@ -127,7 +127,7 @@ async fn a_viewer_whose_updates_the_broker_refuses_is_refused_and_leaves_nothing
     for (options, subject) in
         [(Options::default(), "stream.*.updates"), (Options::over_the_feed(), "orchestrator.feed.*")]
     {
-        let world = World::with(options).await;
+        let world = GatewayUnderTest::with(options).await;
         world.create_with("s", json!({"tick_interval_ms": 10})).await;
         world.bus.deny(Operation::Subscribe, subject);
         let Err(Error::Http(response)) = world.try_watch("/streams/s/ws").await.map(|_| ()) else { panic!("upgraded") };
@@ -161,7 +161,7 @@ async fn a_viewer_whose_registration_is_not_answered_leaves_nothing() {
     let mut options = Options::default();
     options.client.attempt_timeout = Duration::from_millis(100);
     options.client.total_timeout = Duration::from_millis(300);
-    let mut world = World::with(options).await;
+    let mut world = GatewayUnderTest::with(options).await;
     world.create("s").await;
     world.bus.set_black_hole(true);
     let Err(Error::Http(response)) = world.try_watch("/streams/s/ws").await.map(|_| ()) else { panic!("upgraded") };
@@ -197,7 +197,7 @@ fn sequence(update: &Value) -> u64 {
 
 #[tokio::test]
 async fn a_viewer_that_joins_sees_the_state_at_once_in_every_mode() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     // No tick comes within the test: what is seen at once is the snapshot.
     for (name, commands, mode) in [
         ("running", &[][..], "RUNNING"),
@@ -220,11 +220,11 @@ async fn a_viewer_that_joins_sees_the_state_at_once_in_every_mode() {
 #[tokio::test]
 async fn after_the_snapshot_come_only_greater_sequences_and_all_changes() {
     for options in [Options::default(), Options::over_the_feed()] {
-        see_all_changes(World::with(options).await).await;
+        see_all_changes(GatewayUnderTest::with(options).await).await;
     }
 }
 
-async fn see_all_changes(world: World) {
+async fn see_all_changes(world: GatewayUnderTest) {
     world.create_with("s", json!({"tick_interval_ms": 10})).await;
     let mut viewer = world.watch("s").await;
     let mut last = sequence(&next(&mut viewer).await);
@@ -244,7 +244,7 @@ async fn see_all_changes(world: World) {
 
 #[tokio::test]
 async fn a_register_that_is_refused_is_an_http_error_before_the_upgrade() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let long = "x".repeat(129);
     for (path, status, code) in [
@@ -264,7 +264,7 @@ async fn a_register_that_is_refused_is_an_http_error_before_the_upgrade() {
 
 #[tokio::test]
 async fn sockets_of_one_stream_share_one_subscription_that_ends_with_the_last() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let before = world.bus.subscriptions();
     let mut viewers = Vec::new();
@@ -285,7 +285,7 @@ async fn sockets_of_one_stream_share_one_subscription_that_ends_with_the_last() 
 
 #[tokio::test]
 async fn sockets_of_a_partition_share_one_feed_until_the_last_leaves() {
-    let world = World::with(Options::over_the_feed()).await;
+    let world = GatewayUnderTest::with(Options::over_the_feed()).await;
     let partition = |name: &str| StreamId::parse(name).expect("an id").partition();
     let names: Vec<String> = (0..).map(|n| format!("s{n}")).filter(|name| partition(name) == 7).take(3).collect();
     for name in &names {
@@ -315,7 +315,7 @@ async fn sockets_of_a_partition_share_one_feed_until_the_last_leaves() {
 
 #[tokio::test]
 async fn a_viewer_that_closes_breaks_off_or_says_too_much_is_unregistered() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let mut viewer = world.watch("s").await;
     next(&mut viewer).await;
@@ -336,7 +336,7 @@ async fn a_viewer_that_closes_breaks_off_or_says_too_much_is_unregistered() {
 
 #[tokio::test]
 async fn a_viewers_close_is_answered_with_its_own_code() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create_with("s", json!({"tick_interval_ms": 10})).await;
     for (code, answer) in [(Some(1000), Some(1000)), (Some(1001), Some(1001)), (Some(4321), Some(4321)), (None, None)] {
         let mut viewer = world.watch("s").await;
@@ -359,7 +359,7 @@ async fn a_viewers_close_is_answered_with_its_own_code() {
 
 #[tokio::test]
 async fn two_tabs_of_one_client_are_two_subscribers_and_one_client() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let mut tabs = Vec::new();
     for session in 1..=2 {
@@ -374,7 +374,7 @@ async fn two_tabs_of_one_client_are_two_subscribers_and_one_client() {
 
 #[tokio::test]
 async fn a_new_socket_of_the_same_session_outlives_the_old_one() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let path = "/streams/s/ws?client_id=me&session=5";
     let old = world.try_watch(path).await.expect("upgraded");
@@ -393,7 +393,7 @@ async fn a_viewer_that_does_not_answer_pings_is_unregistered() {
     let mut options = Options::default();
     options.gateway.ping_interval = Duration::from_millis(40);
     options.gateway.vanished_after = Duration::from_millis(200);
-    let world = World::with(options).await;
+    let world = GatewayUnderTest::with(options).await;
     world.create("s").await;
     let mut present = world.watch("s").await;
     // Its pongs go out as it is read; the other one is there and never reads.
@@ -408,11 +408,11 @@ async fn a_viewer_that_does_not_answer_pings_is_unregistered() {
 #[tokio::test]
 async fn a_slow_viewer_skips_ticks_and_gets_the_newest() {
     for options in [Options::default(), Options::over_the_feed()] {
-        be_slow(World::with(options).await).await;
+        be_slow(GatewayUnderTest::with(options).await).await;
     }
 }
 
-async fn be_slow(world: World) {
+async fn be_slow(world: GatewayUnderTest) {
     world.create_with("s", json!({"tick_interval_ms": 10})).await;
     let mut updates = world.client.updates("s").await.expect("subscribed");
     let mut viewer = world.watch_narrowly("s").await;
@@ -432,7 +432,7 @@ async fn be_slow(world: World) {
 
 #[tokio::test]
 async fn answers_and_updates_do_not_mix_where_a_line_takes_only_parts() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create_with("s", json!({"tick_interval_ms": 10})).await;
     let mut viewer = world.watch_narrowly("s").await;
     let mut last = sequence(&next(&mut viewer).await);
@@ -453,7 +453,7 @@ async fn a_gateway_that_is_late_itself_closes_nobody() {
     options.gateway.ping_interval = Duration::from_millis(100);
     options.gateway.vanished_after = Duration::from_millis(300);
     options.gateway.write_timeout = Duration::from_millis(300);
-    let world = World::with(options).await;
+    let world = GatewayUnderTest::with(options).await;
     world.create_with("s", json!({"tick_interval_ms": 10})).await;
     // Viewers with a runtime of their own, who answer at once.
     let viewers = [(); 3].map(|()| {
@@ -483,7 +483,7 @@ async fn a_gateway_that_is_late_itself_closes_nobody() {
 async fn a_viewer_more_than_64_changes_behind_is_dropped_as_too_slow() {
     let mut options = Options::default();
     options.gateway.write_timeout = Duration::from_secs(60);
-    let world = World::with(options).await;
+    let world = GatewayUnderTest::with(options).await;
     world.create_with("s", json!({"tick_interval_ms": 60_000})).await;
     let mut viewer = world.watch_narrowly("s").await;
     for position in 1..=80 {
@@ -499,7 +499,7 @@ async fn a_viewer_more_than_64_changes_behind_is_dropped_as_too_slow() {
 async fn a_viewer_that_takes_nothing_for_the_write_timeout_is_dropped() {
     let mut options = Options::default();
     options.gateway.write_timeout = Duration::from_millis(100);
-    let world = World::with(options).await;
+    let world = GatewayUnderTest::with(options).await;
     world.create_with("s", json!({"tick_interval_ms": 10})).await;
     let _viewer = world.watch_narrowly("s").await;
     world.until_viewers("s", 1).await;
@@ -509,11 +509,11 @@ async fn a_viewer_that_takes_nothing_for_the_write_timeout_is_dropped() {
 #[tokio::test]
 async fn the_last_update_of_a_removed_stream_is_followed_by_a_normal_close() {
     for options in [Options::default(), Options::over_the_feed()] {
-        see_the_end(World::with(options).await).await;
+        see_the_end(GatewayUnderTest::with(options).await).await;
     }
 }
 
-async fn see_the_end(world: World) {
+async fn see_the_end(world: GatewayUnderTest) {
     world.create_with("s", json!({"tick_interval_ms": 60_000})).await;
     let mut viewer = world.watch("s").await;
     next(&mut viewer).await;
@@ -527,11 +527,11 @@ async fn see_the_end(world: World) {
 #[tokio::test]
 async fn after_an_outage_viewers_see_the_state_and_are_still_counted() {
     for options in [Options::default(), Options::over_the_feed()] {
-        go_through_an_outage(World::with(options).await).await;
+        go_through_an_outage(GatewayUnderTest::with(options).await).await;
     }
 }
 
-async fn go_through_an_outage(world: World) {
+async fn go_through_an_outage(world: GatewayUnderTest) {
     world.create_with("s", json!({"tick_interval_ms": 60_000})).await;
     let mut viewer = world.watch("s").await;
     let first = next(&mut viewer).await;
@@ -557,11 +557,11 @@ async fn viewers_see_the_stream_of_a_service_that_takes_over() {
         (Duration::from_secs(600), Options::over_the_feed()),
     ] {
         let client = ClientOptions { heartbeat_interval, ..options.client };
-        see_another_service(World::with(Options { client, ..options }).await).await;
+        see_another_service(GatewayUnderTest::with(Options { client, ..options }).await).await;
     }
 }
 
-async fn see_another_service(mut world: World) {
+async fn see_another_service(mut world: GatewayUnderTest) {
     world.create("s").await;
     let mut viewer = world.watch("s").await;
     let before = next(&mut viewer).await;
@@ -579,7 +579,7 @@ async fn see_another_service(mut world: World) {
 
 #[tokio::test]
 async fn shutting_down_closes_sockets_with_1001_and_unregisters_viewers() {
-    let mut world = World::new().await;
+    let mut world = GatewayUnderTest::new().await;
     world.create("s").await;
     let mut viewer = world.watch("s").await;
     next(&mut viewer).await;
@@ -592,7 +592,7 @@ async fn shutting_down_closes_sockets_with_1001_and_unregisters_viewers() {
 
 #[tokio::test]
 async fn the_peer_address_reaches_the_service() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let link = world.bus.connect();
     let mut requests = link.subscribe("orchestrator.subscription", None).await.expect("subscribed");

@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{
     support::waiting::eventually,
-    world::{Options, World},
+    under_test::{GatewayUnderTest, Options},
 };
 
 /// How long anything that is waited for may take.
@@ -51,14 +51,14 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 impl Raw {
-    async fn open(world: &World, name: &str) -> Self {
+    async fn open(world: &GatewayUnderTest, name: &str) -> Self {
         let stream = TcpStream::connect(&world.address).await.expect("connected");
         let (raw, head) = Self::shake_hands(stream, world, name, "13").await;
         assert!(head.starts_with("HTTP/1.1 101"), "{head}");
         raw
     }
 
-    async fn shake_hands(mut stream: TcpStream, world: &World, name: &str, version: &str) -> (Self, String) {
+    async fn shake_hands(mut stream: TcpStream, world: &GatewayUnderTest, name: &str, version: &str) -> (Self, String) {
         let request = format!(
             "GET /streams/{name}/ws HTTP/1.1\r\nHost: {}\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\
              Sec-WebSocket-Version: {version}\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
@@ -116,7 +116,7 @@ impl Raw {
 
 #[tokio::test]
 async fn what_breaks_the_protocol_is_told_by_its_code() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create_with("s", json!({"tick_interval_ms": 10})).await;
     let mut unmasked = frame(FINAL | TEXT, b"");
     unmasked[1] &= 0x7f;
@@ -147,7 +147,7 @@ async fn what_breaks_the_protocol_is_told_by_its_code() {
 
 #[tokio::test]
 async fn a_handshake_that_is_none_is_answered_with_what_would_be_right() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let head = format!("GET /streams/s/ws HTTP/1.1\r\nHost: {}\r\nConnection: close, Upgrade\r\n", world.address);
     for (headers, status) in [
@@ -171,7 +171,7 @@ async fn a_handshake_that_is_none_is_answered_with_what_would_be_right() {
 
 #[tokio::test]
 async fn viewers_that_talk_are_cut_and_those_that_answer_are_not() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create_with("s", json!({"tick_interval_ms": 10})).await;
     // One that answers each ping, and says a word each second, as some libraries do.
     let mut quiet = Raw::open(&world, "s").await;
@@ -220,14 +220,14 @@ async fn a_viewer_that_answers_no_ping_is_told_so() {
     let mut options = Options::default();
     options.gateway.ping_interval = Duration::from_millis(100);
     options.gateway.vanished_after = Duration::from_millis(300);
-    let world = World::with(options).await;
+    let world = GatewayUnderTest::with(options).await;
     world.create("s").await;
     assert_eq!(Raw::open(&world, "s").await.close_code().await, 1008);
     world.until_viewers("s", 0).await;
 }
 
 /// Reads 20 KB a second for a while, and says how old the oldest state was when it was read, once that has settled.
-async fn oldest_seen(world: &World, answers: bool) -> Duration {
+async fn oldest_seen(world: &GatewayUnderTest, answers: bool) -> Duration {
     const STEP: Duration = Duration::from_millis(50);
     let mut raw = Raw::open(world, "s").await;
     let begun = Instant::now();
@@ -257,7 +257,7 @@ async fn oldest_seen(world: &World, answers: bool) -> Duration {
 
 #[tokio::test]
 async fn a_viewer_that_reads_slowly_sees_a_state_of_now() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create_with("s", json!({"tick_interval_ms": 10})).await;
     let (answering, silent) = tokio::join!(oldest_seen(&world, true), oldest_seen(&world, false));
     println!("measured: the oldest state that a viewer of 20 KB/s saw: {answering:?}, without pongs {silent:?}");
@@ -269,7 +269,7 @@ async fn a_viewer_that_reads_slowly_sees_a_state_of_now() {
 async fn sockets_keep_their_places() {
     let mut options = Options::default();
     options.gateway.http.max_connections = 4;
-    let world = World::with(options).await;
+    let world = GatewayUnderTest::with(options).await;
     let connect_from = async |last: u8| {
         let socket = TcpSocket::new_v4().expect("a socket");
         socket.bind(SocketAddr::new(IpAddr::from([127, 0, 0, last]), 0)).expect("bound");
@@ -316,7 +316,7 @@ async fn sockets_keep_their_places() {
 
 #[tokio::test]
 async fn handshakes_that_are_refused_or_given_up_leave_nothing() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create("s").await;
     for name in ["nobody", "a.b", "nobody-else"] {
         let stream = TcpStream::connect(&world.address).await.expect("connected");

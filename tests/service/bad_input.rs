@@ -15,7 +15,7 @@ use prost::Message as _;
 
 use crate::{
     support::messages::*,
-    world::{Caller, World, accepted, command_message},
+    testbed::{Caller, Testbed, accepted, command_message},
 };
 
 on_both_transports! {
@@ -98,7 +98,7 @@ async fn assert_refused(caller: &Caller, cases: impl IntoIterator<Item = Bad>) {
     }
 }
 
-async fn bytes_that_do_not_decode_are_undecodable_on_every_subject(world: World) {
+async fn bytes_that_do_not_decode_are_undecodable_on_every_subject(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     paused_show(&caller).await;
     let whole = command_message(start("new", long_config())).encode_to_vec();
@@ -118,7 +118,7 @@ async fn bytes_that_do_not_decode_are_undecodable_on_every_subject(world: World)
     assert_refused(&caller, everywhere).await;
 }
 
-async fn an_empty_message_names_what_is_missing(world: World) {
+async fn an_empty_message_names_what_is_missing(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     paused_show(&caller).await;
     let no_config =
@@ -140,7 +140,7 @@ async fn an_empty_message_names_what_is_missing(world: World) {
     .await;
 }
 
-async fn a_stream_id_that_is_no_subject_token_is_refused_wherever_it_goes(world: World) {
+async fn a_stream_id_that_is_no_subject_token_is_refused_wherever_it_goes(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     paused_show(&caller).await;
     let long = "x".repeat(129);
@@ -182,7 +182,7 @@ async fn a_stream_id_that_is_no_subject_token_is_refused_wherever_it_goes(world:
     assert_refused(&caller, cases).await;
 }
 
-async fn a_client_id_out_of_its_limits_is_refused_wherever_it_goes(world: World) {
+async fn a_client_id_out_of_its_limits_is_refused_wherever_it_goes(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     paused_show(&caller).await;
     let (long, long_in_bytes) = ("x".repeat(129), "ü".repeat(65));
@@ -203,7 +203,7 @@ async fn a_client_id_out_of_its_limits_is_refused_wherever_it_goes(world: World)
     assert_refused(&caller, cases).await;
 }
 
-async fn a_source_address_that_is_none_is_refused(world: World) {
+async fn a_source_address_that_is_none_is_refused(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     paused_show(&caller).await;
 
@@ -213,7 +213,7 @@ async fn a_source_address_that_is_none_is_refused(world: World) {
     assert_refused(&caller, cases).await;
 }
 
-async fn numbers_out_of_their_limits_are_refused_with_the_limit(world: World) {
+async fn numbers_out_of_their_limits_are_refused_with_the_limit(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     paused_show(&caller).await;
     let year = "31536000000";
@@ -257,7 +257,7 @@ async fn numbers_out_of_their_limits_are_refused_with_the_limit(world: World) {
     assert_refused(&caller, cases).await;
 }
 
-async fn scenes_out_of_their_limits_are_refused_with_the_limit(world: World) {
+async fn scenes_out_of_their_limits_are_refused_with_the_limit(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     paused_show(&caller).await;
     let (names, long): (Vec<String>, String) = ((0..1_001).map(|n| n.to_string()).collect(), "x".repeat(257));
@@ -282,7 +282,7 @@ async fn scenes_out_of_their_limits_are_refused_with_the_limit(world: World) {
     assert_refused(&caller, cases.into_iter().flatten()).await;
 }
 
-async fn texts_out_of_their_limits_are_refused_with_the_limit(world: World) {
+async fn texts_out_of_their_limits_are_refused_with_the_limit(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     paused_show(&caller).await;
     let (request_id, scene, timecode) = ("r".repeat(129), "s".repeat(257), "t".repeat(257));
@@ -302,7 +302,7 @@ async fn texts_out_of_their_limits_are_refused_with_the_limit(world: World) {
     .await;
 }
 
-async fn a_message_of_2_mib_is_refused_and_the_next_one_is_taken(world: World) {
+async fn a_message_of_2_mib_is_refused_and_the_next_one_is_taken(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     paused_show(&caller).await;
     let huge = "x".repeat(2 << 20);
@@ -322,7 +322,7 @@ async fn a_message_of_2_mib_is_refused_and_the_next_one_is_taken(world: World) {
     .await;
 }
 
-async fn numbers_at_their_ends_that_mean_something_are_taken(world: World) {
+async fn numbers_at_their_ends_that_mean_something_are_taken(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     paused_show(&caller).await;
 
@@ -345,7 +345,7 @@ async fn numbers_at_their_ends_that_mean_something_are_taken(world: World) {
     assert_eq!(caller.stats("show").await.total, 1);
 }
 
-async fn an_adjustment_to_either_end_leaves_the_stream_alive(world: World) {
+async fn an_adjustment_to_either_end_leaves_the_stream_alive(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     paused_show(&caller).await;
     caller.done(seek("show", LONG_MS + 5_000)).await;
@@ -367,7 +367,7 @@ async fn an_adjustment_to_either_end_leaves_the_stream_alive(world: World) {
     assert_eq!(caller.done(reset("short")).await.total_duration, LONG_MS);
 }
 
-async fn values_at_their_limits_are_taken(world: World) {
+async fn values_at_their_limits_are_taken(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let (longest, year_ms, day_ms) = ("x".repeat(128), 31_536_000_000, 86_400_000);
     let names: Vec<String> = (0..1_000).map(|number| format!("{number:0>256}")).collect();
@@ -401,9 +401,9 @@ mod over_nats_alone {
     /// A server lets anything pass as a reply subject.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_reply_subject_that_nobody_can_publish_to_costs_nobody_else_an_answer() {
-        crate::world::within_limit(async {
-            let world = World::nats().await;
-            let World::Nats(server, _) = &world else { panic!() };
+        crate::testbed::within_limit(async {
+            let world = Testbed::nats().await;
+            let Testbed::Nats(server, _) = &world else { panic!() };
             let (_service, caller) = world.with_service().await;
             let stranger = async_nats::connect(server.url()).await.unwrap();
             paused_show(&caller).await;

@@ -4,7 +4,7 @@ use orchestrator_service::wire::proto::{Code, Mode, OrchestratorCommand, Reply, 
 
 use crate::{
     support::messages::*,
-    world::{World, accepted, command_message, eventually, refused, say, say_subscription, wall_ms},
+    testbed::{Testbed, accepted, command_message, eventually, refused, say, say_subscription, wall_ms},
 };
 
 on_both_transports! {
@@ -22,7 +22,7 @@ fn outline(state: &StateUpdate) -> (Mode, Option<&str>, u64, u64) {
     (state.mode(), state.current_scene.as_deref(), state.current_time / LONG_MS, state.revision)
 }
 
-async fn each_command_is_answered_with_the_state_after_it(world: World) {
+async fn each_command_is_answered_with_the_state_after_it(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let long = || long_config();
 
@@ -71,7 +71,7 @@ async fn each_command_is_answered_with_the_state_after_it(world: World) {
     assert_eq!(caller.stats("").await.streams, 0);
 }
 
-async fn commands_without_a_reply_subject_are_carried_out_the_same(world: World) {
+async fn commands_without_a_reply_subject_are_carried_out_the_same(world: Testbed) {
     let (_service, caller) = world.with_service().await;
 
     caller
@@ -91,7 +91,7 @@ async fn commands_without_a_reply_subject_are_carried_out_the_same(world: World)
     assert_eq!((state.current_time >= LONG_MS, &*state.stream_timecode), (true, "tc"));
 }
 
-async fn a_register_sent_right_behind_its_start_finds_the_stream(world: World) {
+async fn a_register_sent_right_behind_its_start_finds_the_stream(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let ids: Vec<String> = (0..300).map(|number| format!("show-{number}")).collect();
 
@@ -102,7 +102,7 @@ async fn a_register_sent_right_behind_its_start_finds_the_stream(world: World) {
     assert_eq!((stats.streams, stats.running_streams, stats.total), (300, 300, 300));
 }
 
-async fn a_refusal_has_its_code_and_changes_nothing(world: World) {
+async fn a_refusal_has_its_code_and_changes_nothing(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     caller.done(start("show", long_config())).await;
     let before = caller.state("show").await;
@@ -123,7 +123,7 @@ async fn a_refusal_has_its_code_and_changes_nothing(world: World) {
     assert_eq!(caller.stats("").await.streams, 1);
 }
 
-async fn a_repeated_request_gets_the_first_answer_and_is_not_carried_out_again(world: World) {
+async fn a_repeated_request_gets_the_first_answer_and_is_not_carried_out_again(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     caller.done(start("show", long_config())).await;
     caller.subscription(register("show", "viewer")).await;
@@ -149,7 +149,7 @@ async fn a_repeated_request_gets_the_first_answer_and_is_not_carried_out_again(w
     assert_eq!(accepted(caller.send(&other).await).stream_id, "other");
 }
 
-async fn a_repeat_of_a_refused_request_is_refused_again(world: World) {
+async fn a_repeat_of_a_refused_request_is_refused_again(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let pause_once = OrchestratorCommand { request_id: "once".into(), ..command_message(pause("show")) };
     caller.done(start("show", long_config())).await;
@@ -163,7 +163,7 @@ async fn a_repeat_of_a_refused_request_is_refused_again(world: World) {
     assert_eq!(caller.done(pause("show")).await.mode(), Mode::Paused);
 }
 
-async fn a_command_that_expects_another_revision_is_a_conflict(world: World) {
+async fn a_command_that_expects_another_revision_is_a_conflict(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let expecting =
         |revision, command| OrchestratorCommand { expected_revision: Some(revision), ..command_message(command) };

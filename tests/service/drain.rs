@@ -14,7 +14,7 @@ use prost::Message as _;
 
 use crate::{
     support::messages::*,
-    world::{Caller, LIMIT, World, command_message, eventually, wall_ms},
+    testbed::{Caller, LIMIT, Testbed, command_message, eventually, wall_ms},
 };
 
 on_both_transports! {
@@ -33,7 +33,7 @@ struct Observer {
 }
 
 impl Observer {
-    async fn of(world: &World) -> Self {
+    async fn of(world: &Testbed) -> Self {
         let caller = world.caller().await;
         Self { requests: caller.listen("orchestrator.*").await, _caller: caller }
     }
@@ -46,7 +46,7 @@ impl Observer {
     }
 }
 
-async fn what_came_in_before_a_drain_is_carried_out_and_answered(world: World) {
+async fn what_came_in_before_a_drain_is_carried_out_and_answered(world: Testbed) {
     let (service, caller) = world.with_service().await;
     let mut updates = caller.listen("stream.*.updates").await;
     let observer = Observer::of(&world).await;
@@ -75,7 +75,7 @@ async fn what_came_in_before_a_drain_is_carried_out_and_answered(world: World) {
     assert_eq!(published, ids.len(), "one update each");
 }
 
-async fn questions_that_go_round_the_shards_are_answered_in_a_drain(world: World) {
+async fn questions_that_go_round_the_shards_are_answered_in_a_drain(world: Testbed) {
     let (service, caller) = world.with_service().await;
     let mut handles = Vec::new();
     for number in 0..6 {
@@ -115,7 +115,7 @@ async fn questions_that_go_round_the_shards_are_answered_in_a_drain(world: World
     }
 }
 
-async fn nothing_is_published_once_a_drain_has_returned_and_nobody_answers(world: World) {
+async fn nothing_is_published_once_a_drain_has_returned_and_nobody_answers(world: Testbed) {
     let (service, caller) = world.with_service().await;
     let mut updates = caller.updates("show").await;
     let config = OrchestratorConfig { tick_interval_ms: Some(10), ..config(&[("Main", LONG_MS)]) };
@@ -135,7 +135,7 @@ async fn nothing_is_published_once_a_drain_has_returned_and_nobody_answers(world
     assert!(matches!(answer, Err(TransportError::NoResponders(_))), "{answer:?}");
 }
 
-async fn a_drain_waits_for_the_broker_to_take_what_is_owed(world: World) {
+async fn a_drain_waits_for_the_broker_to_take_what_is_owed(world: Testbed) {
     let (service, caller) = world.with_service().await;
     let mut updates = caller.updates("show").await;
     let config = OrchestratorConfig { tick_interval_ms: Some(60_000), ..config(&[("Main", 400)]) };
@@ -154,7 +154,7 @@ async fn a_drain_waits_for_the_broker_to_take_what_is_owed(world: World) {
     assert_eq!(updates.next().await.mode(), Mode::Finished);
 }
 
-async fn a_drain_without_a_broker_ends_in_time(world: World) {
+async fn a_drain_without_a_broker_ends_in_time(world: Testbed) {
     let (service, caller) = world.with_service().await;
     let config = OrchestratorConfig { tick_interval_ms: Some(10), ..config(&[("One", 200), ("Two", 200)]) };
     caller.done(start("show", config)).await;

@@ -12,7 +12,7 @@ use prost::Message as _;
 
 use crate::{
     support::messages::*,
-    world::{LIMIT, World, accepted, eventually, settings},
+    testbed::{LIMIT, Testbed, accepted, eventually, settings},
 };
 
 on_both_transports! {
@@ -20,7 +20,7 @@ on_both_transports! {
     the_later_of_two_instances_is_not_ready_until_the_earlier_has_gone,
 }
 
-async fn two_instances_share_the_messages_and_act_on_each_once(world: World) {
+async fn two_instances_share_the_messages_and_act_on_each_once(world: Testbed) {
     let unaware = ServiceSettings { presence_interval: None, ..settings() };
     let services =
         [world.service(unaware.clone()).await, world.service(ServiceSettings { shards: 1, ..unaware }).await];
@@ -46,7 +46,7 @@ async fn two_instances_share_the_messages_and_act_on_each_once(world: World) {
     assert!(futures_util::FutureExt::now_or_never(more).is_none(), "no update came twice");
 }
 
-async fn the_later_of_two_instances_is_not_ready_until_the_earlier_has_gone(world: World) {
+async fn the_later_of_two_instances_is_not_ready_until_the_earlier_has_gone(world: Testbed) {
     let settings = ServiceSettings { presence_interval: Some(Duration::from_millis(200)), ..settings() };
     let first = world.service(settings.clone()).await;
     // A clock of whole milliseconds could show the same for both.

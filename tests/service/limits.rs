@@ -8,7 +8,7 @@ use orchestrator_service::{
 
 use crate::{
     support::messages::*,
-    world::{World, refused, settings},
+    testbed::{Testbed, refused, settings},
 };
 
 on_both_transports! {
@@ -21,7 +21,7 @@ fn with_limits(engine: Limits) -> ServiceSettings {
     ServiceSettings { limits: WireLimits { engine, ..WireLimits::default() }, ..settings() }
 }
 
-async fn the_limit_on_streams_holds_to_the_last_one_over_all_shards(world: World) {
+async fn the_limit_on_streams_holds_to_the_last_one_over_all_shards(world: Testbed) {
     let service = world.service(with_limits(Limits { max_streams: 20, ..Limits::default() })).await;
     let caller = world.caller().await;
     let ids: Vec<String> = (0..40).map(|number| format!("show-{number}")).collect();
@@ -43,7 +43,7 @@ async fn the_limit_on_streams_holds_to_the_last_one_over_all_shards(world: World
     assert_eq!((caller.stats("").await.streams, service.counts().streams), (20, 20));
 }
 
-async fn the_limit_on_subscribers_holds_to_the_last_one_over_all_shards(world: World) {
+async fn the_limit_on_subscribers_holds_to_the_last_one_over_all_shards(world: Testbed) {
     let _service = world.service(with_limits(Limits { max_subscribers: 7, ..Limits::default() })).await;
     let caller = world.caller().await;
     let ids: Vec<String> = (0..9).map(|number| format!("show-{number}")).collect();
@@ -74,7 +74,7 @@ async fn the_limit_on_subscribers_holds_to_the_last_one_over_all_shards(world: W
     assert_eq!(caller.stats("").await.total, 7);
 }
 
-async fn the_limit_on_sessions_of_a_client_holds_for_each_stream(world: World) {
+async fn the_limit_on_sessions_of_a_client_holds_for_each_stream(world: Testbed) {
     let _service = world.service(with_limits(Limits { max_sessions_per_client: 2, ..Limits::default() })).await;
     let caller = world.caller().await;
     for id in ["one", "two"] {

@@ -12,7 +12,7 @@ macro_rules! on_both_transports {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {
-                    crate::world::within_limit(super::$case(crate::world::World::memory())).await;
+                    crate::testbed::within_limit(super::$case(crate::testbed::Testbed::memory())).await;
                 }
             )*
         }
@@ -20,7 +20,7 @@ macro_rules! on_both_transports {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {
-                    crate::world::within_limit(async { super::$case(crate::world::World::nats().await).await }).await;
+                    crate::testbed::within_limit(async { super::$case(crate::testbed::Testbed::nats().await).await }).await;
                 }
             )*
         }
@@ -41,6 +41,6 @@ mod queries;
 mod refusals;
 mod stale;
 mod subscriptions;
+mod testbed;
 mod unwell;
 mod updates;
-mod world;

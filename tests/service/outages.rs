@@ -6,7 +6,7 @@ use orchestrator_service::wire::proto::{Cause, Code, Mode, OrchestratorConfig, S
 
 use crate::{
     support::messages::*,
-    world::{Caller, Updates, World, eventually, outline, settings, wait_until_connected, wall_ms},
+    testbed::{Caller, Testbed, Updates, eventually, outline, settings, wait_until_connected, wall_ms},
 };
 
 on_both_transports! {
@@ -31,7 +31,7 @@ async fn the_clock_to_reach(time_ms: u64) {
     }
 }
 
-async fn changes_in_an_outage_are_published_after_it_each_once_and_in_order(world: World) {
+async fn changes_in_an_outage_are_published_after_it_each_once_and_in_order(world: Testbed) {
     let (service, caller) = world.with_service().await;
     let long_name = "x".repeat(200);
     let scenes = [("One", 1_000), ("Two", 400), (&*long_name, 400)];
@@ -66,7 +66,7 @@ async fn changes_in_an_outage_are_published_after_it_each_once_and_in_order(worl
     assert_eq!(updates.arrived(), [], "nothing behind the end");
 }
 
-async fn ticks_of_an_outage_are_not_made_up_for_and_the_clock_has_gone_on(world: World) {
+async fn ticks_of_an_outage_are_not_made_up_for_and_the_clock_has_gone_on(world: Testbed) {
     let (service, caller) = world.with_service().await;
     let mut updates = watched(&caller, "show", 10, &[("Main", LONG_MS)]).await;
     let before = updates.until(|update| update.cause() == Cause::Tick).await.remove(0);
@@ -90,7 +90,7 @@ async fn ticks_of_an_outage_are_not_made_up_for_and_the_clock_has_gone_on(world:
     assert!(elapsed_ms.abs_diff(played_ms) <= 5, "{played_ms} played in {elapsed_ms}");
 }
 
-async fn a_service_that_starts_without_its_broker_waits_for_it(world: World) {
+async fn a_service_that_starts_without_its_broker_waits_for_it(world: Testbed) {
     world.cut();
     let (service, ingress) = world.service_in_outage(settings()).await;
     assert!(service.ready().unwrap_err().contains("broker"), "{:?}", service.ready());
@@ -108,13 +108,13 @@ mod over_nats_alone {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_server_that_was_killed_is_found_again_and_nothing_was_forgotten() {
-        crate::world::within_limit(async {
-            let mut world = World::nats().await;
+        crate::testbed::within_limit(async {
+            let mut world = Testbed::nats().await;
             let (service, caller) = world.with_service().await;
             let mut updates = watched(&caller, "show", 10, &[("One", 1_000), ("Two", LONG_MS)]).await;
             caller.done(start("idle", long_config())).await;
 
-            let World::Nats(server, _) = &mut world else { panic!() };
+            let Testbed::Nats(server, _) = &mut world else { panic!() };
             server.kill();
             eventually("the service is not ready", async || service.ready().is_err()).await;
             server.restart();
@@ -148,9 +148,9 @@ mod over_memory_alone {
     /// A peer that died and is not missed yet takes what it is given, and it is gone.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn changes_that_a_dead_broker_swallowed_are_published_again() {
-        crate::world::within_limit(async {
-            let world = World::memory();
-            let World::Memory(bus) = &world else { panic!() };
+        crate::testbed::within_limit(async {
+            let world = Testbed::memory();
+            let Testbed::Memory(bus) = &world else { panic!() };
             let (service, caller) = world.with_service().await;
             let mut updates = watched(&caller, "show", 60_000, &[("One", 500), ("Two", 300), ("Three", 300)]).await;
             let started_ms = caller.state("show").await.server_time_ms;
@@ -168,7 +168,7 @@ mod over_memory_alone {
                 outline(&seen),
                 [(Mode::Running, Cause::Scene), (Mode::Running, Cause::Scene), (Mode::Finished, Cause::Lifecycle)]
             );
-            crate::world::assert_gapless(&seen);
+            crate::testbed::assert_gapless(&seen);
         })
         .await;
     }

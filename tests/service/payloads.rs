@@ -16,7 +16,7 @@ use prost::Message as _;
 
 use crate::{
     support::messages::*,
-    world::{Caller, LIMIT, World, eventually, say, say_subscription, settings, within_limit},
+    testbed::{Caller, LIMIT, Testbed, eventually, say, say_subscription, settings, within_limit},
 };
 
 const STREAMS: usize = 200;
@@ -86,7 +86,7 @@ fn assert_all_told(changes: &BTreeMap<String, BTreeMap<u64, (Cause, Mode)>>, ids
 async fn a_feed_of_200_streams_is_cut_to_the_16_kb_that_the_broker_takes() {
     const MAX_PAYLOAD: usize = 16_384;
     within_limit(async {
-        let world = World::nats_that_takes(MAX_PAYLOAD).await;
+        let world = Testbed::nats_that_takes(MAX_PAYLOAD).await;
         let _service = world.service(ServiceSettings { publish_to: PublishTo::Feed, ..settings() }).await;
         let caller = world.caller().await;
         let mut feed = caller.listen("orchestrator.feed.7").await;
@@ -101,7 +101,7 @@ async fn a_feed_of_200_streams_is_cut_to_the_16_kb_that_the_broker_takes() {
 async fn an_update_that_never_fits_into_600_bytes_holds_up_no_other() {
     const MAX_PAYLOAD: usize = 600;
     within_limit(async {
-        let world = World::nats_that_takes(MAX_PAYLOAD).await;
+        let world = Testbed::nats_that_takes(MAX_PAYLOAD).await;
         let service = world.service(ServiceSettings { publish_to: PublishTo::Both, ..settings() }).await;
         let caller = world.caller().await;
         let mut feed = caller.listen("orchestrator.feed.7").await;
@@ -125,7 +125,7 @@ async fn an_update_that_never_fits_into_600_bytes_holds_up_no_other() {
 async fn after_a_reconnect_to_a_broker_that_takes_less_nothing_is_lost() {
     const MAX_PAYLOAD: usize = 2_048;
     within_limit(async {
-        let mut world = World::nats().await;
+        let mut world = Testbed::nats().await;
         let service = world.service(ServiceSettings { publish_to: PublishTo::Feed, ..settings() }).await;
         let caller = world.caller().await;
         let mut feed = caller.listen("orchestrator.feed.7").await;
@@ -136,7 +136,7 @@ async fn after_a_reconnect_to_a_broker_that_takes_less_nothing_is_lost() {
         world.cut();
         // The change of the scene and the end happen in the outage.
         eventually("all have finished", async || service.counts().running == 0).await;
-        let World::Nats(server, _) = &mut world else { unreachable!() };
+        let Testbed::Nats(server, _) = &mut world else { unreachable!() };
         server.set_max_payload(MAX_PAYLOAD);
         let mut connection = caller.transport.connection();
         let generation = connection.borrow().generation;

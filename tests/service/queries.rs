@@ -12,7 +12,7 @@ use orchestrator_service::{
 
 use crate::{
     support::messages::*,
-    world::{Caller, LIMIT, World, eventually, say, say_subscription},
+    testbed::{Caller, LIMIT, Testbed, eventually, say, say_subscription},
 };
 
 on_both_transports! {
@@ -24,7 +24,7 @@ on_both_transports! {
     a_subject_of_nobody_is_left_alone,
 }
 
-async fn a_state_is_that_of_the_stream_asked_for(world: World) {
+async fn a_state_is_that_of_the_stream_asked_for(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     for id in ["one", "two", "three"] {
         caller.done(start(id, long_config())).await;
@@ -64,7 +64,7 @@ async fn pages(caller: &Caller, limit: u32) -> Vec<Vec<String>> {
     }
 }
 
-async fn pages_of_streams_go_over_all_shards_and_miss_none(world: World) {
+async fn pages_of_streams_go_over_all_shards_and_miss_none(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     assert_eq!(pages(&caller, 10).await.concat(), [""; 0], "none at first");
     let ids = create_many(&caller).await;
@@ -78,7 +78,7 @@ async fn pages_of_streams_go_over_all_shards_and_miss_none(world: World) {
     }
 }
 
-async fn a_page_is_of_a_hundred_unless_it_says_otherwise(world: World) {
+async fn a_page_is_of_a_hundred_unless_it_says_otherwise(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     create_many(&caller).await;
 
@@ -88,7 +88,7 @@ async fn a_page_is_of_a_hundred_unless_it_says_otherwise(world: World) {
     assert_eq!((page.code(), page.state.len(), &*page.cursor), (Code::Ok, 0, ""));
 }
 
-async fn stats_of_the_whole_are_the_sum_of_the_shards(world: World) {
+async fn stats_of_the_whole_are_the_sum_of_the_shards(world: Testbed) {
     let (service, caller) = world.with_service().await;
     let ids = create_many(&caller).await;
     // One viewer with two sessions, and another, on every fifth stream.
@@ -112,7 +112,7 @@ async fn stats_of_the_whole_are_the_sum_of_the_shards(world: World) {
     assert_eq!((one.streams, one.running_streams), (1, 1));
 }
 
-async fn a_query_without_a_reply_subject_harms_nobody(world: World) {
+async fn a_query_without_a_reply_subject_harms_nobody(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let query = |payload: &'static [u8]| Outgoing { subject: subject::QUERY.into(), payload: payload.into() };
 
@@ -122,7 +122,7 @@ async fn a_query_without_a_reply_subject_harms_nobody(world: World) {
 }
 
 /// It may belong to another program, whose answer is not to be forestalled.
-async fn a_subject_of_nobody_is_left_alone(world: World) {
+async fn a_subject_of_nobody_is_left_alone(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let other = world.caller().await;
     let mut requests = other.listen("orchestrator.nothing").await;

@@ -17,7 +17,7 @@ use crate::{
         messages::*,
         nats_server::{NatsServer, ServerOptions},
     },
-    world::{Caller, World, assert_gapless, eventually, settings, within_limit},
+    testbed::{Caller, Testbed, assert_gapless, eventually, settings, within_limit},
 };
 
 fn says(service: &Service, word: &str) -> bool {
@@ -102,8 +102,8 @@ async fn a_drain_does_not_wait_for_permission() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_reply_subject_is_nobodys_business_but_the_askers() {
     within_limit(async {
-        let world = World::memory();
-        let World::Memory(bus) = &world else { unreachable!() };
+        let world = Testbed::memory();
+        let Testbed::Memory(bus) = &world else { unreachable!() };
         bus.deny(Operation::Publish, "private.>");
         let (service, caller) = world.with_service().await;
         caller.done(start("show", long_config())).await;
@@ -125,7 +125,7 @@ const ALL: &str = "{ allow: [\">\"] }";
 async fn login(server: &NatsServer, user: &str) -> Arc<dyn Transport> {
     let url = server.url().replace("nats://", &format!("nats://{user}:{user}@"));
     let transport = NatsTransport::connect(NatsOptions::new(url, user)).await.expect("a transport");
-    crate::world::wait_until_connected(&*transport).await;
+    crate::testbed::wait_until_connected(&*transport).await;
     transport
 }
 
@@ -188,7 +188,7 @@ async fn without_an_inbox_the_service_is_not_ready_and_sends_nothing_twice_a_mom
         server.reload(&permitting("{ deny: [\"_INBOX.>\"] }", ALL));
         // Without a reply subject, which would be an inbox too.
         for _ in 0..5 {
-            caller.tell([crate::world::say(seek("show", 1_000))]).await;
+            caller.tell([crate::testbed::say(seek("show", 1_000))]).await;
         }
         updates.until(|update| update.revision == 6).await;
         tokio::time::sleep(std::time::Duration::from_millis(500)).await;

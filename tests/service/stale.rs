@@ -9,7 +9,7 @@ use orchestrator_service::{
 
 use crate::{
     support::messages::*,
-    world::{LIMIT, World, settings, wall_ms},
+    testbed::{LIMIT, Testbed, settings, wall_ms},
 };
 
 /// The counts of a service that has nothing.
@@ -31,7 +31,7 @@ on_both_transports! {
 /// How far two clocks in whole milliseconds may be apart between two readings, ms.
 const CLOCKS_MS: u64 = 5;
 
-async fn who_falls_silent_is_stale_and_then_removed(world: World) {
+async fn who_falls_silent_is_stale_and_then_removed(world: Testbed) {
     let _service = world.service(ServiceSettings { stale_after_ms: 1_000, ..settings() }).await;
     let caller = world.caller().await;
     let mut updates = caller.updates("show").await;
@@ -76,7 +76,7 @@ async fn who_falls_silent_is_stale_and_then_removed(world: World) {
     assert_eq!(caller.stats("").await, EMPTY);
 }
 
-async fn a_stream_that_nobody_ever_watched_is_removed(world: World) {
+async fn a_stream_that_nobody_ever_watched_is_removed(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let mut updates = caller.updates("show").await;
 

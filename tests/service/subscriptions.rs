@@ -4,7 +4,7 @@ use orchestrator_service::wire::proto::{Code, Mode};
 
 use crate::{
     support::messages::*,
-    world::{Caller, World, accepted, refused, say_subscription},
+    testbed::{Caller, Testbed, accepted, refused, say_subscription},
 };
 
 on_both_transports! {
@@ -34,7 +34,7 @@ async fn watched_streams(caller: &Caller) -> Vec<u64> {
     handles
 }
 
-async fn a_subscriber_registers_is_heard_and_leaves(world: World) {
+async fn a_subscriber_registers_is_heard_and_leaves(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     refused(&caller.subscription(register("show", "v")).await, Code::StreamNotFound, &["stream_id"]);
     caller.done(start("show", long_config())).await;
@@ -55,7 +55,7 @@ async fn a_subscriber_registers_is_heard_and_leaves(world: World) {
     assert_eq!(caller.stats("show").await.total, 0);
 }
 
-async fn sessions_of_one_client_are_apart(world: World) {
+async fn sessions_of_one_client_are_apart(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     caller.done(start("show", long_config())).await;
     for session in [0, 1, u64::MAX] {
@@ -76,7 +76,7 @@ async fn sessions_of_one_client_are_apart(world: World) {
     assert_eq!((stats.total, stats.unique_clients), (2, 1));
 }
 
-async fn a_batch_of_registrations_refuses_the_malformed_alone(world: World) {
+async fn a_batch_of_registrations_refuses_the_malformed_alone(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     caller.done(start("show", long_config())).await;
     let long = "x".repeat(129);
@@ -107,7 +107,7 @@ async fn a_batch_of_registrations_refuses_the_malformed_alone(world: World) {
     refused(&unknown, Code::StreamNotFound, &["\"nothing\""]);
 }
 
-async fn a_batch_of_heartbeats_over_several_shards_tells_whom_it_could_not_place(world: World) {
+async fn a_batch_of_heartbeats_over_several_shards_tells_whom_it_could_not_place(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let mut handles = watched_streams(&caller).await;
     let all = caller.subscription(heartbeats("", &[], handles.clone())).await;
@@ -128,7 +128,7 @@ async fn a_batch_of_heartbeats_over_several_shards_tells_whom_it_could_not_place
     assert_eq!(reply.unknown_client_id, ["w"]);
 }
 
-async fn a_batch_of_leaves_over_several_shards_tells_whom_it_could_not_place(world: World) {
+async fn a_batch_of_leaves_over_several_shards_tells_whom_it_could_not_place(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let handles = watched_streams(&caller).await;
     caller.subscription(register(IDS[5], "w")).await;
@@ -146,7 +146,7 @@ async fn a_batch_of_leaves_over_several_shards_tells_whom_it_could_not_place(wor
     assert_eq!(reply.unknown_handle.len(), 6, "all are gone by now");
 }
 
-async fn a_batch_over_shards_without_a_reply_subject_is_carried_out(world: World) {
+async fn a_batch_over_shards_without_a_reply_subject_is_carried_out(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let handles = watched_streams(&caller).await;
 
@@ -158,7 +158,7 @@ async fn a_batch_over_shards_without_a_reply_subject_is_carried_out(world: World
     assert_eq!(caller.stats("").await.total, 0);
 }
 
-async fn a_batch_of_an_unknown_stream_still_hears_its_handles(world: World) {
+async fn a_batch_of_an_unknown_stream_still_hears_its_handles(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let handles = watched_streams(&caller).await;
 
@@ -170,7 +170,7 @@ async fn a_batch_of_an_unknown_stream_still_hears_its_handles(world: World) {
     assert_eq!(caller.stats("").await.total, 0);
 }
 
-async fn a_batch_of_thousands_is_answered_as_a_whole_and_in_order(world: World) {
+async fn a_batch_of_thousands_is_answered_as_a_whole_and_in_order(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     caller.done(start("show", long_config())).await;
     let names: Vec<String> = (0..2_500).map(|n| format!("viewer-{n}")).collect();
@@ -207,7 +207,7 @@ async fn a_batch_of_thousands_is_answered_as_a_whole_and_in_order(world: World) 
 }
 
 /// On one connection, without waiting in between.
-async fn a_register_right_behind_a_batch_of_leaves_stands(world: World) {
+async fn a_register_right_behind_a_batch_of_leaves_stands(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let mut handles = watched_streams(&caller).await;
 

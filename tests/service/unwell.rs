@@ -26,7 +26,7 @@ use tokio::sync::watch;
 
 use crate::{
     support::messages::*,
-    world::{Caller, eventually, settings, within_limit},
+    testbed::{Caller, eventually, settings, within_limit},
 };
 
 /// A connection that takes so many bytes a millisecond, and panics when it is told to.
@@ -117,7 +117,7 @@ async fn a_service_whose_publisher_has_died_is_never_ready_again() {
         bad.panics.store(true, Ordering::SeqCst);
         let caller = Caller { transport: bus.connect() };
         for number in 0..20 {
-            caller.tell([crate::world::say(start(&format!("show-{number}"), long_config()))]).await;
+            caller.tell([crate::testbed::say(start(&format!("show-{number}"), long_config()))]).await;
         }
 
         eventually("it says so", async || service.ready().is_err_and(|reason| reason.contains("shard 1"))).await;
@@ -173,7 +173,7 @@ async fn a_flood_of_lists_over_a_slow_connection_leaves_the_beat_alone() {
         let large = config(&[(&scene, LONG_MS)]);
         for number in 0..1_000 {
             let id = format!("{}-{number}", "a".repeat(110));
-            caller.tell([crate::world::say(start(&id, large.clone()))]).await;
+            caller.tell([crate::testbed::say(start(&id, large.clone()))]).await;
         }
         let mut updates = caller.updates("beat").await;
         let beat = OrchestratorConfig { tick_interval_ms: Some(20), ..config(&[("Main", LONG_MS)]) };

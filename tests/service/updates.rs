@@ -11,7 +11,7 @@ use prost::Message as _;
 
 use crate::{
     support::messages::*,
-    world::{Caller, LIMIT, Updates, World, assert_gapless, outline, say_subscription, settings},
+    testbed::{Caller, LIMIT, Testbed, Updates, assert_gapless, outline, say_subscription, settings},
 };
 
 on_both_transports! {
@@ -32,7 +32,7 @@ const CLOCKS_MS: u64 = 5;
 /// How late a scene may be told on a busy machine, ms. Far below the tick interval of these tests.
 const LATE_MS: u64 = 2_000;
 
-async fn the_first_subscriber_sets_a_stream_going_and_an_update_says_so_at_once(world: World) {
+async fn the_first_subscriber_sets_a_stream_going_and_an_update_says_so_at_once(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let mut updates = caller.updates("show").await;
 
@@ -46,7 +46,7 @@ async fn the_first_subscriber_sets_a_stream_going_and_an_update_says_so_at_once(
     assert_eq!((seen[1].current_time, seen[1].current_scene.as_deref()), (0, Some("Intro")));
 }
 
-async fn a_scene_changes_at_its_boundary_and_not_at_the_next_tick(world: World) {
+async fn a_scene_changes_at_its_boundary_and_not_at_the_next_tick(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let mut updates = caller.updates("show").await;
     let scenes = [("One", 700), ("Two", 2_600), ("Three", 500)];
@@ -87,7 +87,7 @@ fn assert_on_time(started: &StateUpdate, update: &StateUpdate) {
     assert!(elapsed_ms.abs_diff(update.current_time) <= CLOCKS_MS, "{elapsed_ms} ms after the start: {update:?}");
 }
 
-async fn ticks_come_at_their_interval_with_gapless_sequences(world: World) {
+async fn ticks_come_at_their_interval_with_gapless_sequences(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let mut updates = caller.updates("show").await;
     let tick_interval_ms = Some(100);
@@ -106,7 +106,7 @@ async fn ticks_come_at_their_interval_with_gapless_sequences(world: World) {
     assert!((10 * 100 - CLOCKS_MS..10 * 100 + LATE_MS).contains(&span_ms), "10 ticks took {span_ms} ms");
 }
 
-async fn an_update_does_not_carry_the_configuration(world: World) {
+async fn an_update_does_not_carry_the_configuration(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let mut messages = caller.listen("stream.show.updates").await;
     let names: Vec<String> = (0..1_000).map(|number| format!("{number:0>200}")).collect();
@@ -122,7 +122,7 @@ async fn an_update_does_not_carry_the_configuration(world: World) {
     }
 }
 
-async fn a_viewer_who_joins_sees_the_state_at_once_whatever_the_mode(world: World) {
+async fn a_viewer_who_joins_sees_the_state_at_once_whatever_the_mode(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     for watched in [true, false] {
         for mode in [Mode::Running, Mode::Paused, Mode::Stopped, Mode::Finished] {
@@ -159,7 +159,7 @@ async fn a_viewer_who_joins_sees_the_state_at_once_whatever_the_mode(world: Worl
     }
 }
 
-async fn a_crowd_that_joins_gets_one_snapshot_in_50_ms_and_nobody_is_left_out(world: World) {
+async fn a_crowd_that_joins_gets_one_snapshot_in_50_ms_and_nobody_is_left_out(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let mut updates = caller.updates("show").await;
     caller.done(start("show", long_config())).await;
@@ -222,7 +222,7 @@ fn assert_is_a_life(updates: &[StateUpdate]) {
     assert!(updates.len() > 10, "with ticks");
 }
 
-async fn both_ways_of_publishing_carry_the_same_updates(world: World) {
+async fn both_ways_of_publishing_carry_the_same_updates(world: Testbed) {
     let _service = world.service(ServiceSettings { publish_to: PublishTo::Both, ..settings() }).await;
     let caller = world.caller().await;
     let mut updates: Updates = caller.updates("show").await;
@@ -235,7 +235,7 @@ async fn both_ways_of_publishing_carry_the_same_updates(world: World) {
     assert_eq!(feed_until_removed(&mut feed).await, by_subject);
 }
 
-async fn the_feed_alone_carries_them_all(world: World) {
+async fn the_feed_alone_carries_them_all(world: Testbed) {
     let _service = world.service(ServiceSettings { publish_to: PublishTo::Feed, ..settings() }).await;
     let caller = world.caller().await;
     let mut updates = caller.updates("show").await;
@@ -247,7 +247,7 @@ async fn the_feed_alone_carries_them_all(world: World) {
     assert_eq!(updates.arrived(), [], "nothing by subject");
 }
 
-async fn the_counts_say_which_subjects_carry_the_updates(world: World) {
+async fn the_counts_say_which_subjects_carry_the_updates(world: Testbed) {
     for (publish_to, told) in [
         (PublishTo::Subjects, PublishedTo::Subjects),
         (PublishTo::Feed, PublishedTo::Feed),

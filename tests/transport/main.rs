@@ -36,16 +36,16 @@ use support::{
 /// A timeout that a test would notice if it came.
 const NEVER: Duration = Duration::from_secs(3600);
 
-/// The payload limit of a world made by [`World::with_small_payloads`], bytes.
+/// The payload limit of a broker with `small_payloads`, bytes.
 const SMALL: usize = 2048;
 
 /// A broker of one kind.
-enum World {
+enum Broker {
     Memory(MemoryBus),
     Nats(NatsServer),
 }
 
-impl World {
+impl Broker {
     /// A connection that is up.
     async fn connect(&self) -> Arc<dyn Transport> {
         self.connect_counting().await.0
@@ -106,7 +106,7 @@ macro_rules! on_both_transports {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {
-                    super::within_limit(super::$case(super::memory_world!($($options)?))).await;
+                    super::within_limit(super::$case(super::memory_broker!($($options)?))).await;
                 }
             )*
         }
@@ -114,35 +114,35 @@ macro_rules! on_both_transports {
             $(
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn $case() {
-                    super::within_limit(super::$case(super::nats_world!($($options)?))).await;
+                    super::within_limit(super::$case(super::nats_broker!($($options)?))).await;
                 }
             )*
         }
     };
 }
 
-macro_rules! memory_world {
+macro_rules! memory_broker {
     () => {
-        super::World::Memory(super::MemoryBus::new())
+        super::Broker::Memory(super::MemoryBus::new())
     };
     (small_payloads) => {
-        super::World::Memory(super::MemoryBus::with_max_payload(super::SMALL))
+        super::Broker::Memory(super::MemoryBus::with_max_payload(super::SMALL))
     };
 }
 
-macro_rules! nats_world {
+macro_rules! nats_broker {
     () => {
-        super::World::Nats(super::NatsServer::start())
+        super::Broker::Nats(super::NatsServer::start())
     };
     (small_payloads) => {
-        super::World::Nats(super::NatsServer::start_with(super::ServerOptions {
+        super::Broker::Nats(super::NatsServer::start_with(super::ServerOptions {
             max_payload: Some(super::SMALL),
             ..Default::default()
         }))
     };
 }
 
-use {memory_world, nats_world};
+use {memory_broker, nats_broker};
 
 on_both_transports! {
     messages_arrive_in_the_order_in_which_they_were_published,
@@ -172,8 +172,8 @@ on_both_transports! {
     dropping_a_transport_ends_its_subscriptions_only,
 }
 
-async fn messages_arrive_in_the_order_in_which_they_were_published(world: World) {
-    let (publisher, reader) = (world.connect().await, world.connect().await);
+async fn messages_arrive_in_the_order_in_which_they_were_published(broker: Broker) {
+    let (publisher, reader) = (broker.connect().await, broker.connect().await);
     let mut subscription = reader.subscribe("numbers", None).await.unwrap();
 
     let mut numbers: VecDeque<Outgoing> = (0..10_000).map(|number| outgoing("numbers", &number.to_string())).collect();
@@ -185,8 +185,8 @@ async fn messages_arrive_in_the_order_in_which_they_were_published(world: World)
     assert_eq!(texts(received(&mut subscription)), expected);
 }
 
-async fn a_wildcard_subscription_sees_one_order_across_subjects(world: World) {
-    let (publisher, reader) = (world.connect().await, world.connect().await);
+async fn a_wildcard_subscription_sees_one_order_across_subjects(broker: Broker) {
+    let (publisher, reader) = (broker.connect().await, broker.connect().await);
     let mut subscription = reader.subscribe("orders.*", None).await.unwrap();
 
     let sent: Vec<String> = (0..1_000).map(|number| format!("orders.{}", number % 7)).collect();
@@ -198,8 +198,8 @@ async fn a_wildcard_subscription_sees_one_order_across_subjects(world: World) {
     assert_eq!(seen, sent);
 }
 
-async fn a_star_is_one_token_and_a_last_greater_than_is_one_or_more(world: World) {
-    let transport = world.connect().await;
+async fn a_star_is_one_token_and_a_last_greater_than_is_one_or_more(broker: Broker) {
+    let transport = broker.connect().await;
     let mut subscriptions = Vec::new();
     for pattern in ["a.b", "a.*", "*.b", "a.*.c", "a.>", ">"] {
         subscriptions.push((pattern, transport.subscribe(pattern, None).await.unwrap()));
@@ -228,8 +228,8 @@ async fn a_star_is_one_token_and_a_last_greater_than_is_one_or_more(world: World
     assert_eq!(seen, expected.into_iter().map(|(pattern, seen)| (pattern, owned(&seen))).collect());
 }
 
-async fn one_member_of_a_queue_group_gets_each_message(world: World) {
-    let (publisher, one, other) = (world.connect().await, world.connect().await, world.connect().await);
+async fn one_member_of_a_queue_group_gets_each_message(broker: Broker) {
+    let (publisher, one, other) = (broker.connect().await, broker.connect().await, broker.connect().await);
     let mut workers = [
         one.subscribe("jobs", Some("workers")).await.unwrap(),
         one.subscribe("jobs", Some("workers")).await.unwrap(),
@@ -253,8 +253,8 @@ async fn one_member_of_a_queue_group_gets_each_message(world: World) {
     }
 }
 
-async fn members_of_one_group_by_different_patterns_share_a_message(world: World) {
-    let transport = world.connect().await;
+async fn members_of_one_group_by_different_patterns_share_a_message(broker: Broker) {
+    let transport = broker.connect().await;
     let mut exact = transport.subscribe("jobs.a", Some("workers")).await.unwrap();
     let mut wildcard = transport.subscribe("jobs.*", Some("workers")).await.unwrap();
 
@@ -267,8 +267,8 @@ async fn members_of_one_group_by_different_patterns_share_a_message(world: World
     assert_eq!(done, jobs);
 }
 
-async fn a_dropped_subscription_gets_nothing_more_and_its_group_goes_on(world: World) {
-    let transport = world.connect().await;
+async fn a_dropped_subscription_gets_nothing_more_and_its_group_goes_on(broker: Broker) {
+    let transport = broker.connect().await;
     let leaving = transport.subscribe("jobs", Some("workers")).await.unwrap();
     let mut staying = transport.subscribe("jobs", Some("workers")).await.unwrap();
     drop(leaving);
@@ -283,8 +283,8 @@ async fn a_dropped_subscription_gets_nothing_more_and_its_group_goes_on(world: W
     assert_eq!(nobody.unwrap_err(), TransportError::NoResponders("jobs".to_owned()));
 }
 
-async fn a_stopped_subscription_gives_what_has_come_and_then_the_end(world: World) {
-    let (publisher, reader) = (world.connect().await, world.connect().await);
+async fn a_stopped_subscription_gives_what_has_come_and_then_the_end(broker: Broker) {
+    let (publisher, reader) = (broker.connect().await, broker.connect().await);
     let mut subscription = reader.subscribe("jobs", Some("workers")).await.unwrap();
     let jobs: Vec<String> = (1000..1100).map(|job| job.to_string()).collect();
     publisher.publish(&mut jobs.iter().map(|job| outgoing("jobs", job)).collect()).await.unwrap();
@@ -300,8 +300,8 @@ async fn a_stopped_subscription_gives_what_has_come_and_then_the_end(world: Worl
     assert!(subscription.next().await.is_none());
 }
 
-async fn a_request_is_answered(world: World) {
-    let (asking, answering) = (world.connect().await, world.connect().await);
+async fn a_request_is_answered(broker: Broker) {
+    let (asking, answering) = (broker.connect().await, broker.connect().await);
     let mut questions = answering.subscribe("double", Some("service")).await.unwrap();
     let service = tokio::spawn(async move {
         while let Some(question) = questions.next().await {
@@ -321,8 +321,8 @@ async fn a_request_is_answered(world: World) {
     service.abort();
 }
 
-async fn a_request_that_nobody_listens_to_is_refused_at_once(world: World) {
-    let (transport, open) = world.connect_counting().await;
+async fn a_request_that_nobody_listens_to_is_refused_at_once(broker: Broker) {
+    let (transport, open) = broker.connect_counting().await;
 
     let refusal = transport.request("nobody.here", Bytes::new(), NEVER).await.unwrap_err();
 
@@ -330,10 +330,10 @@ async fn a_request_that_nobody_listens_to_is_refused_at_once(world: World) {
     assert_eq!(open(), 0);
 }
 
-async fn a_request_that_is_never_answered_times_out_and_leaves_nothing_behind(world: World) {
-    let silent = world.connect().await;
+async fn a_request_that_is_never_answered_times_out_and_leaves_nothing_behind(broker: Broker) {
+    let silent = broker.connect().await;
     let mut questions = silent.subscribe("silence", None).await.unwrap();
-    let (asking, open) = world.connect_counting().await;
+    let (asking, open) = broker.connect_counting().await;
     let before = open();
     let patience = Duration::from_millis(200);
 
@@ -363,10 +363,10 @@ async fn a_request_that_is_never_answered_times_out_and_leaves_nothing_behind(wo
     assert_eq!(open(), before, "after a late answer");
 }
 
-async fn an_answer_that_is_not_accepted_is_waited_past(world: World) {
-    let answering = world.connect().await;
+async fn an_answer_that_is_not_accepted_is_waited_past(broker: Broker) {
+    let answering = broker.connect().await;
     let mut questions = answering.subscribe("question", None).await.unwrap();
-    let (asking, open) = world.connect_counting().await;
+    let (asking, open) = broker.connect_counting().await;
     let before = open();
     let ask = |limit: Duration| {
         let asking = Arc::clone(&asking);
@@ -396,8 +396,8 @@ async fn an_answer_that_is_not_accepted_is_waited_past(world: World) {
     assert_eq!(open(), before, "after a timeout");
 }
 
-async fn a_payload_over_the_limit_is_refused_and_the_connection_lives(world: World) {
-    let transport = world.connect().await;
+async fn a_payload_over_the_limit_is_refused_and_the_connection_lives(broker: Broker) {
+    let transport = broker.connect().await;
     let mut subscription = transport.subscribe("sizes", None).await.unwrap();
     let connection = transport.connection();
     let before = *connection.borrow();
@@ -418,8 +418,8 @@ async fn a_payload_over_the_limit_is_refused_and_the_connection_lives(world: Wor
     assert_eq!(*connection.borrow(), before);
 }
 
-async fn a_subject_that_would_break_the_protocol_is_refused(world: World) {
-    let transport = world.connect().await;
+async fn a_subject_that_would_break_the_protocol_is_refused(broker: Broker) {
+    let transport = broker.connect().await;
     let mut subscription = transport.subscribe("good", None).await.unwrap();
     let connection = transport.connection();
     let before = *connection.borrow();
@@ -446,10 +446,10 @@ async fn a_subject_that_would_break_the_protocol_is_refused(world: World) {
     assert_eq!(*connection.borrow(), before);
 }
 
-async fn while_the_broker_is_away_calls_fail_at_once_and_keep_their_messages(mut world: World) {
-    let transport = world.connect().await;
+async fn while_the_broker_is_away_calls_fail_at_once_and_keep_their_messages(mut broker: Broker) {
+    let transport = broker.connect().await;
     let mut subscription = transport.subscribe("news", None).await.unwrap();
-    world.go_away();
+    broker.go_away();
     wait_until_away(&*transport).await;
 
     let owed: VecDeque<Outgoing> = ["one", "two", "three"].map(|text| outgoing("news", text)).into();
@@ -460,30 +460,30 @@ async fn while_the_broker_is_away_calls_fail_at_once_and_keep_their_messages(mut
     let asked = transport.request("news", Bytes::new(), NEVER).await;
     assert_eq!(asked.unwrap_err(), TransportError::Disconnected);
 
-    world.come_back();
+    broker.come_back();
     wait_until_connected(&*transport, 2).await;
     transport.publish(&mut messages).await.unwrap();
     settle(&[&transport]).await;
     assert_eq!(texts(received(&mut subscription)), ["one", "two", "three"], "once each, nothing queued meanwhile");
 }
 
-async fn the_watch_shows_an_outage_and_the_return_with_a_greater_generation(mut world: World) {
-    let transport = world.connect().await;
+async fn the_watch_shows_an_outage_and_the_return_with_a_greater_generation(mut broker: Broker) {
+    let transport = broker.connect().await;
     let watch = transport.connection();
     assert_eq!(*watch.borrow(), Connection { connected: true, generation: 1 });
 
     for generation in 1..4 {
-        world.go_away();
+        broker.go_away();
         wait_until_away(&*transport).await;
         assert_eq!(*watch.borrow(), Connection { connected: false, generation });
-        world.come_back();
+        broker.come_back();
         wait_until_connected(&*transport, generation + 1).await;
         assert_eq!(*watch.borrow(), Connection { connected: true, generation: generation + 1 });
     }
 }
 
-async fn subscriptions_survive_an_outage(mut world: World) {
-    let (publisher, reader) = (world.connect().await, world.connect().await);
+async fn subscriptions_survive_an_outage(mut broker: Broker) {
+    let (publisher, reader) = (broker.connect().await, broker.connect().await);
     let mut subscriptions = [
         reader.subscribe("news.today", None).await.unwrap(),
         reader.subscribe("news.*", None).await.unwrap(),
@@ -491,12 +491,12 @@ async fn subscriptions_survive_an_outage(mut world: World) {
     ];
     let dropped_meanwhile = reader.subscribe("old", None).await.unwrap();
 
-    world.go_away();
+    broker.go_away();
     for transport in [&publisher, &reader] {
         wait_until_away(&**transport).await;
     }
     drop(dropped_meanwhile);
-    world.come_back();
+    broker.come_back();
     for transport in [&publisher, &reader] {
         wait_until_connected(&**transport, 2).await;
     }
@@ -511,21 +511,21 @@ async fn subscriptions_survive_an_outage(mut world: World) {
     assert_eq!(nobody.unwrap_err(), TransportError::NoResponders("old".to_owned()));
 }
 
-async fn a_subscription_made_in_an_outage_works_after_it(mut world: World) {
-    let transport = world.connect().await;
-    world.go_away();
+async fn a_subscription_made_in_an_outage_works_after_it(mut broker: Broker) {
+    let transport = broker.connect().await;
+    broker.go_away();
     wait_until_away(&*transport).await;
 
     let mut subscription = transport.subscribe("news", None).await.unwrap();
 
-    world.come_back();
+    broker.come_back();
     wait_until_connected(&*transport, 2).await;
     transport.publish(&mut VecDeque::from([outgoing("news", "back")])).await.unwrap();
     assert_eq!(text(&subscription.next().await.expect("a message")), "back");
 }
 
-async fn a_request_that_waits_for_its_answer_fails_when_the_connection_goes(mut world: World) {
-    let (asking, answering) = (world.connect().await, world.connect().await);
+async fn a_request_that_waits_for_its_answer_fails_when_the_connection_goes(mut broker: Broker) {
+    let (asking, answering) = (broker.connect().await, broker.connect().await);
     let mut questions = answering.subscribe("question", None).await.unwrap();
     let asked = tokio::spawn({
         let asking = Arc::clone(&asking);
@@ -533,13 +533,13 @@ async fn a_request_that_waits_for_its_answer_fails_when_the_connection_goes(mut 
     });
     questions.next().await.expect("the question");
 
-    world.go_away();
+    broker.go_away();
 
     assert_eq!(asked.await.unwrap().unwrap_err(), TransportError::Disconnected);
 }
 
-async fn barriers_of_many_callers_confirm_what_was_published_before(world: World) {
-    let (publisher, reader) = (world.connect().await, world.connect().await);
+async fn barriers_of_many_callers_confirm_what_was_published_before(broker: Broker) {
+    let (publisher, reader) = (broker.connect().await, broker.connect().await);
     let mut subscription = reader.subscribe("numbers", None).await.unwrap();
 
     let callers = (0..100).map(|number: usize| {
@@ -557,25 +557,25 @@ async fn barriers_of_many_callers_confirm_what_was_published_before(world: World
     assert_eq!(received(&mut subscription).len(), 100);
 }
 
-async fn a_barrier_that_waits_fails_when_the_connection_goes(mut world: World) {
-    let transport = world.connect().await;
-    world.fall_silent();
+async fn a_barrier_that_waits_fails_when_the_connection_goes(mut broker: Broker) {
+    let transport = broker.connect().await;
+    broker.fall_silent();
     let mut barrier = transport.barrier();
     assert_eq!(barrier.as_mut().now_or_never(), None, "there is nothing to confirm it");
     let started = Instant::now();
 
-    world.go_away();
+    broker.go_away();
 
     assert_eq!(barrier.await, Err(TransportError::Disconnected));
     assert!(started.elapsed() < BARRIER_TIMEOUT, "by the loss, not by the timeout");
-    world.come_back();
+    broker.come_back();
     wait_until_connected(&*transport, 2).await;
     assert_eq!(transport.barrier().await, Ok(()));
 }
 
-async fn a_barrier_of_a_silent_broker_times_out(world: World) {
-    let transport = world.connect().await;
-    world.fall_silent();
+async fn a_barrier_of_a_silent_broker_times_out(broker: Broker) {
+    let transport = broker.connect().await;
+    broker.fall_silent();
     let started = Instant::now();
 
     let error = transport.barrier().await.unwrap_err();
@@ -585,9 +585,9 @@ async fn a_barrier_of_a_silent_broker_times_out(world: World) {
     assert!(started.elapsed() > Duration::from_secs(1));
 }
 
-async fn an_unread_subscription_drops_and_counts_what_is_over_capacity(world: World) {
+async fn an_unread_subscription_drops_and_counts_what_is_over_capacity(broker: Broker) {
     const EXCESS: usize = 1_000;
-    let (publisher, reader) = (world.connect().await, world.connect().await);
+    let (publisher, reader) = (broker.connect().await, broker.connect().await);
     let mut unread = reader.subscribe("numbers", None).await.unwrap();
     let numbers = (0..SUBSCRIPTION_CAPACITY + EXCESS).map(|number| outgoing("numbers", &number.to_string()));
 
@@ -596,10 +596,10 @@ async fn an_unread_subscription_drops_and_counts_what_is_over_capacity(world: Wo
     settle(&[&publisher, &reader]).await;
     let kept = texts(received(&mut unread));
     assert_eq!(kept, (0..SUBSCRIPTION_CAPACITY).map(|number| number.to_string()).collect::<Vec<_>>());
-    match world {
-        World::Memory(_) => assert_eq!(reader.dropped(), EXCESS as u64),
+    match broker {
+        Broker::Memory(_) => assert_eq!(reader.dropped(), EXCESS as u64),
         // The client's reports come through a queue that drops, too.
-        World::Nats(_) => {
+        Broker::Nats(_) => {
             eventually("messages are dropped", async || reader.dropped() > 0).await;
             assert!(reader.dropped() <= EXCESS as u64);
         }
@@ -611,8 +611,8 @@ async fn an_unread_subscription_drops_and_counts_what_is_over_capacity(world: Wo
     assert_eq!(text(&unread.next().await.expect("a message")), "next");
 }
 
-async fn closing_sends_what_was_taken_and_ends_subscriptions_and_calls(world: World) {
-    let (closing, reader) = (world.connect().await, world.connect().await);
+async fn closing_sends_what_was_taken_and_ends_subscriptions_and_calls(broker: Broker) {
+    let (closing, reader) = (broker.connect().await, broker.connect().await);
     let mut elsewhere = reader.subscribe("numbers", None).await.unwrap();
     let mut own = closing.subscribe("numbers", None).await.unwrap();
     let sent: Vec<String> = (0..5_000).map(|number| number.to_string()).collect();
@@ -633,10 +633,10 @@ async fn closing_sends_what_was_taken_and_ends_subscriptions_and_calls(world: Wo
     closing.close().await;
 }
 
-async fn closing_in_an_outage_ends_subscriptions_and_calls(mut world: World) {
-    let transport = world.connect().await;
+async fn closing_in_an_outage_ends_subscriptions_and_calls(mut broker: Broker) {
+    let transport = broker.connect().await;
     let mut subscription = transport.subscribe("news", None).await.unwrap();
-    world.go_away();
+    broker.go_away();
     wait_until_away(&*transport).await;
 
     transport.close().await;
@@ -645,8 +645,8 @@ async fn closing_in_an_outage_ends_subscriptions_and_calls(mut world: World) {
     assert_all_closed(&*transport).await;
 }
 
-async fn dropping_a_transport_ends_its_subscriptions_only(world: World) {
-    let (dropped, staying) = (world.connect().await, world.connect().await);
+async fn dropping_a_transport_ends_its_subscriptions_only(broker: Broker) {
+    let (dropped, staying) = (broker.connect().await, broker.connect().await);
     let mut ending = dropped.subscribe("news", None).await.unwrap();
     let mut going_on = staying.subscribe("news", None).await.unwrap();
     let mut watch = dropped.connection();

@@ -41,7 +41,7 @@ impl Options {
     }
 }
 
-pub(crate) struct World {
+pub(crate) struct GatewayUnderTest {
     pub(crate) bus: MemoryBus,
     pub(crate) client: Client,
     pub(crate) gateway: Gateway,
@@ -54,7 +54,7 @@ pub(crate) struct World {
     serving: JoinHandle<std::io::Result<()>>,
 }
 
-impl World {
+impl GatewayUnderTest {
     pub(crate) async fn new() -> Self {
         Self::with(Options::default()).await
     }

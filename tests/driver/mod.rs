@@ -1,14 +1,14 @@
-//! A world in virtual time around one engine: every test says what happens when, and sees all that was said.
+//! One engine in virtual time: every test says what happens when, and sees all that was said.
 
 #![allow(dead_code, unreachable_pub, reason = "shared by test crates, each of which uses a part of it")]
 
 use orchestrator_service::engine::*;
 
-/// The beginning of time in these worlds: some day in 2023, ms since 1970.
+/// The beginning of time: some day in 2023, ms since 1970.
 pub const T0: u64 = 1_700_000_000_000;
 
 /// An engine, its time, and what it said since the last look.
-pub struct World {
+pub struct EngineDriver {
     pub engine: Engine,
     now: Tick,
     outbox: Outbox,
@@ -25,7 +25,7 @@ pub struct Said {
     pub loops: u64,
 }
 
-/// Shorthand for an expected update: milliseconds since the world began, cause, mode, position, scene.
+/// Shorthand for an expected update: milliseconds since time began, cause, mode, position, scene.
 pub fn said(at: u64, cause: Cause, mode: Mode, position: u64, scene: impl Into<Option<&'static str>>) -> Said {
     Said { at, cause, mode, position, scene: scene.into().map(str::to_owned), loops: 0 }
 }
@@ -47,7 +47,7 @@ pub fn config(draft: &Draft<'_>) -> Config {
     Config::new(draft, &Limits::default()).expect("a valid config")
 }
 
-impl World {
+impl EngineDriver {
     pub fn new() -> Self {
         Self::with(Settings::default())
     }
@@ -56,15 +56,15 @@ impl World {
         Self { engine: Engine::new(settings), now: Tick(T0), outbox: Outbox::default() }
     }
 
-    /// A world with a stream `show` that waits for its first viewer.
+    /// One with a stream `show` that waits for its first viewer.
     pub fn with_show(draft: &Draft<'_>) -> Self {
-        let mut world = Self::new();
-        world.command("show", Command::Start(Some(config(draft)))).expect("it starts");
-        world.heard();
-        world
+        let mut driver = Self::new();
+        driver.command("show", Command::Start(Some(config(draft)))).expect("it starts");
+        driver.heard();
+        driver
     }
 
-    /// Milliseconds since the world began.
+    /// Milliseconds since time began.
     pub fn at(&self) -> u64 {
         self.now.0 - T0
     }

@@ -32,13 +32,13 @@ pub(crate) async fn within_limit(test: impl Future<Output = ()>) {
 
 /// A broker of one kind.
 #[allow(clippy::large_enum_variant, reason = "there are few of them, one a test")]
-pub(crate) enum World {
+pub(crate) enum Testbed {
     Memory(MemoryBus),
     /// Services reach the server through the proxy, callers directly.
     Nats(NatsServer, Proxy),
 }
 
-impl World {
+impl Testbed {
     pub(crate) fn memory() -> Self {
         Self::Memory(MemoryBus::with_max_payload(MAX_PAYLOAD))
     }
