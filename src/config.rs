@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_reads_where_it_is_told_to_and_standalone_what_it_publishes() {
+    fn a_gateway_reads_where_told_and_standalone_what_it_publishes() {
         for (args, expected) in [
             (&["gateway"][..], UpdatesFrom::Subjects),
             (&["gateway", "--updates", "feed"], UpdatesFrom::Feed),

@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_break_the_protocol_or_reach_more_than_one_subject_is_refused() {
+    fn what_breaks_the_protocol_or_means_several_subjects_is_refused() {
         for subject in ["", ".", "a.", ".a", "a..b", "a.*", "a.>", "a b", "a\tb", "a\r\nPUB", "a\0", "\u{7f}"] {
             assert!(check_subject(subject).is_err(), "{subject:?}");
         }

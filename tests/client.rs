@@ -123,7 +123,7 @@ async fn repeats_are_executed_once_and_old_revisions_refused() {
 }
 
 #[tokio::test]
-async fn updates_seeded_with_the_snapshot_hold_each_change_once_and_in_order() {
+async fn updates_seeded_with_a_snapshot_hold_each_change_once_in_order() {
     for (from, publish_to) in WHERE {
         let bus = MemoryBus::new();
         let _service = service_that(&bus, publish_to).await;
@@ -193,7 +193,7 @@ async fn a_dropped_registration_is_unregistered() {
 }
 
 #[tokio::test]
-async fn the_same_subscriber_registered_twice_stays_until_both_are_dropped() {
+async fn a_subscriber_registered_twice_stays_until_both_are_dropped() {
     let (_bus, _service, client) = world().await;
     client.start("s", config()).await.expect("started");
     let (first, second) = (register(&client, "s", 1).await, register(&client, "s", 1).await);
@@ -333,7 +333,7 @@ async fn beats() {
 }
 
 #[tokio::test]
-async fn a_late_leave_at_one_gateway_evicts_no_newer_registration_at_another() {
+async fn a_late_leave_at_one_gateway_evicts_nobody_newer_at_another() {
     for late in [false, true] {
         let bus = MemoryBus::new();
         let _service = service_on(&bus).await;
@@ -357,7 +357,7 @@ async fn a_late_leave_at_one_gateway_evicts_no_newer_registration_at_another() {
 }
 
 #[tokio::test]
-async fn two_gateways_that_hold_the_same_subscriber_do_not_take_it_from_each_other() {
+async fn two_gateways_do_not_take_a_shared_subscriber_from_each_other() {
     let bus = MemoryBus::new();
     let _service = service_on(&bus).await;
     let [(first, older), (_second, newer)] = two_holders(&bus).await;
@@ -480,7 +480,7 @@ async fn updates_over_the_servers_limit_end_in_an_error_for_their_caller() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_keeps_the_requests_acknowledges_them_and_no_call_takes_that_for_its_answer() {
+async fn no_call_takes_a_brokers_acknowledgement_for_its_answer() {
     let server = NatsServer::start_with(ServerOptions { jetstream: true, ..ServerOptions::default() });
     let _service = service_at(&server).await;
     let link = nats(&server, "gateway").await;

@@ -34,7 +34,7 @@ fn every_message_of_the_corpus_is_refused_or_understood() {
 }
 
 #[test]
-fn the_engine_holds_its_invariants_through_every_sequence_of_the_corpus() {
+fn the_engine_holds_its_invariants_through_the_whole_corpus() {
     each_of("engine", engine::check);
 }
 

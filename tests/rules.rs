@@ -131,7 +131,7 @@ fn a_flood_over_many_streams_takes_from_those_that_keep_the_most() {
 }
 
 #[test]
-fn the_same_request_id_with_another_content_is_a_conflict_and_changes_nothing() {
+fn a_request_id_with_other_content_is_a_conflict_without_effect() {
     let mut world = EngineDriver::with_show(&show());
     world.join("a", 0);
     world.handle(command("show", Some("r"), Command::Pause)).unwrap();
@@ -160,7 +160,7 @@ fn the_same_request_id_with_another_content_is_a_conflict_and_changes_nothing() 
 }
 
 #[test]
-fn a_repeated_remove_gets_its_first_answer_though_the_stream_is_gone() {
+fn a_repeated_remove_gets_its_answer_though_the_stream_is_gone() {
     let mut world = EngineDriver::with_show(&show());
     let first = world.handle(command("show", Some("r"), Command::Remove));
     assert!(first.is_ok());
@@ -173,7 +173,7 @@ fn a_repeated_remove_gets_its_first_answer_though_the_stream_is_gone() {
 }
 
 #[test]
-fn remembered_answers_of_one_stream_keep_no_more_than_a_mebibyte_alive() {
+fn remembered_answers_of_one_stream_keep_a_mebibyte_at_most() {
     let names: Vec<String> = (0..1_000).map(|n| format!("{n:0>246}")).collect();
     let scenes: Vec<_> = names.iter().map(|name| Scene { name, duration_ms: 1_000 }).collect();
     let mut world = EngineDriver::with_show(&Draft { scenes: scenes.clone(), ..show() });
@@ -207,7 +207,7 @@ fn previous_scene_passes_over_a_scene_that_was_adjusted_to_nothing() {
 }
 
 #[test]
-fn a_handle_of_a_stream_that_was_removed_a_moment_ago_stands_for_nobody() {
+fn a_handle_of_a_stream_just_removed_stands_for_nobody() {
     let mut world = EngineDriver::with_show(&show());
     let (handle, _) = world.join("a", 0);
     world.command("show", Command::Remove).unwrap();
@@ -469,7 +469,7 @@ fn scenes_told(lengths: &[u64], loop_scenes: bool, ms: u64) -> Vec<(u64, u64)> {
 }
 
 #[test]
-fn scenes_are_told_no_more_often_than_the_least_tick_interval_and_where_the_show_is_then() {
+fn scenes_are_told_no_more_often_than_the_least_tick_interval() {
     // A loop of a millisecond, loops of several short scenes, and a show of many that ends.
     let many = [1; 900];
     for (lengths, looping) in [(&[1][..], true), (&[3, 4, 1], true), (&[1, 60_000], true), (&many, false)] {
@@ -488,7 +488,7 @@ fn scenes_are_told_no_more_often_than_the_least_tick_interval_and_where_the_show
 }
 
 #[test]
-fn a_scene_that_has_to_wait_is_told_as_a_change_though_a_snapshot_came_first() {
+fn a_scene_that_waits_is_a_change_though_a_snapshot_came_first() {
     let scenes = vec![
         Scene { name: "Flash", duration_ms: 1 },
         Scene { name: "Short", duration_ms: 4 },
@@ -504,7 +504,7 @@ fn a_scene_that_has_to_wait_is_told_as_a_change_though_a_snapshot_came_first() {
 }
 
 #[test]
-fn an_answer_given_again_has_the_first_ones_server_time_though_the_clock_was_set_meanwhile() {
+fn an_answer_given_again_has_the_first_ones_server_time() {
     let mut world = EngineDriver::with_show(&show());
     world.handle(Input::WallClock { ms: T0 + 5_000 }).unwrap();
     let ask = |world: &mut EngineDriver| match world.handle(command("show", Some("r"), Command::Stop)) {
@@ -524,7 +524,7 @@ fn long(names: &[String]) -> Draft<'_> {
 }
 
 #[test]
-fn what_all_streams_keep_is_bounded_in_bytes_and_a_refusal_changes_nothing() {
+fn what_all_streams_keep_is_bounded_and_a_refusal_changes_nothing() {
     // 1,000 scenes of 16 bytes and a name of 4.
     let names: Vec<String> = (0..1_000).map(|number| format!("{number:04}")).collect();
     let large = config(&long(&names));
@@ -576,7 +576,7 @@ fn a_pass_that_is_as_configured_takes_no_bytes_of_its_own() {
 }
 
 #[test]
-fn a_stream_may_ask_for_no_more_bytes_and_no_longer_idle_timeout_than_the_limits() {
+fn a_stream_may_ask_for_no_more_bytes_and_idle_time_than_allowed() {
     let names: Vec<String> = (0..100).map(|number| format!("{number:03}")).collect();
     let limits = Limits { max_config_bytes_of_stream: 1_899, max_idle_timeout_ms: 60_000, ..Limits::default() };
     let refused = |draft: &Draft<'_>| Config::new(draft, &limits).map_err(|error| error.0);
@@ -627,7 +627,7 @@ fn what_subscribers_keep_beside_their_records_is_bounded_in_bytes() {
 }
 
 #[test]
-fn the_answers_to_two_pieces_of_a_batch_are_one_answer_to_the_whole() {
+fn the_answers_to_two_pieces_of_a_batch_are_one_answer() {
     let unplaced = |no_such_stream, handle, client: &str| Unplaced {
         no_such_stream,
         handles: vec![Handle(handle)],

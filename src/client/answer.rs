@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_message_is_an_answer_only_where_the_service_answers_with_one() {
+    fn an_empty_message_is_an_answer_only_where_one_is_expected() {
         let answered = ALL.map(|expected| expected.is_answered_by(b""));
         assert_eq!(answered, [false, true, false, false, true]);
         assert!(Reply::default().encode_to_vec().is_empty(), "all handles are known");
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn replies_to_this_request_are_its_answer_and_those_to_others_are_not() {
+    fn only_replies_to_this_request_are_its_answer() {
         let show = || StateUpdate { stream_id: "show".into(), ..StateUpdate::default() };
         let about_show = Expected::Stream("show");
         for yes in [

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn handles_fit_into_what_the_broker_takes_and_so_does_the_answer_that_knows_none_of_them() {
+    fn handles_fit_and_so_does_the_answer_that_knows_none_of_them() {
         for max_payload in [64, 100, 512, 1_024, 4_096, 16_384, 1 << 20] {
             let handle = vec![u64::MAX; BatchLimits::default().handles(max_payload)];
             let answer = Reply {

@@ -69,7 +69,7 @@ async fn the_streams_of_these_tests_are_of_two_partitions() {
 }
 
 #[tokio::test]
-async fn each_follower_gets_the_updates_of_its_stream_in_order_and_no_others() {
+async fn each_follower_gets_its_streams_updates_in_order_and_no_others() {
     let (_bus, link, client) = world();
     let (mut first, mut second) = (follow(&client, ONE[0]).await, follow(&client, ONE[1]).await);
     let (mut twin, mut other) = (follow(&client, ONE[0]).await, follow(&client, OTHER).await);
@@ -84,7 +84,7 @@ async fn each_follower_gets_the_updates_of_its_stream_in_order_and_no_others() {
 }
 
 #[tokio::test]
-async fn a_partition_has_one_subscription_from_its_first_follower_to_its_last() {
+async fn a_partition_has_one_subscription_from_first_to_last_follower() {
     let (bus, link, client) = world();
     let first = follow(&client, ONE[0]).await;
     let second = follow(&client, ONE[1]).await;
@@ -179,7 +179,7 @@ async fn when_the_transport_closes_followers_end_behind_what_came_before() {
 }
 
 #[tokio::test]
-async fn a_feed_that_the_broker_refuses_later_ends_with_the_reason_and_may_be_followed_again_when_it_is_allowed() {
+async fn a_feed_refused_later_says_why_and_may_be_followed_again() {
     use crate::transport::Operation;
     let (bus, link, client) = world();
     let mut updates = follow(&client, ONE[0]).await;

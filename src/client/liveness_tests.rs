@@ -182,7 +182,7 @@ async fn a_service_that_was_never_there_is_away_within_3_s() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn only_a_client_that_is_asked_asks_and_it_stops_with_the_last_clone() {
+async fn only_a_client_that_is_asked_asks_until_the_last_clone_is_gone() {
     let bus = MemoryBus::new();
     let mut service = Service::on(&bus).await;
     let client = Client::new(bus.connect(), ClientOptions::default());

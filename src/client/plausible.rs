@@ -30,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn epochs_ahead_of_the_clock_and_sequences_beyond_their_age_are_doubted() {
+    fn epochs_ahead_of_time_and_sequences_beyond_age_are_doubted() {
         let day = 24 * 60 * 60 * 1_000_000_u64;
         let now_us = 1_790_000_000_000_000_u64;
         let now = SystemTime::UNIX_EPOCH + Duration::from_micros(now_us);

@@ -155,7 +155,7 @@ fn a_registration_beats_once_in_its_slot() {
 }
 
 #[test]
-fn a_message_has_at_most_1000_handles_or_500_subscribers_of_one_stream() {
+fn a_message_has_at_most_1000_handles_or_500_of_one_stream() {
     let mut table = RegistrationTable::new(5_000, 100);
     for handle in 1..=2_500 {
         table.register(if handle % 4 == 0 { "b" } else { "a" }, &format!("c{handle}"), handle, 1);
@@ -208,7 +208,7 @@ fn batches_are_cut_to_what_the_broker_takes_now() {
 }
 
 #[test]
-fn what_was_too_large_all_the_same_is_cut_until_it_fits_and_nothing_is_lost() {
+fn what_was_too_large_is_cut_until_it_fits_and_nothing_is_lost() {
     let mut table = table();
     let mut watchers = Vec::new();
     for handle in 1..=40 {
@@ -237,7 +237,7 @@ fn what_was_too_large_all_the_same_is_cut_until_it_fits_and_nothing_is_lost() {
 }
 
 #[test]
-fn leaves_that_are_too_large_are_cut_as_well_and_no_attempt_is_counted() {
+fn leaves_that_are_too_large_are_cut_and_count_as_no_attempt() {
     let mut table = table();
     let keys: Vec<usize> = (1..=4).map(|handle| table.insert(&format!("c{handle}"), handle).0).collect();
     keys.into_iter().for_each(|key| table.release(key));
@@ -248,7 +248,7 @@ fn leaves_that_are_too_large_are_cut_as_well_and_no_attempt_is_counted() {
 }
 
 #[test]
-fn a_registration_that_does_not_fit_alone_is_told_to_its_owner_and_tried_again_with_its_next_beat() {
+fn a_registration_that_fits_nowhere_is_told_and_tried_again_later() {
     let mut table = table();
     let (key, standing) = table.insert("a", 1);
     table.register_all_again();
@@ -276,7 +276,7 @@ fn whoever_nobody_knows_by_handle_nor_by_name_is_registered_again() {
 }
 
 #[test]
-fn whoever_was_registered_by_another_holder_since_takes_nothing_from_it_and_leaves_without_a_word() {
+fn whoever_was_superseded_takes_nothing_and_leaves_silently() {
     let mut table = table();
     let (key, standing) = table.insert("a", 1);
     table.beat(0, 1);
@@ -296,7 +296,7 @@ fn whoever_was_registered_by_another_holder_since_takes_nothing_from_it_and_leav
 }
 
 #[test]
-fn whoever_outlives_the_other_holder_registers_again_and_has_the_say() {
+fn whoever_outlives_the_other_holder_registers_again() {
     let mut table = table();
     let (key, standing) = table.insert("a", 1);
     table.beat(0, 1);
@@ -312,7 +312,7 @@ fn whoever_outlives_the_other_holder_registers_again_and_has_the_say() {
 }
 
 #[test]
-fn a_question_by_name_that_is_not_answered_is_asked_again_and_ends_with_the_guard() {
+fn an_unanswered_question_by_name_is_repeated_until_the_guard_goes() {
     for failure in [timeout(), refused(Code::Unavailable)] {
         let mut table = table();
         let (key, _) = table.insert("a", 1);
@@ -402,7 +402,7 @@ fn a_guard_dropped_while_registering_is_unregistered_afterwards() {
 }
 
 #[test]
-fn a_guard_dropped_while_its_registration_fails_is_unregistered_by_name() {
+fn a_guard_dropped_in_a_failing_registration_leaves_by_name() {
     let mut table = table();
     let (key, _) = table.insert("a", 1);
     table.register_all_again();
@@ -445,7 +445,7 @@ fn attempts_for_one_subscriber_follow_one_another() {
 }
 
 #[test]
-fn an_attempt_waits_for_the_end_of_what_its_predecessor_left_in_flight() {
+fn an_attempt_waits_for_what_its_predecessor_left_in_flight() {
     let mut table = table();
     let (key, _) = table.insert("a", 1);
     let job = table.beat_all();
@@ -460,7 +460,7 @@ fn an_attempt_waits_for_the_end_of_what_its_predecessor_left_in_flight() {
 }
 
 #[test]
-fn two_guards_of_one_subscriber_are_unregistered_with_the_last_by_the_handle_that_counts() {
+fn of_two_guards_the_last_unregisters_by_the_handle_that_counts() {
     for last_first in [false, true] {
         let mut table = table();
         let (first, _) = table.insert("a", 1);
@@ -476,7 +476,7 @@ fn two_guards_of_one_subscriber_are_unregistered_with_the_last_by_the_handle_tha
 }
 
 #[test]
-fn an_attempt_that_failed_beside_a_guard_is_made_up_for_and_one_that_was_refused_is_not() {
+fn beside_a_guard_a_failed_attempt_is_made_up_for_a_refused_is_not() {
     let mut table = table();
     let (key, standing) = table.insert("a", 1);
     for outcome in [Outcome::Refused, Outcome::NotExecuted] {
@@ -495,7 +495,7 @@ fn an_attempt_that_failed_beside_a_guard_is_made_up_for_and_one_that_was_refused
 }
 
 #[test]
-fn an_attempt_leaves_nothing_when_it_is_refused_and_a_name_when_nobody_knows() {
+fn a_refused_attempt_leaves_nothing_and_an_unknown_one_its_name() {
     let mut table = table();
     for outcome in [Outcome::Refused, Outcome::NotExecuted] {
         let key = table.attempt("s", "a");
@@ -524,7 +524,7 @@ fn who_is_registered_or_about_to_be_is_not_unregistered_by_name() {
 }
 
 #[test]
-fn a_leave_by_name_that_was_left_out_is_made_up_for_unless_the_service_has_answered_since() {
+fn a_leave_by_name_left_out_is_made_up_for_unless_answered_since() {
     for (outcome, made_up) in [(Outcome::NotExecuted, true), (Outcome::Unknown, true), (Outcome::Refused, false)] {
         let mut table = table();
         let key = table.attempt("s", "a");
@@ -540,7 +540,7 @@ fn a_leave_by_name_that_was_left_out_is_made_up_for_unless_the_service_has_answe
 }
 
 #[test]
-fn a_leave_by_name_from_before_a_registration_does_not_come_behind_it() {
+fn a_leave_by_name_does_not_come_behind_a_later_registration() {
     let mut table = table();
     let key = table.attempt("s", "c");
     assert!(table.end(key, Outcome::Unknown).is_none());
@@ -584,7 +584,7 @@ fn a_leave_by_name_is_given_up_soon_and_with_a_new_connection() {
 }
 
 #[test]
-fn a_service_that_gives_the_same_handle_again_keeps_who_has_come_back() {
+fn the_same_handle_given_again_keeps_who_has_come_back() {
     let mut table = table();
     let (key, _) = table.insert("a", 1);
     table.release(key);
@@ -601,7 +601,7 @@ fn a_service_that_gives_the_same_handle_again_keeps_who_has_come_back() {
 }
 
 #[test]
-fn a_guard_dropped_while_its_heartbeat_is_under_way_does_not_come_back() {
+fn a_guard_dropped_during_its_heartbeat_does_not_come_back() {
     for answer in [ok(&[]), unknown(&[1]), timeout(), too_large()] {
         let mut table = table();
         let (key, _) = table.insert("a", 1);
@@ -615,7 +615,7 @@ fn a_guard_dropped_while_its_heartbeat_is_under_way_does_not_come_back() {
 }
 
 #[test]
-fn a_reconnect_during_whatever_is_in_flight_registers_again_after_it() {
+fn a_reconnect_registers_again_after_whatever_is_in_flight() {
     let mut table = table();
     let key = table.attempt("s", "a");
     table.register_all_again();
@@ -651,7 +651,7 @@ fn risen(table: &mut RegistrationTable) -> Vec<Vec<usize>> {
 }
 
 #[test]
-fn a_higher_epoch_registers_a_streams_viewers_again_and_nobody_elses() {
+fn a_higher_epoch_registers_its_streams_viewers_again_alone() {
     let mut table = table();
     for (stream, client, handle) in [("a", "x", 1), ("b", "x", 2), ("a", "y", 3)] {
         table.register(stream, client, handle, 5);
@@ -672,7 +672,7 @@ fn a_higher_epoch_registers_a_streams_viewers_again_and_nobody_elses() {
 }
 
 #[test]
-fn whoever_was_registered_in_the_higher_epoch_is_not_registered_again() {
+fn whoever_was_registered_in_the_higher_epoch_stays_as_it_is() {
     let mut table = table();
     table.register("s", "a", 1, 5);
     table.register("s", "b", 2, 5);
@@ -695,7 +695,7 @@ fn the_answer_to_a_newcomer_tells_of_the_epoch_too() {
 }
 
 #[test]
-fn an_epoch_that_rises_during_a_registration_is_registered_with_after_it() {
+fn an_epoch_that_rises_during_a_registration_follows_it() {
     let mut table = table();
     let (key, _) = table.register("s", "a", 1, 5);
     table.register_all_again();

@@ -99,7 +99,7 @@ async fn one_task_serves_all_holders_from_the_first_to_the_last() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancelled_waiter_leaves_nothing_and_takes_nothing_from_the_others() {
+async fn a_cancelled_waiter_leaves_nothing_and_takes_nothing() {
     let (shared, meter) = world();
     let opens_late = || join_after(&shared, &meter, Duration::from_secs(9));
     tokio::time::timeout(Duration::from_secs(1), opens_late()).await.expect_err("not yet open");
@@ -120,7 +120,7 @@ async fn a_cancelled_waiter_leaves_nothing_and_takes_nothing_from_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_failure_to_open_is_told_to_all_who_wait_and_the_next_tries_anew() {
+async fn a_failure_to_open_reaches_all_waiters_and_the_next_tries_anew() {
     let (shared, meter) = world();
     let refused = || {
         shared.join(
@@ -144,7 +144,7 @@ async fn a_failure_to_open_is_told_to_all_who_wait_and_the_next_tries_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn holders_hear_of_a_task_that_ends_by_itself_and_the_next_begins_anew() {
+async fn holders_hear_of_a_task_that_ends_and_the_next_begins_anew() {
     let (shared, meter) = world();
     let ends = |_| async { Ok(tokio::time::sleep(Duration::from_secs(1))) };
     let old = shared.join(7, || 1, ends).await.expect("opened");
@@ -172,7 +172,7 @@ async fn a_panic_in_the_task_is_an_end_and_one_while_it_opens_a_refusal() {
 }
 
 #[test]
-fn a_runtime_that_shuts_down_refuses_whoever_waits_and_leaves_nothing() {
+fn a_runtime_that_shuts_down_refuses_waiters_and_leaves_nothing() {
     let (shared, meter) = world();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let held = runtime.block_on(join(&shared, &meter));

@@ -137,7 +137,7 @@ fn about_s() -> Reply {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_command_that_is_not_answered_is_sent_again_with_the_same_request_id() {
+async fn an_unanswered_command_is_sent_again_with_the_same_request_id() {
     let (_bus, mut service, client) = world().await;
     let begun = Instant::now();
     let (result, ()) = tokio::join!(client.pause("s"), async {
@@ -319,7 +319,7 @@ async fn what_cannot_be_right_is_refused_before_anything_is_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_with_an_unknown_code_is_told_apart_and_not_asked_again() {
+async fn an_unknown_code_is_told_apart_and_not_asked_again() {
     let (_bus, mut service, client) = world().await;
     let (result, ()) = tokio::join!(client.stop("s"), async {
         let asked = service.next().await;
@@ -363,7 +363,7 @@ async fn what_a_stream_that_captures_requests_acknowledges_is_no_answer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn registrations_beat_every_30_s_in_batches_spread_over_the_interval() {
+async fn registrations_beat_in_batches_spread_over_the_interval() {
     let (_bus, mut service, client) = world().await;
     let mut kept = Vec::new();
     for handle in 1..=128 {
@@ -471,7 +471,7 @@ async fn an_update_of_a_higher_epoch_registers_again_within_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_stream_that_comes_back_is_registered_with_at_its_first_update() {
+async fn a_lost_stream_is_registered_with_at_its_first_update() {
     let (_bus, mut service, client) = world().await;
     let mut updates = client.updates("s").await.expect("subscribed");
     let viewer = registered(&client, &mut service, 1).await;
@@ -491,7 +491,7 @@ async fn a_lost_stream_that_comes_back_is_registered_with_at_its_first_update() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_update_that_says_that_nobody_watches_makes_a_viewer_ask_at_once_and_at_most_once_a_second() {
+async fn an_unwatched_stream_makes_a_viewer_ask_but_once_a_second() {
     let (_bus, mut service, client) = world().await;
     let mut updates = client.updates("s").await.expect("subscribed");
     let _viewer = registered(&client, &mut service, 1).await;
@@ -519,7 +519,7 @@ async fn an_update_that_says_that_nobody_watches_makes_a_viewer_ask_at_once_and_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_subscription_is_an_error_with_the_reason_at_once_and_when_it_is_refused_later() {
+async fn a_refused_subscription_is_an_error_that_says_why_now_or_later() {
     use crate::transport::Operation;
     let (bus, service, client) = world().await;
     let pattern = "stream.*.updates";
@@ -550,7 +550,7 @@ async fn a_refused_subscription_is_an_error_with_the_reason_at_once_and_when_it_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_the_broker_refuses_to_pass_on_says_so_and_leaves_nothing_behind() {
+async fn a_call_that_the_broker_refuses_says_so_and_leaves_nothing() {
     use crate::transport::Operation;
     let (bus, mut service, client) = world().await;
     bus.deny(Operation::Publish, "orchestrator.*");
@@ -612,7 +612,7 @@ async fn a_dropped_registration_is_unregistered_soon() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_register_given_up_before_its_answer_is_unregistered_by_its_handle_when_that_comes() {
+async fn a_register_given_up_is_unregistered_by_handle_once_answered() {
     let (_bus, mut service, client) = world().await;
     let attempt = tokio::spawn({
         let client = client.clone();
@@ -626,7 +626,7 @@ async fn a_register_given_up_before_its_answer_is_unregistered_by_its_handle_whe
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_register_given_up_that_is_never_answered_is_asked_for_once_and_unregistered_by_name() {
+async fn a_register_given_up_and_never_answered_is_unregistered_by_name() {
     let (_bus, mut service, client) = world().await;
     let attempt = tokio::time::timeout(Duration::from_secs(1), client.register("s", "c", None, 9));
     let (result, _unanswered) = tokio::join!(attempt, service.next_wire());

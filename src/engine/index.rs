@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_inserted_is_found_until_it_is_removed_however_crowded_it_is() {
+    fn what_was_inserted_is_found_until_removed_however_crowded() {
         for crowded in [false, true] {
             let mut index = Index::new();
             let check = |index: &Index, slots: &mut dyn Iterator<Item = u32>| {

@@ -181,7 +181,7 @@ async fn no_change_is_pushed_out_before_a_round_has_come_to_everybody() {
 }
 
 #[tokio::test]
-async fn a_round_under_way_is_not_begun_again_and_the_next_finds_the_newest() {
+async fn a_round_under_way_is_not_begun_again_the_next_finds_the_newest() {
     let fanout = fanout().await;
     let (_member, mut viewer) = fanout.admit().await;
     let mut round = Round::new(Arc::clone(&fanout));

@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn the_update_of_a_removed_stream_is_the_last_and_no_tick_replaces_it() {
+    fn the_update_of_a_removed_stream_is_the_last_one() {
         let mut latest = Latest::default();
         let mut reader = latest.reader();
         let removed = StateUpdate { epoch: 1, sequence: 9, ..StateUpdate::default() };
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn that_a_state_is_not_live_is_told_at_once_and_of_several_only_the_last() {
+    fn that_a_state_is_not_live_is_told_at_once_the_last_alone() {
         let mut latest = Latest::default();
         let mut reader = latest.reader();
         post(&mut latest, Cause::Tick, 1);
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_older_than_the_state_that_is_live_again_is_not_shown_behind_it() {
+    fn nothing_older_is_shown_behind_a_state_that_is_live_again() {
         let mut latest = Latest::default();
         let mut reader = latest.reader();
         post(&mut latest, Cause::Command, 5);

@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_that_was_not_sent_is_held_though_its_subject_is_taken_again_when_the_barrier_passes() {
+    fn an_unsent_change_is_held_though_its_subject_is_taken_again() {
         let (mut delivery, mut queue) = (Delivery::new(UP), owing(1));
         assert_eq!(delivery.next(&mut queue, LIMIT), Step::Publish);
         let subject = delivery.taken().pop_front().unwrap().subject;
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_barrier_from_before_forgets_nothing_that_was_refused_behind_it() {
+    fn an_earlier_barrier_forgets_nothing_refused_behind_it() {
         let (mut delivery, mut queue) = (Delivery::new(UP), owing(1));
         assert_eq!(delivery.next(&mut queue, LIMIT), Step::Publish);
         delivery.taken().clear();
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_feed_that_became_too_large_after_it_was_taken_over_is_cut_and_nothing_of_it_is_lost() {
+    fn a_feed_that_became_too_large_is_cut_and_nothing_is_lost() {
         let mut queue = PublishQueue::new(PublishTo::Feed);
         (0..20).for_each(|_| owe_changes(&mut queue, 3));
         let mut delivery = Delivery::new(UP);
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_nowhere_any_more_is_given_up_or_refused_and_the_next_barrier_ends_it() {
+    fn what_fits_nowhere_any_more_ends_with_the_next_barrier() {
         let mut queue = PublishQueue::new(PublishTo::Both);
         owe_changes(&mut queue, 2);
         queue.reply(&Subject::from("answer"), vec![0; 500].into());

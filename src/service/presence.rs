@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_later_instance_gives_way_and_of_two_of_a_moment_the_greater_id() {
+    fn the_later_instance_gives_way_or_at_one_moment_the_greater_id() {
         let now = Instant::now();
         for (instance, started_at_ms, gives_way) in
             [("z", 999, true), ("a", 1_000, true), ("z", 1_000, false), ("a", 1_001, false), ("m", 1, false)]

@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn one_subscriber_is_taken_as_a_batch_over_a_connection_that_takes_less_than_the_longest_answer() {
+    fn a_batch_of_one_is_taken_over_a_connection_that_takes_little() {
         let ingress = ingress([8; 3]);
         (0..3).for_each(|shard| ingress.router.mailbox(shard).set_max_answer(1_024));
         let register = |count: usize| {

@@ -89,7 +89,7 @@ fn an_unconfirmed_change_is_owed_again_before_newer_ones() {
 }
 
 #[test]
-fn a_tick_waits_for_its_own_streams_changes_and_not_for_a_flood_on_another() {
+fn a_tick_waits_for_its_streams_changes_and_for_no_others_flood() {
     let mut queue = PublishQueue::new(PublishTo::Subjects);
     for sequence in 1..=6 {
         queue.update(&update(0, sequence, Cause::Command), NOW);
@@ -213,7 +213,7 @@ fn an_answer_stays_behind_the_changes_before_it_also_after_a_loss() {
 }
 
 #[test]
-fn too_many_large_answers_become_short_refusals_and_stop_nothing_else() {
+fn too_many_large_answers_become_refusals_and_stop_nothing_else() {
     const LIST: usize = 700_000;
     let mut queue = PublishQueue::new(PublishTo::Subjects);
     (0..1_000).for_each(|number| answer(&mut queue, number, LIST));
@@ -253,7 +253,7 @@ fn when_even_short_answers_fill_their_room_the_shard_is_to_stop() {
 }
 
 #[test]
-fn an_answer_that_the_connection_does_not_take_becomes_a_refusal_that_names_size_and_limit() {
+fn an_answer_over_the_limit_becomes_a_refusal_with_both_sizes() {
     let mut queue = PublishQueue::new(PublishTo::Subjects);
     let mut said = |bytes: usize, max_payload: usize| {
         answer(&mut queue, 7, bytes);
@@ -269,7 +269,7 @@ fn an_answer_that_the_connection_does_not_take_becomes_a_refusal_that_names_size
 }
 
 #[test]
-fn an_update_that_fits_nowhere_is_given_up_counted_and_holds_up_nothing() {
+fn an_update_that_fits_nowhere_is_counted_and_holds_up_nothing() {
     for publish_to in [PublishTo::Subjects, PublishTo::Feed, PublishTo::Both] {
         let mut queue = PublishQueue::new(publish_to);
         let scenes = [Scene { name: &"x".repeat(250), duration_ms: 10_000 }];
@@ -297,7 +297,7 @@ fn an_update_that_fits_nowhere_is_given_up_counted_and_holds_up_nothing() {
 }
 
 #[test]
-fn no_message_of_a_feed_is_longer_than_the_connection_takes_and_none_is_lost() {
+fn feeds_are_cut_to_what_the_connection_takes_and_none_is_lost() {
     for max_payload in [150, 1_000, 16_384, 1 << 20] {
         let mut queue = PublishQueue::new(PublishTo::Feed);
         for sequence in 1..=3_000 {
@@ -317,7 +317,7 @@ fn no_message_of_a_feed_is_longer_than_the_connection_takes_and_none_is_lost() {
 }
 
 #[test]
-fn changes_that_the_broker_refuses_are_held_in_order_and_stop_no_other_stream() {
+fn refused_changes_are_held_in_order_and_stop_no_other_stream() {
     let mut queue = PublishQueue::new(PublishTo::Subjects);
     let refused = |subject: &str| subject == "stream.s0.updates";
     for sequence in 1..=2 {
@@ -347,7 +347,7 @@ fn changes_that_the_broker_refuses_are_held_in_order_and_stop_no_other_stream() 
 }
 
 #[test]
-fn held_and_unconfirmed_changes_go_in_order_over_the_next_connection() {
+fn held_and_unconfirmed_changes_go_in_order_over_the_next_one() {
     let mut queue = PublishQueue::new(PublishTo::Subjects);
     queue.update(&update(0, 1, Cause::Scene), NOW);
     assert_eq!(sent(&mut queue, 1), [on(0, 1)]);

@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn while_the_publisher_is_behind_what_is_due_is_done_seldom_and_not_never() {
+    fn behind_a_slow_publisher_what_is_due_is_done_seldom_not_never() {
         let mut desk = Desk::new(ShardSettings {
             engine: Settings::default(),
             wire: Arc::default(),

@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_that_is_held_up_costs_lines_and_no_time_and_they_are_counted() {
+    fn a_writer_that_is_held_up_costs_counted_lines_and_no_time() {
         let held = Held::new();
         held.log.line("first");
         held.next();
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_written_is_said_once_it_can_and_half_a_line_is_ended() {
+    fn what_could_not_be_written_is_said_later_behind_whole_lines() {
         let held = Held::new();
         held.log.line("one");
         held.next();

@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_boundary_is_the_end_of_the_scene_and_none_is_left_at_the_end() {
+    fn the_next_boundary_is_the_scenes_end_and_the_last_has_none() {
         let timeline = timeline(&INTRO_MAIN).unwrap();
         let boundaries = [0, 2_999, 3_000, 12_999, 13_000, u64::MAX].map(|at| timeline.next_boundary(at));
         assert_eq!(boundaries, [Some(3_000), Some(3_000), Some(13_000), Some(13_000), None, None]);

@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_thousand_passes_by_the_millisecond_end_where_one_calculation_does() {
+    fn many_passes_by_the_millisecond_end_where_one_calculation_does() {
         let mut head = Playhead::START;
         for _ in 0..150_000 {
             head = match advance(head, 1, 15, 15, true) {

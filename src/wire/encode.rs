@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_too_large_is_refused_alike_to_commands_and_queries() {
+    fn too_large_an_answer_is_refused_alike_to_commands_and_queries() {
         let refusal = answer_too_large(716_000, 65_536);
         let message = "the answer has 716000 bytes, and the connection takes 65536";
         let code = proto::Code::ResourceExhausted.into();

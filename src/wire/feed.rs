@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_cut_between_its_updates_and_one_that_is_too_long_is_alone() {
+    fn a_batch_is_cut_between_updates_and_too_long_a_one_is_alone() {
         let update = |bytes: usize| StateUpdate { stream_id: "a".repeat(bytes), ..StateUpdate::default() };
         // A length of one byte and of two.
         let batch = UpdateBatch { update: [10, 10, 200, 10, 10, 10].map(update).into() };

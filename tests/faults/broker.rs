@@ -175,7 +175,7 @@ async fn caller_after(caller: &Caller) -> &Caller {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn viewers_behind_a_gateway_see_the_end_whoever_finds_the_new_broker_first() {
+async fn viewers_see_the_end_whoever_finds_the_new_broker_first() {
     shared(async {
         for _ in 0..rounds() {
             let mut nats = NatsServer::start();
@@ -214,7 +214,7 @@ async fn viewers_behind_a_gateway_see_the_end_whoever_finds_the_new_broker_first
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn service_and_gateway_that_start_without_a_broker_work_when_it_comes() {
+async fn programs_that_start_without_a_broker_work_when_it_comes() {
     shared(async {
         let mut nats = NatsServer::absent();
         let service = Program::serve(&nats.url(), &[]);

@@ -250,7 +250,7 @@ fn subscribe_and_never_read(nats: &NatsServer) -> TcpStream {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_flood_of_commands_on_one_stream_leaves_the_beat_of_others_alone() {
+async fn a_flood_of_commands_on_one_stream_leaves_others_beats_alone() {
     alone(async {
         let nats = NatsServer::start();
         let service = Program::serve(&nats.url(), &[]).ready().await;

@@ -53,7 +53,7 @@ async fn heartbeat_all(caller: &Caller, handles: &[u64]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_100_000_subscribers_go_stale_at_once_the_beat_of_a_stream_holds() {
+async fn a_beat_holds_while_100_000_subscribers_go_stale_at_once() {
     const STALE: Duration = Duration::from_secs(4);
     /// Stale for at most a second, and then as long as a busy machine takes for 100,000.
     const GONE_WITHIN: Duration = Duration::from_secs(10);

@@ -107,7 +107,7 @@ impl Drop for Viewer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_gateways_viewers_are_gone_when_they_are_stale_and_others_stay() {
+async fn a_killed_gateways_viewers_go_when_stale_and_others_stay() {
     const STALE_MS: u64 = 3_000;
     const VIEWERS: u64 = 50;
     shared(async {
@@ -192,7 +192,7 @@ async fn viewers_are_told_of_a_killed_service_within_3_s() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stopped_gateway_blames_no_viewer_and_shows_the_newest_state_once() {
+async fn a_stopped_gateway_blames_nobody_and_shows_the_newest_once() {
     shared(async {
         let nats = NatsServer::start();
         let _service = Program::serve(&nats.url(), &[]).ready().await;

@@ -216,7 +216,7 @@ async fn a_service_frozen_for_5_s_goes_on_without_a_burst_of_ticks() {
 /// The stops are longer than the stale timeout, by a lot and by little; the shards wake for a tick, or for nothing but
 /// the subscribers' silence.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_who_heartbeats_is_thrown_out_because_the_service_stood_still() {
+async fn nobody_who_heartbeats_is_removed_for_the_services_stall() {
     alone(async {
         let (rounds, stops) = (if long_run() { 5 } else { 1 }, [3_200, 3_600, 3_700, 3_800, 3_900, 5_000]);
         for _ in 0..rounds {

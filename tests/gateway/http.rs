@@ -246,7 +246,7 @@ async fn an_idle_connection_is_closed_in_the_end() {
 }
 
 #[tokio::test]
-async fn who_does_not_read_an_answer_is_cut_and_who_reads_slowly_enough_gets_it() {
+async fn who_does_not_read_an_answer_is_cut_who_reads_slowly_gets_it() {
     let write_timeout = Duration::from_millis(500);
     let mut server = Server::start(ServerOptions { write_timeout, ..options() }).await;
     let request = "GET /large HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";

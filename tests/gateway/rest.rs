@@ -97,7 +97,7 @@ async fn every_command_has_its_path() {
 }
 
 #[tokio::test]
-async fn a_state_has_the_field_names_of_the_wire_and_absent_ones_are_null() {
+async fn a_state_has_the_wires_field_names_and_absent_ones_are_null() {
     let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let (status, state) = world.get("/streams/s").await;
@@ -241,7 +241,7 @@ async fn what_is_no_request_of_ours_is_refused_in_json() {
 }
 
 #[tokio::test]
-async fn a_body_is_refused_with_the_field_and_the_limit_and_changes_nothing() {
+async fn a_body_is_refused_with_field_and_limit_and_changes_nothing() {
     let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let before = world.get("/streams/s").await.1["revision"].take();

@@ -93,7 +93,7 @@ async fn liveness<S: AsyncRead + AsyncWrite + Unpin>(viewer: &mut Viewer<S>) -> 
 }
 
 #[tokio::test]
-async fn viewers_are_told_when_the_state_is_not_live_and_when_it_is_again() {
+async fn viewers_are_told_when_the_state_is_not_live_and_is_again() {
     let mut world = GatewayUnderTest::new().await;
     world.create_with("s", json!({"tick_interval_ms": 60_000})).await;
     let mut viewer = world.watch("s").await;
@@ -123,7 +123,7 @@ async fn viewers_are_told_when_the_state_is_not_live_and_when_it_is_again() {
 }
 
 #[tokio::test]
-async fn a_viewer_whose_updates_the_broker_refuses_is_refused_and_leaves_nothing() {
+async fn a_viewer_whose_updates_are_refused_is_refused_without_a_trace() {
     for (options, subject) in
         [(Options::default(), "stream.*.updates"), (Options::over_the_feed(), "orchestrator.feed.*")]
     {
@@ -263,7 +263,7 @@ async fn a_register_that_is_refused_is_an_http_error_before_the_upgrade() {
 }
 
 #[tokio::test]
-async fn sockets_of_one_stream_share_one_subscription_that_ends_with_the_last() {
+async fn sockets_of_one_stream_share_a_subscription_until_the_last() {
     let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let before = world.bus.subscriptions();
@@ -314,7 +314,7 @@ async fn sockets_of_a_partition_share_one_feed_until_the_last_leaves() {
 }
 
 #[tokio::test]
-async fn a_viewer_that_closes_breaks_off_or_says_too_much_is_unregistered() {
+async fn whoever_closes_breaks_off_or_says_too_much_is_unregistered() {
     let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let mut viewer = world.watch("s").await;
@@ -507,7 +507,7 @@ async fn a_viewer_that_takes_nothing_for_the_write_timeout_is_dropped() {
 }
 
 #[tokio::test]
-async fn the_last_update_of_a_removed_stream_is_followed_by_a_normal_close() {
+async fn a_removed_streams_last_update_is_followed_by_a_normal_close() {
     for options in [Options::default(), Options::over_the_feed()] {
         see_the_end(GatewayUnderTest::with(options).await).await;
     }

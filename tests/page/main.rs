@@ -140,7 +140,7 @@ async fn sees_the_loss(browser: &mut Browser, what: &str, since: Instant) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_page_says_when_what_it_shows_is_not_live_and_its_clock_stops() {
+async fn the_page_says_when_its_state_is_not_live_and_its_clock_stops() {
     let _machine = MACHINE.lock().await;
     let mut nats = NatsServer::start();
     let mut service = Program::serve(&nats.url(), &[]).ready().await;

@@ -104,7 +104,7 @@ async fn unfinished_heads_at_the_admin_address_end_neither_it_nor_rest() {
 }
 
 #[tokio::test]
-async fn the_admin_address_answers_no_page_of_another_origin_and_no_foreign_name() {
+async fn the_admin_address_answers_no_foreign_origin_and_no_foreign_name() {
     let program = Program::standalone();
     let admin = program.address("serves /livez").await;
     for (headers, expected) in [

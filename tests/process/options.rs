@@ -65,7 +65,7 @@ fn assert_refused_at_once(output: &Output, words: &[&str]) {
 }
 
 #[test]
-fn a_value_out_of_its_limits_is_refused_with_the_option_and_what_it_takes() {
+fn a_value_out_of_its_limits_is_refused_with_option_and_limits() {
     for (option, value, words) in [
         ("--shards", "0", "1..=256"),
         ("--shards", "257", "1..=256"),

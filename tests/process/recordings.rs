@@ -64,7 +64,7 @@ fn assert_refused(output: &Output, words: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replay_comes_to_the_digests_that_the_process_logged_when_it_stopped() {
+async fn a_replay_comes_to_the_digests_that_the_process_logged() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("recording");
     let mut program = recording(&file);

@@ -257,7 +257,7 @@ async fn a_gateway_finds_out_that_its_service_was_killed_or_frozen() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gateway_that_reads_where_nothing_is_published_says_so_and_is_not_ready() {
+async fn a_gateway_that_reads_where_nothing_is_published_is_not_ready() {
     let server = NatsServer::start();
     let _service = Program::serve(&server.url(), &["--publish", "feed"]);
     let gateway = Program::gateway(&server.url(), &[]);

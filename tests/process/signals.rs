@@ -22,7 +22,7 @@ async fn each_program_ends_on_sigterm_and_ctrl_c() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_service_ends_while_streams_play_and_nothing_comes_from_it_afterwards() {
+async fn a_service_ends_while_streams_play_and_is_silent_afterwards() {
     let server = NatsServer::start();
     let listener = async_nats::connect(server.url()).await.unwrap();
     for signal in SIGNALS {
@@ -45,7 +45,7 @@ async fn a_service_ends_while_streams_play_and_nothing_comes_from_it_afterwards(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gateway_ends_while_viewers_watch_and_tells_them_and_the_service() {
+async fn a_gateway_that_ends_tells_its_viewers_and_the_service() {
     let server = NatsServer::start();
     let service = Program::serve(&server.url(), &[]);
     service.readiness(200).await;

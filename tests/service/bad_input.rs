@@ -21,7 +21,7 @@ use crate::{
 on_both_transports! {
     bytes_that_do_not_decode_are_undecodable_on_every_subject,
     an_empty_message_names_what_is_missing,
-    a_stream_id_that_is_no_subject_token_is_refused_wherever_it_goes,
+    a_stream_id_that_is_no_subject_token_is_refused_everywhere,
     a_client_id_out_of_its_limits_is_refused_wherever_it_goes,
     a_source_address_that_is_none_is_refused,
     numbers_out_of_their_limits_are_refused_with_the_limit,
@@ -140,7 +140,7 @@ async fn an_empty_message_names_what_is_missing(world: Testbed) {
     .await;
 }
 
-async fn a_stream_id_that_is_no_subject_token_is_refused_wherever_it_goes(world: Testbed) {
+async fn a_stream_id_that_is_no_subject_token_is_refused_everywhere(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     paused_show(&caller).await;
     let long = "x".repeat(129);
@@ -400,7 +400,7 @@ mod over_nats_alone {
 
     /// A server lets anything pass as a reply subject.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_reply_subject_that_nobody_can_publish_to_costs_nobody_else_an_answer() {
+    async fn an_impossible_reply_subject_costs_nobody_else_an_answer() {
         crate::testbed::within_limit(async {
             let world = Testbed::nats().await;
             let Testbed::Nats(server, _) = &world else { panic!() };

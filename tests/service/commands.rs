@@ -12,7 +12,7 @@ on_both_transports! {
     commands_without_a_reply_subject_are_carried_out_the_same,
     a_register_sent_right_behind_its_start_finds_the_stream,
     a_refusal_has_its_code_and_changes_nothing,
-    a_repeated_request_gets_the_first_answer_and_is_not_carried_out_again,
+    a_repeated_request_gets_the_first_answer_and_is_done_once,
     a_repeat_of_a_refused_request_is_refused_again,
     a_command_that_expects_another_revision_is_a_conflict,
 }
@@ -123,7 +123,7 @@ async fn a_refusal_has_its_code_and_changes_nothing(world: Testbed) {
     assert_eq!(caller.stats("").await.streams, 1);
 }
 
-async fn a_repeated_request_gets_the_first_answer_and_is_not_carried_out_again(world: Testbed) {
+async fn a_repeated_request_gets_the_first_answer_and_is_done_once(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     caller.done(start("show", long_config())).await;
     caller.subscription(register("show", "viewer")).await;

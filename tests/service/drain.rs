@@ -20,7 +20,7 @@ use crate::{
 on_both_transports! {
     what_came_in_before_a_drain_is_carried_out_and_answered,
     questions_that_go_round_the_shards_are_answered_in_a_drain,
-    nothing_is_published_once_a_drain_has_returned_and_nobody_answers,
+    after_a_drain_nothing_is_published_and_nobody_answers,
     a_drain_waits_for_the_broker_to_take_what_is_owed,
     a_drain_without_a_broker_ends_in_time,
 }
@@ -115,7 +115,7 @@ async fn questions_that_go_round_the_shards_are_answered_in_a_drain(world: Testb
     }
 }
 
-async fn nothing_is_published_once_a_drain_has_returned_and_nobody_answers(world: Testbed) {
+async fn after_a_drain_nothing_is_published_and_nobody_answers(world: Testbed) {
     let (service, caller) = world.with_service().await;
     let mut updates = caller.updates("show").await;
     let config = OrchestratorConfig { tick_interval_ms: Some(10), ..config(&[("Main", LONG_MS)]) };

@@ -17,7 +17,7 @@ use crate::{
 
 on_both_transports! {
     two_instances_share_the_messages_and_act_on_each_once,
-    the_later_of_two_instances_is_not_ready_until_the_earlier_has_gone,
+    the_later_of_two_instances_waits_until_the_earlier_has_gone,
 }
 
 async fn two_instances_share_the_messages_and_act_on_each_once(world: Testbed) {
@@ -46,7 +46,7 @@ async fn two_instances_share_the_messages_and_act_on_each_once(world: Testbed) {
     assert!(futures_util::FutureExt::now_or_never(more).is_none(), "no update came twice");
 }
 
-async fn the_later_of_two_instances_is_not_ready_until_the_earlier_has_gone(world: Testbed) {
+async fn the_later_of_two_instances_waits_until_the_earlier_has_gone(world: Testbed) {
     let settings = ServiceSettings { presence_interval: Some(Duration::from_millis(200)), ..settings() };
     let first = world.service(settings.clone()).await;
     // A clock of whole milliseconds could show the same for both.

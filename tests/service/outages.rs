@@ -10,8 +10,8 @@ use crate::{
 };
 
 on_both_transports! {
-    changes_in_an_outage_are_published_after_it_each_once_and_in_order,
-    ticks_of_an_outage_are_not_made_up_for_and_the_clock_has_gone_on,
+    changes_in_an_outage_are_published_after_it_once_and_in_order,
+    ticks_of_an_outage_are_not_made_up_for_and_time_has_gone_on,
     a_service_that_starts_without_its_broker_waits_for_it,
 }
 
@@ -31,7 +31,7 @@ async fn the_clock_to_reach(time_ms: u64) {
     }
 }
 
-async fn changes_in_an_outage_are_published_after_it_each_once_and_in_order(world: Testbed) {
+async fn changes_in_an_outage_are_published_after_it_once_and_in_order(world: Testbed) {
     let (service, caller) = world.with_service().await;
     let long_name = "x".repeat(200);
     let scenes = [("One", 1_000), ("Two", 400), (&*long_name, 400)];
@@ -66,7 +66,7 @@ async fn changes_in_an_outage_are_published_after_it_each_once_and_in_order(worl
     assert_eq!(updates.arrived(), [], "nothing behind the end");
 }
 
-async fn ticks_of_an_outage_are_not_made_up_for_and_the_clock_has_gone_on(world: Testbed) {
+async fn ticks_of_an_outage_are_not_made_up_for_and_time_has_gone_on(world: Testbed) {
     let (service, caller) = world.with_service().await;
     let mut updates = watched(&caller, "show", 10, &[("Main", LONG_MS)]).await;
     let before = updates.until(|update| update.cause() == Cause::Tick).await.remove(0);
@@ -107,7 +107,7 @@ mod over_nats_alone {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_server_that_was_killed_is_found_again_and_nothing_was_forgotten() {
+    async fn a_killed_server_is_found_again_and_nothing_was_forgotten() {
         crate::testbed::within_limit(async {
             let mut world = Testbed::nats().await;
             let (service, caller) = world.with_service().await;

@@ -29,7 +29,7 @@ async fn start_service(bus: &MemoryBus) -> Service {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_requests_are_refused_the_service_is_not_ready_and_says_which_subject() {
+async fn while_requests_are_refused_the_service_is_unready_and_says_why() {
     within_limit(async {
         let bus = MemoryBus::new();
         bus.deny(Operation::Subscribe, "orchestrator.*");
@@ -140,7 +140,7 @@ fn server_that(more: String) -> NatsServer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_login_with_three_subjects_is_told_that_it_needs_a_pattern_and_served_once_it_has_it() {
+async fn a_login_with_three_subjects_is_told_that_it_needs_a_pattern() {
     within_limit(async {
         let three = "{ allow: [\"orchestrator.command\", \"orchestrator.subscription\", \"orchestrator.query\", \"_INBOX.>\"] }";
         let mut server = server_that(permitting(ALL, three));
@@ -176,7 +176,7 @@ async fn changes_that_a_nats_server_refused_arrive_after_a_reload() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_an_inbox_the_service_is_not_ready_and_sends_nothing_twice_a_moment() {
+async fn without_an_inbox_the_service_is_unready_and_repeats_nothing() {
     within_limit(async {
         let mut server = server_that(permitting("{ deny: [\"_INBOX.>\"] }", ALL));
         let (service, caller) = service_on(&server).await;

@@ -11,8 +11,8 @@ on_both_transports! {
     a_subscriber_registers_is_heard_and_leaves,
     sessions_of_one_client_are_apart,
     a_batch_of_registrations_refuses_the_malformed_alone,
-    a_batch_of_heartbeats_over_several_shards_tells_whom_it_could_not_place,
-    a_batch_of_leaves_over_several_shards_tells_whom_it_could_not_place,
+    heartbeats_over_several_shards_tell_whom_they_did_not_place,
+    leaves_over_several_shards_tell_whom_they_did_not_place,
     a_batch_over_shards_without_a_reply_subject_is_carried_out,
     a_batch_of_an_unknown_stream_still_hears_its_handles,
     a_batch_of_thousands_is_answered_as_a_whole_and_in_order,
@@ -107,7 +107,7 @@ async fn a_batch_of_registrations_refuses_the_malformed_alone(world: Testbed) {
     refused(&unknown, Code::StreamNotFound, &["\"nothing\""]);
 }
 
-async fn a_batch_of_heartbeats_over_several_shards_tells_whom_it_could_not_place(world: Testbed) {
+async fn heartbeats_over_several_shards_tell_whom_they_did_not_place(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let mut handles = watched_streams(&caller).await;
     let all = caller.subscription(heartbeats("", &[], handles.clone())).await;
@@ -128,7 +128,7 @@ async fn a_batch_of_heartbeats_over_several_shards_tells_whom_it_could_not_place
     assert_eq!(reply.unknown_client_id, ["w"]);
 }
 
-async fn a_batch_of_leaves_over_several_shards_tells_whom_it_could_not_place(world: Testbed) {
+async fn leaves_over_several_shards_tell_whom_they_did_not_place(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let handles = watched_streams(&caller).await;
     caller.subscription(register(IDS[5], "w")).await;

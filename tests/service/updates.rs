@@ -15,12 +15,12 @@ use crate::{
 };
 
 on_both_transports! {
-    the_first_subscriber_sets_a_stream_going_and_an_update_says_so_at_once,
+    the_first_subscriber_starts_a_stream_and_an_update_says_so,
     a_scene_changes_at_its_boundary_and_not_at_the_next_tick,
     ticks_come_at_their_interval_with_gapless_sequences,
     an_update_does_not_carry_the_configuration,
     a_viewer_who_joins_sees_the_state_at_once_whatever_the_mode,
-    a_crowd_that_joins_gets_one_snapshot_in_50_ms_and_nobody_is_left_out,
+    a_crowd_that_joins_gets_one_snapshot_in_50_ms_and_all_get_it,
     both_ways_of_publishing_carry_the_same_updates,
     the_feed_alone_carries_them_all,
     the_counts_say_which_subjects_carry_the_updates,
@@ -32,7 +32,7 @@ const CLOCKS_MS: u64 = 5;
 /// How late a scene may be told on a busy machine, ms. Far below the tick interval of these tests.
 const LATE_MS: u64 = 2_000;
 
-async fn the_first_subscriber_sets_a_stream_going_and_an_update_says_so_at_once(world: Testbed) {
+async fn the_first_subscriber_starts_a_stream_and_an_update_says_so(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let mut updates = caller.updates("show").await;
 
@@ -159,7 +159,7 @@ async fn a_viewer_who_joins_sees_the_state_at_once_whatever_the_mode(world: Test
     }
 }
 
-async fn a_crowd_that_joins_gets_one_snapshot_in_50_ms_and_nobody_is_left_out(world: Testbed) {
+async fn a_crowd_that_joins_gets_one_snapshot_in_50_ms_and_all_get_it(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let mut updates = caller.updates("show").await;
     caller.done(start("show", long_config())).await;

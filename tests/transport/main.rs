@@ -154,15 +154,15 @@ on_both_transports! {
     a_stopped_subscription_gives_what_has_come_and_then_the_end,
     a_request_is_answered,
     a_request_that_nobody_listens_to_is_refused_at_once,
-    a_request_that_is_never_answered_times_out_and_leaves_nothing_behind,
+    an_unanswered_request_times_out_and_leaves_nothing_behind,
     an_answer_that_is_not_accepted_is_waited_past,
     a_payload_over_the_limit_is_refused_and_the_connection_lives with small_payloads,
     a_subject_that_would_break_the_protocol_is_refused,
-    while_the_broker_is_away_calls_fail_at_once_and_keep_their_messages,
-    the_watch_shows_an_outage_and_the_return_with_a_greater_generation,
+    while_the_broker_is_away_calls_fail_and_keep_their_messages,
+    the_watch_shows_an_outage_and_a_return_as_another_generation,
     subscriptions_survive_an_outage,
     a_subscription_made_in_an_outage_works_after_it,
-    a_request_that_waits_for_its_answer_fails_when_the_connection_goes,
+    a_waiting_request_fails_when_the_connection_goes,
     barriers_of_many_callers_confirm_what_was_published_before,
     a_barrier_that_waits_fails_when_the_connection_goes,
     a_barrier_of_a_silent_broker_times_out,
@@ -330,7 +330,7 @@ async fn a_request_that_nobody_listens_to_is_refused_at_once(broker: Broker) {
     assert_eq!(open(), 0);
 }
 
-async fn a_request_that_is_never_answered_times_out_and_leaves_nothing_behind(broker: Broker) {
+async fn an_unanswered_request_times_out_and_leaves_nothing_behind(broker: Broker) {
     let silent = broker.connect().await;
     let mut questions = silent.subscribe("silence", None).await.unwrap();
     let (asking, open) = broker.connect_counting().await;
@@ -446,7 +446,7 @@ async fn a_subject_that_would_break_the_protocol_is_refused(broker: Broker) {
     assert_eq!(*connection.borrow(), before);
 }
 
-async fn while_the_broker_is_away_calls_fail_at_once_and_keep_their_messages(mut broker: Broker) {
+async fn while_the_broker_is_away_calls_fail_and_keep_their_messages(mut broker: Broker) {
     let transport = broker.connect().await;
     let mut subscription = transport.subscribe("news", None).await.unwrap();
     broker.go_away();
@@ -467,7 +467,7 @@ async fn while_the_broker_is_away_calls_fail_at_once_and_keep_their_messages(mut
     assert_eq!(texts(received(&mut subscription)), ["one", "two", "three"], "once each, nothing queued meanwhile");
 }
 
-async fn the_watch_shows_an_outage_and_the_return_with_a_greater_generation(mut broker: Broker) {
+async fn the_watch_shows_an_outage_and_a_return_as_another_generation(mut broker: Broker) {
     let transport = broker.connect().await;
     let watch = transport.connection();
     assert_eq!(*watch.borrow(), Connection { connected: true, generation: 1 });
@@ -524,7 +524,7 @@ async fn a_subscription_made_in_an_outage_works_after_it(mut broker: Broker) {
     assert_eq!(text(&subscription.next().await.expect("a message")), "back");
 }
 
-async fn a_request_that_waits_for_its_answer_fails_when_the_connection_goes(mut broker: Broker) {
+async fn a_waiting_request_fails_when_the_connection_goes(mut broker: Broker) {
     let (asking, answering) = (broker.connect().await, broker.connect().await);
     let mut questions = answering.subscribe("question", None).await.unwrap();
     let asked = tokio::spawn({
@@ -776,7 +776,7 @@ mod over_memory_alone {
     use super::*;
 
     #[tokio::test]
-    async fn members_of_a_queue_group_take_turns_in_the_order_of_their_subscription() {
+    async fn members_of_a_queue_group_take_turns_in_order_of_subscription() {
         let bus = MemoryBus::new();
         let transport = bus.connect();
         let mut members = Vec::new();
@@ -838,7 +838,7 @@ mod over_memory_alone {
     }
 
     #[tokio::test]
-    async fn a_subscription_that_is_refused_later_is_silent_and_live_again_by_itself() {
+    async fn a_subscription_refused_later_is_live_again_by_itself() {
         let bus = MemoryBus::new();
         let (reader, publisher) = (bus.connect(), bus.connect());
         let mut news = reader.subscribe("news.*", Some("readers")).await.unwrap();
@@ -872,7 +872,7 @@ mod over_memory_alone {
     }
 
     #[tokio::test]
-    async fn a_subscription_beyond_the_brokers_number_is_refused_until_there_is_room() {
+    async fn a_subscription_too_many_is_refused_until_there_is_room() {
         let bus = MemoryBus::new();
         bus.set_max_subscriptions(2);
         let (one, other) = (bus.connect(), bus.connect());
@@ -890,7 +890,7 @@ mod over_memory_alone {
     }
 
     #[tokio::test]
-    async fn a_refused_message_is_told_afterwards_and_the_next_for_its_subject_at_once() {
+    async fn a_refused_message_is_told_later_and_its_subjects_next_at_once() {
         let bus = MemoryBus::new();
         let transport = bus.connect();
         let mut subscription = transport.subscribe(">", None).await.unwrap();
@@ -918,7 +918,7 @@ mod over_memory_alone {
     }
 
     #[tokio::test]
-    async fn a_late_drop_of_a_closed_transports_subscription_leaves_others_alone() {
+    async fn a_late_drop_after_closing_leaves_other_subscriptions_alone() {
         let bus = MemoryBus::new();
         let (closing, staying) = (bus.connect(), bus.connect());
         let closed = closing.subscribe("news", None).await.unwrap();

@@ -73,7 +73,7 @@ async fn publish(transport: &NatsTransport, subject: &str, text: &str) -> Result
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_subscription_that_is_refused_ends_in_an_error_and_leaves_nothing_behind() {
+async fn a_refused_subscription_is_an_error_and_leaves_nothing_behind() {
     within_limit(async {
         let mut server = server_with(without(Operation::Subscribe, &["news.>"]));
         let transport = connect(&server, "limited").await;
@@ -101,7 +101,7 @@ async fn a_subscription_that_is_refused_ends_in_an_error_and_leaves_nothing_behi
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_subscription_that_a_reload_takes_away_is_live_again_when_another_gives_it_back() {
+async fn a_subscription_taken_by_a_reload_is_live_when_given_back() {
     within_limit(async {
         let mut server = server_with(everything_allowed());
         let transport = connect(&server, "limited").await;
@@ -130,7 +130,7 @@ async fn a_subscription_that_a_reload_takes_away_is_live_again_when_another_give
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_subscriptions_that_are_refused_after_an_outage_are_all_told_and_all_come_back() {
+async fn subscriptions_refused_after_an_outage_are_told_and_come_back() {
     // It takes a few rounds.
     tokio::time::timeout(6 * LIMIT, async {
         let mut server = server_with(everything_allowed());
@@ -166,7 +166,7 @@ async fn many_subscriptions_that_are_refused_after_an_outage_are_all_told_and_al
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn beyond_the_servers_number_of_subscriptions_each_caller_hears_of_it() {
+async fn each_subscription_over_the_servers_limit_is_told_to_its_caller() {
     within_limit(async {
         // One of them is the transport's own inbox.
         let server = server_with("max_subscriptions: 5\n".to_owned());
@@ -202,7 +202,7 @@ async fn beyond_the_servers_number_of_subscriptions_each_caller_hears_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_takes_fewer_subscriptions_than_the_last_one_keeps_the_oldest() {
+async fn a_server_that_takes_fewer_subscriptions_keeps_the_oldest() {
     // Three outages.
     tokio::time::timeout(6 * LIMIT, async {
         let mut server = NatsServer::start();
@@ -241,7 +241,7 @@ async fn a_server_that_takes_fewer_subscriptions_than_the_last_one_keeps_the_old
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn messages_that_are_refused_are_told_held_back_and_taken_again_after_a_reload() {
+async fn refused_messages_are_told_held_back_and_taken_after_a_reload() {
     within_limit(async {
         let mut server = server_with(without(Operation::Publish, &["news.>"]));
         let (transport, free) = (connect(&server, "limited").await, connect(&server, "free").await);
@@ -306,7 +306,7 @@ async fn a_request_that_may_not_be_published_fails_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_its_own_inbox_nothing_is_confirmed_and_the_reason_is_told() {
+async fn without_its_inbox_nothing_is_confirmed_and_the_reason_is_told() {
     for operation in [Operation::Subscribe, Operation::Publish] {
         within_limit(async {
             let mut server = server_with(without(operation, &["_INBOX.>"]));
@@ -336,7 +336,7 @@ async fn without_its_own_inbox_nothing_is_confirmed_and_the_reason_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_reconnect_to_a_server_with_a_smaller_limit_that_is_the_limit() {
+async fn after_a_reconnect_to_a_smaller_limit_that_is_the_limit() {
     within_limit(async {
         let mut server = NatsServer::start();
         let transport = NatsTransport::connect(NatsOptions::new(server.url(), "test")).await.unwrap();
@@ -378,7 +378,7 @@ impl Write for ThreadLog {
 
 /// On one thread, to which the log belongs.
 #[tokio::test]
-async fn of_500_refused_subjects_and_500_refused_subscriptions_one_line_each_is_logged() {
+async fn of_500_refused_subjects_and_subscriptions_one_line_is_logged() {
     // For the whole process. With a subscriber of this thread alone, a line that another test reaches first would be
     // off for good: whether a line is on is asked once, on the thread that reaches it first.
     let log = tracing_subscriber::fmt().with_env_filter("orchestrator_service=info").with_writer(|| ThreadLog);

@@ -45,7 +45,7 @@ async fn a_subscribe_that_is_cancelled_leaves_nothing_at_the_server() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_subscription_that_is_dropped_or_stopped_is_taken_back_at_the_server() {
+async fn a_dropped_or_stopped_subscription_is_taken_back_at_the_server() {
     within_limit(async {
         let (server, transport) = connected().await;
         let dropped = transport.subscribe("dropped", None).await.unwrap();
@@ -102,7 +102,7 @@ async fn a_late_answer_finds_nobody_and_the_next_request_gets_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_while_subscribing_makes_the_subscription_with_the_next_connection() {
+async fn an_outage_while_subscribing_subscribes_with_the_next_connection() {
     within_limit(async {
         let (server, transport) = connected().await;
         server.state().is_silent = true;
@@ -126,7 +126,7 @@ async fn an_outage_while_subscribing_makes_the_subscription_with_the_next_connec
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_outage_too_short_to_be_seen_is_another_connection_all_the_same() {
+async fn an_outage_too_short_to_be_seen_is_another_connection() {
     within_limit(async {
         let (server, transport) = connected().await;
         server.state().is_silent = true;

@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_what_nobody_wants_is_forgotten() {
+    fn memory_is_bounded_and_what_nobody_wants_is_forgotten() {
         let world = World::new();
         for number in 0..MAX_DENIED_SUBJECTS + 100 {
             world.gate.refuse(&format!("s.{number:06}"), world.at(0));

@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_that_no_operator_can_mean_is_refused_without_repeating_it() {
+    fn a_login_that_nobody_can_mean_is_refused_without_repeating_it() {
         for login_text in
             ["user:%00secret", "user:secret%0a", "user%1b:secret", "secret%7F", "user:%FFsecret", "%C3:secret"]
         {

@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_arrived_and_was_not_taken_is_lost_once_all_queues_are_empty() {
+    fn what_was_not_taken_is_lost_once_all_queues_are_empty() {
         let tally = Arc::new(Tally::default());
         let (mut requests, mut answers) = (tally.begin(), tally.begin());
         [&mut requests, &mut answers].into_iter().for_each(Tallied::may_hold_some);
