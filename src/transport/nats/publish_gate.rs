@@ -328,7 +328,7 @@ mod tests {
         world.gate.forget(world.at(59_999));
         assert_eq!(world.refused(), remembered);
         world.gate.forget(world.at(60_000));
-        assert_eq!(world.refused(), [kept.clone()]);
+        assert_eq!(world.refused(), std::slice::from_ref(kept));
         world.gate.forget(world.at(90_000));
         assert_eq!(world.publish(kept, 90_000), Gate::Open);
     }
