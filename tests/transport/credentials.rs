@@ -97,7 +97,6 @@ async fn credentials_that_end_are_followed_by_those_in_the_file_by_then() {
         account.write(&path, 20);
         wait_until_connected(&*transport, 2).await;
         eventually_a_barrier(&transport).await;
-        assert!(server.log().contains("Expired") || server.log().contains("expired"), "{}", server.log());
 
         // Renewed too late.
         wait_until_away(&*transport).await;
