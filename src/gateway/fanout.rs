@@ -28,7 +28,7 @@ use super::{
     end::End,
     lag::Lag,
     latest::{Latest, MAX_CHANGES, Reader},
-    line::{Heard, Line},
+    line::Line,
     outlet::{Moment, Outlet},
 };
 use crate::client::shared::Holder;
@@ -137,8 +137,8 @@ impl Member {
         self.with((), |outlet, moment| outlet.start(snapshot, moment));
     }
 
-    /// The next that the viewer says; see [`Outlet::poll`].
-    pub(super) fn poll(&self, context: &mut Context<'_>) -> Poll<Result<Heard, End>> {
+    /// Ready when the viewer has said something, and at the end; see [`Outlet::poll`].
+    pub(super) fn poll(&self, context: &mut Context<'_>) -> Poll<Result<(), End>> {
         self.with(Poll::Ready(Err(End::Failed)), |outlet, moment| outlet.poll(context, moment))
     }
 

@@ -77,10 +77,8 @@ async fn next(viewer: &mut Viewer) -> Option<u64> {
 /// What the task of a socket does with its member.
 async fn attend(member: &Member) -> End {
     loop {
-        match poll_fn(|context| member.poll(context)).await {
-            Ok(Heard::Close) => return End::Closed,
-            Ok(Heard::Pong(_) | Heard::Anything) => {}
-            Err(end) => return end,
+        if let Err(end) = poll_fn(|context| member.poll(context)).await {
+            return end;
         }
     }
 }

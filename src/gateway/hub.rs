@@ -76,10 +76,11 @@ impl Hub {
             let (client, is_ending) = (self.client.clone(), self.is_ending.clone());
             async move {
                 let updates = client.updates(&channel.stream_id).await?;
-                Ok(async move {
+                // Boxed: it is moved from one future to another, and each would keep room for it.
+                Ok(Box::pin(async move {
                     let mut end = EndOnDrop(&channel, Ended::NoUpdates);
                     end.1 = Reading::new(&channel, &client, updates).run(is_ending).await;
-                })
+                }))
             }
         };
         let channel = self.channels.join(Arc::clone(&stream_id), make, open).await?;

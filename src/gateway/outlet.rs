@@ -84,31 +84,42 @@ impl Outlet {
         }
     }
 
-    /// For the task: the next that the viewer says. Meanwhile it writes when it is the task's turn.
+    /// For the task: ready when the viewer has said something, and at the end. Meanwhile it writes what is the task's to
+    /// write.
     ///
     /// Reading comes first: a viewer that says it is gone is not written to.
-    pub(super) fn poll(&mut self, context: &mut Context<'_>, moment: Moment<'_>) -> Poll<Result<Heard, End>> {
+    pub(super) fn poll(&mut self, context: &mut Context<'_>, moment: Moment<'_>) -> Poll<Result<(), End>> {
+        let polled = self.poll_line(context, moment);
+        match polled {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(end)) => self.turn = Turn::Ended(end),
+            Poll::Pending if self.task.as_ref().is_some_and(|task| task.will_wake(context.waker())) => {}
+            Poll::Pending => self.task = Some(context.waker().clone()),
+        }
+        polled
+    }
+
+    fn poll_line(&mut self, context: &mut Context<'_>, moment: Moment<'_>) -> Poll<Result<(), End>> {
         loop {
             if let Poll::Ready(heard) = self.line.poll_heard(context) {
-                let heard = heard?;
-                if let Heard::Pong(payload) = &heard
-                    && self.pace.answered(payload, moment.now, moment.lag)
-                {
-                    self.line.forgive_answer();
-                }
-                return Poll::Ready(Ok(heard));
+                return Poll::Ready(self.hear(&heard?, moment));
             }
             let was_clear = self.line.is_clear();
             self.drive(context, moment)?;
             // An answer of the line's own may have waited for the frame.
             if was_clear || !self.line.is_clear() {
-                break;
+                return Poll::Pending;
             }
         }
-        if self.task.as_ref().is_none_or(|task| !task.will_wake(context.waker())) {
-            self.task = Some(context.waker().clone());
+    }
+
+    fn hear(&mut self, heard: &Heard, moment: Moment<'_>) -> Result<(), End> {
+        match heard {
+            Heard::Pong(payload) if self.pace.answered(payload, moment.now, moment.lag) => self.line.forgive_answer(),
+            Heard::Pong(_) | Heard::Anything => {}
+            Heard::Close => return Err(End::Closed),
         }
-        Poll::Pending
+        Ok(())
     }
 
     /// When the task has to look at it again, if nothing happens before.

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{extract::State, http::Extensions, response::Response};
+use axum::{body::Bytes, extract::State, http::Extensions, response::Response};
 use serde::Deserialize;
 use tokio::{
     sync::watch,
@@ -30,15 +30,12 @@ use super::{
     fanout::Member,
     handshake::Handshake,
     hub::Subscriber,
-    line::{Heard, Line, text_frame},
+    line::{Line, text_frame},
     talk::Allowance,
 };
 use crate::{
-    client::{
-        Registration, Standing,
-        proto::{Code, StateUpdate},
-    },
-    http::{ConnectionGuard, patience},
+    client::{Registration, Standing, proto::Code},
+    http::{ConnectionGuard, UpgradedStream, patience},
 };
 
 /// How long the closing handshake may take. The viewer is unregistered before it begins.
@@ -65,86 +62,98 @@ pub(super) async fn open(
     let registration = app.client.register(&stream_id, &client_id, peer(&extensions), session).await?;
     // The connection has its place for as long as the socket lives.
     let guard = extensions.get::<Arc<ConnectionGuard>>().cloned();
+    // Boxed: futures keep room for whatever is moved through them.
+    let socket = Box::new(Socket::new(app, subscriber, registration, guard));
     let (accept_key, upgrade) = handshake.into_parts();
     tokio::spawn(async move {
-        // Whoever is gone by now leaves with the registration and the subscription.
-        let (stream, read) = match upgrade.upgraded().await {
-            Ok(upgraded) => upgraded,
-            Err(error) => return tracing::debug!(%error, "a connection broke before it was a socket"),
-        };
-        let options = &app.options;
-        let line = Line::new(stream, &read, options.max_viewer_message_bytes, Allowance::new(options.talk));
-        drop(read);
-        // Boxed: what there is only at the beginning takes no memory for as long as the socket lives.
-        let socket = Socket::new(app, line, subscriber, registration.state());
-        Box::pin(socket.run(registration)).await;
-        drop(guard);
+        match upgrade.upgraded().await {
+            Ok((stream, read)) => {
+                let member = socket.follow(stream, &read);
+                drop(read);
+                socket.run(member).await;
+            }
+            // Whoever is gone by now leaves with the registration and the subscription.
+            Err(error) => tracing::debug!(%error, "a connection broke before it was a socket"),
+        }
     });
     Ok(Handshake::accept(accept_key))
 }
 
-/// A socket at work.
+/// A viewer's socket, beside its line.
 struct Socket {
     app: Arc<App>,
     subscriber: Subscriber,
-    member: Member,
+    registration: Registration,
     last_heard: Instant,
     /// When the viewer is pinged next, if nothing asks it before.
     next_ping: Instant,
     /// Since when the service has not known the stream.
     lost_since: Option<Instant>,
+    _guard: Option<Arc<ConnectionGuard>>,
 }
 
 /// What a socket waits for.
 enum Event {
-    Heard(Heard),
+    /// The viewer has said something.
+    Heard,
     Due,
     Standing(watch::Receiver<Standing>),
 }
 
 impl Socket {
-    fn new(app: Arc<App>, line: Line, subscriber: Subscriber, snapshot: &StateUpdate) -> Self {
+    fn new(
+        app: Arc<App>,
+        subscriber: Subscriber,
+        registration: Registration,
+        guard: Option<Arc<ConnectionGuard>>,
+    ) -> Self {
         let now = Instant::now();
         let next_ping = now + app.options.ping_interval;
-        let member = subscriber.follow(line, snapshot);
-        Self { app, subscriber, member, last_heard: now, next_ping, lost_since: None }
+        Self { app, subscriber, registration, last_heard: now, next_ping, lost_since: None, _guard: guard }
     }
 
-    async fn run(mut self, registration: Registration) {
+    /// The connection's place among those that updates are written to; `read` has come on it already.
+    fn follow(&self, stream: UpgradedStream, read: &Bytes) -> Member {
+        let options = &self.app.options;
+        let line = Line::new(stream, read, options.max_viewer_message_bytes, Allowance::new(options.talk));
+        self.subscriber.follow(line, self.registration.state())
+    }
+
+    async fn run(mut self: Box<Self>, member: Member) {
         let _open = Open::count();
-        let (client_id, session) = (registration.client_id(), registration.session());
-        tracing::debug!(stream_id = self.subscriber.stream_id(), client_id, session, "socket opened");
-        let Err(end) = self.attend(&registration).await;
-        let reason = end.reason();
-        tracing::debug!(stream_id = self.subscriber.stream_id(), client_id, session, reason, "socket closed");
+        self.log("socket opened", None);
+        let Err(end) = self.attend(&member).await;
+        self.log("socket closed", Some(end.reason()));
+        if end.is_drop() {
+            metrics::counter!("gateway_sockets_dropped_total", "reason" => end.reason()).increment(1);
+        }
+        let Self { registration, _guard, .. } = *self;
         // Unregistered before it is closed: that may take a while, and the viewer is gone for the service already.
         drop(registration);
-        if end.is_drop() {
-            metrics::counter!("gateway_sockets_dropped_total", "reason" => reason).increment(1);
-        }
-        let line = self.member.leave();
-        if end != End::Failed
-            && let Some(mut line) = line
-        {
-            _ = timeout(CLOSE_TIMEOUT, line.close(end.close_frame(), end.is_fault())).await;
+        if let Some(line) = member.leave().filter(|_| end != End::Failed) {
+            Box::pin(close(line, end)).await;
         }
     }
 
-    async fn attend(&mut self, registration: &Registration) -> Result<Infallible, End> {
-        let snapshot = serde_json::to_string(registration.state()).map_err(|_| End::Failed)?;
-        self.member.start(text_frame(snapshot));
-        self.serve(registration).await
+    fn log(&self, what: &'static str, reason: Option<&'static str>) {
+        let (client_id, session) = (self.registration.client_id(), self.registration.session());
+        tracing::debug!(stream_id = self.subscriber.stream_id(), client_id, session, reason, "{what}");
+    }
+
+    async fn attend(&mut self, member: &Member) -> Result<Infallible, End> {
+        let snapshot = serde_json::to_string(self.registration.state()).map_err(|_| End::Failed)?;
+        member.start(text_frame(snapshot));
+        self.serve(member).await
     }
 
     /// Reads, and sees to what waits and what is due. Updates are written by others, unless they have to wait.
-    async fn serve(&mut self, registration: &Registration) -> Result<Infallible, End> {
-        let mut standing = pin!(next_standing(registration.watch()));
+    async fn serve(&mut self, member: &Member) -> Result<Infallible, End> {
+        let mut standing = pin!(next_standing(self.registration.watch()));
         let mut timer = pin!(sleep_until(self.next_ping));
         loop {
-            match poll_fn(|context| self.poll_event(context, timer.as_mut(), standing.as_mut())).await? {
-                Event::Heard(Heard::Close) => return Err(End::Closed),
-                Event::Heard(Heard::Pong(_) | Heard::Anything) => self.last_heard = Instant::now(),
-                Event::Due => self.look_at_time()?,
+            match poll_fn(|context| self.poll_event(member, context, timer.as_mut(), standing.as_mut())).await? {
+                Event::Heard => self.last_heard = Instant::now(),
+                Event::Due => self.look_at_time(member)?,
                 Event::Standing(mut receiver) => {
                     let now = *receiver.borrow_and_update();
                     self.look_at(now)?;
@@ -156,22 +165,23 @@ impl Socket {
 
     fn poll_event(
         &self,
+        member: &Member,
         context: &mut Context<'_>,
         timer: Pin<&mut Sleep>,
         standing: Pin<&mut impl Future<Output = watch::Receiver<Standing>>>,
     ) -> Poll<Result<Event, End>> {
-        if let Poll::Ready(heard) = self.member.poll(context) {
-            return Poll::Ready(heard.map(Event::Heard));
+        if let Poll::Ready(heard) = member.poll(context) {
+            return Poll::Ready(heard.map(|()| Event::Heard));
         }
-        if self.poll_due(context, timer).is_ready() {
+        if self.poll_due(member, context, timer).is_ready() {
             return Poll::Ready(Ok(Event::Due));
         }
         standing.poll(context).map(|receiver| Ok(Event::Standing(receiver)))
     }
 
     /// Sets the timer, unless it fires before anyway: most times it does.
-    fn poll_due(&self, context: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<()> {
-        let due = self.member.due().map_or(self.next_ping, |due| due.min(self.next_ping));
+    fn poll_due(&self, member: &Member, context: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<()> {
+        let due = member.due().map_or(self.next_ping, |due| due.min(self.next_ping));
         if timer.is_elapsed() || due < timer.deadline() {
             timer.as_mut().reset(due);
         }
@@ -180,8 +190,8 @@ impl Socket {
 
     /// What is due by now. What is due for long is so because this process stood still: nobody is to blame, and what the
     /// viewer said meanwhile is still to be read.
-    fn look_at_time(&mut self) -> Result<(), End> {
-        self.member.check_time()?;
+    fn look_at_time(&mut self, member: &Member) -> Result<(), End> {
+        member.check_time()?;
         let now = Instant::now();
         if self.next_ping > now {
             return Ok(());
@@ -198,7 +208,7 @@ impl Socket {
         if self.lost_since.is_some_and(|since| now - since >= options.lost_after) {
             return Err(End::Lost);
         }
-        self.member.ping()
+        member.ping()
     }
 
     fn look_at(&mut self, standing: Standing) -> Result<(), End> {
@@ -216,6 +226,11 @@ impl Socket {
         }
         Ok(())
     }
+}
+
+/// Tells the viewer why, and waits until it has closed too, for so long.
+async fn close(mut line: Line, end: End) {
+    _ = timeout(CLOSE_TIMEOUT, line.close(end.close_frame(), end.is_fault())).await;
 }
 
 /// Resolves when the standing has changed. An end without one is the client's.
