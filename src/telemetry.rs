@@ -79,7 +79,10 @@ fn describe() {
     counter!("client_unregisters_forgotten_total", "Unregisterings forgotten because too many waited.");
     counter!("client_updates_skipped_total", "Updates that were not passed on, by reason: old, foreign or impossible.");
     counter!("gateway_late_updates_skipped_total", "Updates that were too old when they came.");
-    counter!("gateway_ticks_skipped_total", "Ticks that newer ones replaced: for viewers who read too slowly, or where the gateway itself was late.");
+    counter!(
+        "gateway_ticks_skipped_total",
+        "Ticks that newer ones replaced: for viewers who read too slowly, or where the gateway itself was late."
+    );
     counter!("gateway_sockets_dropped_total", "Viewers dropped by the gateway, by reason.");
     counter!("orchestrator_broker_refusals_total", "Refusals by the broker, by what it refused.");
     counter!("orchestrator_publish_denied_total", "Messages that the broker does not permit to be published.");
