@@ -77,7 +77,8 @@ impl World {
             world.engine.handle(NOW, start, &mut world.outbox).unwrap();
             for viewer in &world.viewers {
                 let stream_id = StreamId::parse(stream).unwrap();
-                let input = Input::Register { stream_id, subscriber: newcomer(viewer), answered: true };
+                let input =
+                    Input::Register { stream_id, subscriber: newcomer(viewer), answered: true, ..Default::default() };
                 match world.engine.handle(NOW, input, &mut world.outbox) {
                     Ok(Accepted::Registered { handle, .. }) => world.handles.push(handle),
                     other => panic!("{other:?}"),
@@ -105,7 +106,8 @@ fn subscribers(criterion: &mut Criterion) {
             turn = (turn + 1) % newcomers.len();
             let (stream, viewer) = (&streams[turn % streams.len()], &newcomers[turn]);
             let stream_id = StreamId::parse(stream).unwrap();
-            let register = Input::Register { stream_id, subscriber: newcomer(viewer), answered: true };
+            let register =
+                Input::Register { stream_id, subscriber: newcomer(viewer), answered: true, ..Default::default() };
             handle(&mut engine, &mut outbox, NOW, register);
             handle(&mut engine, &mut outbox, NOW, Input::Unregister(subscriber(stream, viewer)));
         });

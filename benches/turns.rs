@@ -114,7 +114,8 @@ impl Desk {
     }
 
     fn start(&self, stream: u64, tick_interval_ms: u64) {
-        let scene = |name: &str, duration_ms| proto::SceneConfig { name: name.into(), duration_ms };
+        let scene =
+            |name: &str, duration_ms| proto::SceneConfig { name: name.into(), duration_ms, ..Default::default() };
         let config = proto::OrchestratorConfig {
             scenes: vec![scene("Intro", 3_000), scene("Main", 10_000), scene("Outro", 2_000)],
             tick_interval_ms: Some(tick_interval_ms),

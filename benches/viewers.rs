@@ -260,7 +260,8 @@ async fn ours(sockets: u64, streams: u64, seconds: u64) {
     let client = Client::new(bus.connect(), ClientOptions::default());
     for stream in 0..streams {
         let scenes = [("Intro", 3_000), ("Main", 10_000), ("Outro", 2_000)];
-        let scenes = scenes.map(|(name, duration_ms)| SceneConfig { name: name.to_owned(), duration_ms });
+        let scenes =
+            scenes.map(|(name, duration_ms)| SceneConfig { name: name.to_owned(), duration_ms, ..Default::default() });
         let config = OrchestratorConfig { scenes: scenes.into(), loop_scenes: true, ..OrchestratorConfig::default() };
         client.start(&format!("show-{stream}"), config).await.unwrap();
     }

@@ -70,7 +70,11 @@ struct Scene {
 }
 
 async fn create(State(client): State<Client>, Json(new): Json<NewStream>) -> Result<Response, Failure> {
-    let scenes = new.scenes.into_iter().map(|Scene { name, duration_ms }| SceneConfig { name, duration_ms });
+    let scenes = new.scenes.into_iter().map(|Scene { name, duration_ms }| SceneConfig {
+        name,
+        duration_ms,
+        ..Default::default()
+    });
     let config = OrchestratorConfig {
         scenes: scenes.collect(),
         tick_interval_ms: new.tick_interval_ms,

@@ -55,8 +55,11 @@ async fn world() -> (MemoryBus, Service, Client) {
 }
 
 fn config() -> OrchestratorConfig {
-    let scenes = [("Intro", 3_000), ("Main", 10_000), ("Outro", 2_000)]
-        .map(|(name, duration_ms)| SceneConfig { name: name.into(), duration_ms });
+    let scenes = [("Intro", 3_000), ("Main", 10_000), ("Outro", 2_000)].map(|(name, duration_ms)| SceneConfig {
+        name: name.into(),
+        duration_ms,
+        ..Default::default()
+    });
     // Ticks do not disturb: what happens is due to the test. And whoever leaves leaves everything as it is.
     OrchestratorConfig {
         scenes: scenes.into(),
@@ -513,7 +516,8 @@ async fn a_call_that_is_too_large_is_refused_at_once_with_the_limit() {
     let bus = MemoryBus::with_max_payload(1_000);
     let _service = service_on(&bus).await;
     let client = client_on(&bus);
-    let scenes = (0..100).map(|n| SceneConfig { name: format!("scene {n}"), duration_ms: 1 }).collect();
+    let scenes =
+        (0..100).map(|n| SceneConfig { name: format!("scene {n}"), duration_ms: 1, ..Default::default() }).collect();
     let begun = std::time::Instant::now();
     let error = client.start("s", OrchestratorConfig { scenes, ..config() }).await.expect_err("too large");
     assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidArgument, Code::InvalidArgument));

@@ -444,7 +444,7 @@ async fn the_last_update_of_a_stream_survives_an_outage() {
     // A gateway's own connection that sees no outage would be another bus; here all are away, and come back.
     let mut updates = desk.transport.subscribe("stream.show.updates", None).await.unwrap();
     let config = proto::OrchestratorConfig {
-        scenes: vec![proto::SceneConfig { name: "Main".into(), duration_ms: 300 }],
+        scenes: vec![proto::SceneConfig { name: "Main".into(), duration_ms: 300, ..Default::default() }],
         ..Default::default()
     };
     let start = Wire::Start(proto::Start { stream_id: "show".into(), config: Some(config) });
@@ -603,7 +603,7 @@ async fn next_of(updates: &mut Subscription, wanted: impl Fn(&proto::StateUpdate
 }
 
 fn wire_show() -> proto::OrchestratorConfig {
-    let scene = |name: &str, duration_ms| proto::SceneConfig { name: name.into(), duration_ms };
+    let scene = |name: &str, duration_ms| proto::SceneConfig { name: name.into(), duration_ms, ..Default::default() };
     proto::OrchestratorConfig {
         scenes: vec![scene("Intro", 3_000), scene("Main", 10_000), scene("Outro", 2_000)],
         ..Default::default()

@@ -130,6 +130,7 @@ impl Call<'_> {
             command: Some(self.command.addressed(stream_id.clone())),
             request_id: self.request_id.unwrap_or_else(|| self.client.core().random.uuid().to_string()),
             expected_revision: self.expected_revision,
+            ..Default::default()
         };
         let core = self.client.core();
         let request = Request::new(subject::COMMAND, command.encode_to_vec(), Expected::Stream(&stream_id));

@@ -116,6 +116,7 @@ impl Client {
             client_id: client_id.to_owned(),
             source_addr: source_text(source_addr),
             session,
+            ..Default::default()
         });
         let payload = proto::SubscriptionCommand { command: Some(command) }.encode_to_vec();
 

@@ -297,7 +297,8 @@ async fn a_service_that_comes_within_the_budget_is_found() {
 async fn what_cannot_be_right_is_refused_before_anything_is_sent() {
     let bus = MemoryBus::with_max_payload(1_000);
     let client = Client::new(bus.connect(), ClientOptions::default());
-    let scenes = (0..100).map(|n| SceneConfig { name: format!("scene {n}"), duration_ms: 1 }).collect();
+    let scenes =
+        (0..100).map(|n| SceneConfig { name: format!("scene {n}"), duration_ms: 1, ..Default::default() }).collect();
     let large = OrchestratorConfig { scenes, ..OrchestratorConfig::default() };
     let refused = [
         client.pause("a.b").await.map(|_| ()),

@@ -43,7 +43,11 @@ impl StreamBody {
             WhenEmptyBody::Freeze => WhenEmpty::Freeze,
             WhenEmptyBody::RunOn => WhenEmpty::RunOn,
         };
-        let scenes = self.scenes.into_iter().map(|SceneBody { name, duration_ms }| SceneConfig { name, duration_ms });
+        let scenes = self.scenes.into_iter().map(|SceneBody { name, duration_ms }| SceneConfig {
+            name,
+            duration_ms,
+            ..Default::default()
+        });
         OrchestratorConfig {
             scenes: scenes.collect(),
             tick_interval_ms: self.tick_interval_ms,
@@ -51,6 +55,7 @@ impl StreamBody {
             when_empty: when_empty.into(),
             empty_grace_ms: self.empty_grace_ms,
             idle_timeout_ms: self.idle_timeout_ms,
+            ..Default::default()
         }
     }
 

@@ -156,7 +156,7 @@ impl Shards {
     }
 
     fn start(&mut self, stream_id: &str) {
-        let scene = proto::SceneConfig { name: "Main".into(), duration_ms: 600_000 };
+        let scene = proto::SceneConfig { name: "Main".into(), duration_ms: 600_000, ..Default::default() };
         let config = Some(proto::OrchestratorConfig { scenes: vec![scene], ..Default::default() });
         let start = orchestrator_command::Command::Start(proto::Start { stream_id: stream_id.into(), config });
         let to =

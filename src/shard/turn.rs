@@ -380,7 +380,7 @@ mod tests {
 
         /// Starts a stream and registers a client; returns its handle.
         fn play(&mut self, stream_id: &str, client_id: &str) -> u64 {
-            let scene = proto::SceneConfig { name: "Main".into(), duration_ms: 10_000 };
+            let scene = proto::SceneConfig { name: "Main".into(), duration_ms: 10_000, ..Default::default() };
             let tick_interval_ms = Some(10);
             let config = proto::OrchestratorConfig { scenes: vec![scene], tick_interval_ms, ..Default::default() };
             let start = proto::Start { stream_id: stream_id.into(), config: Some(config) };
@@ -418,7 +418,7 @@ mod tests {
             turn: TurnLimits::default(),
         });
         desk.welcome("viewer");
-        let scene = proto::SceneConfig { name: "Main".into(), duration_ms: 1_000 };
+        let scene = proto::SceneConfig { name: "Main".into(), duration_ms: 1_000, ..Default::default() };
         let config = Some(proto::OrchestratorConfig { scenes: vec![scene], ..Default::default() });
         let stream_id = "crowd".to_owned();
         let start = orchestrator_command::Command::Start(proto::Start { stream_id: stream_id.clone(), config });

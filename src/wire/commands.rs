@@ -186,7 +186,7 @@ mod tests {
     fn command() -> impl Strategy<Value = proto::OrchestratorCommand> {
         let config = prop::option::of((0..4_usize, any::<bool>())).prop_map(|config| {
             config.map(|(scenes, loop_scenes)| proto::OrchestratorConfig {
-                scenes: vec![proto::SceneConfig { name: "Main".into(), duration_ms: 1 }; scenes],
+                scenes: vec![proto::SceneConfig { name: "Main".into(), duration_ms: 1, ..Default::default() }; scenes],
                 loop_scenes,
                 ..Default::default()
             })
@@ -206,6 +206,7 @@ mod tests {
                 command,
                 request_id,
                 expected_revision,
+                ..Default::default()
             },
         )
     }

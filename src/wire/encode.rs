@@ -114,6 +114,7 @@ pub fn state(update: &StateUpdate, now: Now) -> proto::StateUpdate {
         scene_remaining: derived.scene_remaining_ms,
         loop_count: update.loop_count,
         cause: proto::Cause::from(update.cause).into(),
+        ..Default::default()
     }
 }
 
@@ -416,6 +417,7 @@ mod tests {
                 revision,
                 sequence,
                 epoch,
+                
             },
         )
     }

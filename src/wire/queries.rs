@@ -72,6 +72,9 @@ pub fn question(message: &proto::Query) -> Result<Question<'_>, Invalid> {
         Query::GetState(m) => Question::State(StreamId::parse(&m.stream_id)?),
         Query::GetStats(m) if m.stream_id.is_empty() => Question::Stats(None),
         Query::GetStats(m) => Question::Stats(Some(StreamId::parse(&m.stream_id)?)),
+        Query::GetConfig(_) | Query::GetTime(_) | Query::ListSubscribers(_) | Query::GetHistory(_) => {
+            return Err(Invalid::new("query is not possible yet"));
+        }
         Query::ListStreams(m) => {
             let limit = if m.limit == 0 { DEFAULT_PAGE } else { m.limit };
             if limit > MAX_PAGE {

@@ -40,14 +40,14 @@ macro_rules! kinds {
     };
 }
 
-kinds! { 1 Register, 2 Unregister, 3 Heartbeat, 4 HeartbeatBatch, 5 RegisterBatch, 6 UnregisterBatch }
+kinds! { 1 Register, 2 Unregister, 3 Heartbeat, 4 HeartbeatBatch, 5 RegisterBatch, 6 UnregisterBatch, 7 Follow }
 
 impl Kind {
     /// Whether its subscribers are client ids and handles.
     const fn is_batch_of_ids(self) -> bool {
         match self {
             Self::HeartbeatBatch | Self::UnregisterBatch => true,
-            Self::Register | Self::Unregister | Self::Heartbeat | Self::RegisterBatch => false,
+            Self::Register | Self::Unregister | Self::Heartbeat | Self::RegisterBatch | Self::Follow => false,
         }
     }
 }
@@ -218,7 +218,9 @@ impl<'a> Subscription<'a> {
         let clients = || self.clients.iter().map(ClientId::to_string).collect();
         let handle = self.handles.iter().map(|handle| handle.0).collect();
         let command = match self.kind {
-            Kind::Register => Command::Register(proto::Register { stream_id, client_id, source_addr, session }),
+            Kind::Register => {
+                Command::Register(proto::Register { stream_id, client_id, source_addr, session, ..Default::default() })
+            }
             Kind::Unregister => Command::Unregister(proto::Unregister { stream_id, client_id, session }),
             Kind::Heartbeat => Command::Heartbeat(proto::Heartbeat { stream_id, client_id, session }),
             Kind::HeartbeatBatch => {
@@ -227,6 +229,7 @@ impl<'a> Subscription<'a> {
             Kind::UnregisterBatch => {
                 Command::UnregisterBatch(proto::UnregisterBatch { stream_id, client_id: clients(), handle })
             }
+            Kind::Follow => Command::Follow(proto::Follow { stream_id, filter: None }),
             Kind::RegisterBatch => {
                 let subscriber = self.subscribers.iter().map(|named| proto::Subscriber {
                     client_id: named.client_id.into(),
@@ -255,7 +258,7 @@ impl<'a> Subscription<'a> {
     #[must_use]
     pub fn entries(&self) -> usize {
         match self.kind {
-            Kind::Register | Kind::Unregister | Kind::Heartbeat => 1,
+            Kind::Register | Kind::Unregister | Kind::Heartbeat | Kind::Follow => 1,
             Kind::HeartbeatBatch | Kind::UnregisterBatch => {
                 let refused = self.refused.as_ref().map_or(0, |refused| refused.count);
                 self.clients.len() + refused + self.handles.len()
@@ -303,7 +306,7 @@ impl<'a> SubscriptionRoute<'a> {
         })?;
         self.entries = match kind {
             Kind::HeartbeatBatch | Kind::RegisterBatch | Kind::UnregisterBatch => self.entries + named,
-            Kind::Register | Kind::Unregister | Kind::Heartbeat => 1,
+            Kind::Register | Kind::Unregister | Kind::Heartbeat | Kind::Follow => 1,
         };
         self.registers = if kind == Kind::RegisterBatch { self.entries } else { 0 };
         Ok(())
@@ -371,6 +374,7 @@ pub fn input<'a>(message: Subscription<'a>, answered: bool) -> Result<Input<'a>,
         Kind::Heartbeat => Input::Heartbeat(one()?),
         Kind::HeartbeatBatch => Input::HeartbeatBatch(batch()?),
         Kind::UnregisterBatch => Input::UnregisterBatch(batch()?),
+        Kind::Follow => return Err(Invalid::new("follow is not possible yet")),
         Kind::RegisterBatch => Input::RegisterBatch {
             stream_id: StreamId::parse(stream_id)?,
             subscribers: subscribers.iter().map(newcomer).collect(),
@@ -447,6 +451,7 @@ mod tests {
                 handles: handles(&m.handle),
                 ..named_batch(Kind::UnregisterBatch, &m.stream_id, &m.client_id)
             },
+            Command::Follow(m) => Subscription { stream_id: &m.stream_id, ..Subscription::empty(Kind::Follow) },
             Command::RegisterBatch(m) => Subscription {
                 stream_id: &m.stream_id,
                 subscribers: m.subscriber.iter().map(|s| named(&s.client_id, &s.source_addr, s.session)).collect(),
@@ -501,7 +506,8 @@ mod tests {
                 stream_id,
                 client_id,
                 source_addr,
-                session
+                session,
+                ..Default::default()
             })),
             one().prop_map(|(stream_id, client_id, _, session)| Command::Unregister(proto::Unregister {
                 stream_id,

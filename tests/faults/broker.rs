@@ -99,7 +99,7 @@ async fn a_broker_dies_among_changes(expected: Cause, second_scene_ms: u64, hang
     let caller = Caller::connect(&nats.url()).await;
     let mut starts = Vec::new();
     for number in 0..STREAMS {
-        let second = SceneConfig { name: "Two".into(), duration_ms: second_scene_ms };
+        let second = SceneConfig { name: "Two".into(), duration_ms: second_scene_ms, ..Default::default() };
         let mut config =
             OrchestratorConfig { tick_interval_ms: Some(TICK_MS), ..config(&[("One", pace.change_ms(number))]) };
         config.scenes.extend((second_scene_ms > 0).then_some(second));

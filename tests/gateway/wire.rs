@@ -283,6 +283,7 @@ async fn sockets_keep_their_places() {
                 scenes: vec![orchestrator_service::client::proto::SceneConfig {
                     name: "a".into(),
                     duration_ms: 600_000,
+                    ..Default::default()
                 }],
                 ..Default::default()
             },

@@ -96,7 +96,7 @@ async fn the_words_that_runbooks_know_are_in_the_debug_log() {
         subscription(Subscription::Register(Register { stream_id: stream_id(), client_id, ..Default::default() }))
     };
 
-    let scenes = vec![SceneConfig { name: "Main".into(), duration_ms: 600_000 }];
+    let scenes = vec![SceneConfig { name: "Main".into(), duration_ms: 600_000, ..Default::default() }];
     let config = OrchestratorConfig { scenes, idle_timeout_ms: Some(2_500), ..Default::default() };
     let start = Command::Start(Start { stream_id: stream_id(), config: Some(config) });
     let start = OrchestratorCommand { command: Some(start), ..Default::default() };

@@ -239,6 +239,7 @@ impl World {
             command: Some(command),
             request_id: request_id.map(|id| format!("request {id}")).unwrap_or_default(),
             expected_revision,
+            ..Default::default()
         };
         let sent = || Sent {
             from: Party::Director(director),
@@ -300,10 +301,10 @@ impl World {
                 let least = if rng.chance(60) { 1 } else { 200 };
                 let short = least == 1;
                 let duration_ms = if short { rng.within(1, 40) } else { rng.within(least, most) };
-                proto::SceneConfig { name: format!("scene {place}"), duration_ms }
+                proto::SceneConfig { name: format!("scene {place}"), duration_ms, ..Default::default() }
             })
             // None so short that a pass would be over at once.
-            .chain([proto::SceneConfig { name: "last".to_owned(), duration_ms: 700 }])
+            .chain([proto::SceneConfig { name: "last".to_owned(), duration_ms: 700, ..Default::default() }])
             .collect();
         proto::OrchestratorConfig {
             scenes,
@@ -312,6 +313,7 @@ impl World {
             when_empty: rng.within(0, 2) as i32,
             empty_grace_ms,
             idle_timeout_ms: rng.pick(&[None, Some(1_000), Some(6_000), Some(20_000)]),
+            ..Default::default()
         }
     }
 
@@ -341,8 +343,8 @@ impl World {
     /// In the liveness phase a stream that somebody wants to watch is there.
     pub fn start_for_good(&mut self, stream: usize) {
         let scenes = vec![
-            proto::SceneConfig { name: "scene 0".to_owned(), duration_ms: 4_000 },
-            proto::SceneConfig { name: "scene 1".to_owned(), duration_ms: 9_000 },
+            proto::SceneConfig { name: "scene 0".to_owned(), duration_ms: 4_000, ..Default::default() },
+            proto::SceneConfig { name: "scene 1".to_owned(), duration_ms: 9_000, ..Default::default() },
         ];
         let config = Some(proto::OrchestratorConfig {
             scenes,

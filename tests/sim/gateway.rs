@@ -288,7 +288,7 @@ impl World {
             [sub] => {
                 let (client_id, session) = named(sub);
                 let source_addr = if session % 3 == 1 { "192.0.2.7:51000".to_owned() } else { String::new() };
-                Command::Register(proto::Register { stream_id, client_id, source_addr, session })
+                Command::Register(proto::Register { stream_id, client_id, source_addr, session, ..Default::default() })
             }
             _ => {
                 let subscriber = |sub| {

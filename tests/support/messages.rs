@@ -10,8 +10,11 @@ pub(crate) const LONG_MS: u64 = 600_000;
 
 /// Scenes by name and length in ms, everything else as it is by default.
 pub(crate) fn config(scenes: &[(&str, u64)]) -> OrchestratorConfig {
-    let scenes =
-        scenes.iter().map(|(name, duration_ms)| SceneConfig { name: (*name).into(), duration_ms: *duration_ms });
+    let scenes = scenes.iter().map(|(name, duration_ms)| SceneConfig {
+        name: (*name).into(),
+        duration_ms: *duration_ms,
+        ..Default::default()
+    });
     OrchestratorConfig { scenes: scenes.collect(), ..Default::default() }
 }
 
@@ -86,7 +89,7 @@ pub(crate) fn register(id: &str, client: &str) -> Subscription {
 
 pub(crate) fn register_from(id: &str, client: &str, source_addr: &str, session: u64) -> Subscription {
     let (stream_id, client_id, source_addr) = (id.into(), client.into(), source_addr.into());
-    Subscription::Register(proto::Register { stream_id, client_id, source_addr, session })
+    Subscription::Register(proto::Register { stream_id, client_id, source_addr, session, ..Default::default() })
 }
 
 pub(crate) fn unregister(id: &str, client: &str, session: u64) -> Subscription {

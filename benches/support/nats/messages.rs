@@ -23,7 +23,8 @@ fn subscription(command: Subscription) -> Bytes {
 
 /// Starts a stream whose scenes repeat for ever.
 pub fn start(stream_id: &str, tick_ms: u64) -> Bytes {
-    let scenes = SCENES.map(|(name, duration_ms)| SceneConfig { name: name.to_owned(), duration_ms });
+    let scenes =
+        SCENES.map(|(name, duration_ms)| SceneConfig { name: name.to_owned(), duration_ms, ..Default::default() });
     let config = OrchestratorConfig {
         scenes: scenes.into(),
         tick_interval_ms: Some(tick_ms),
