@@ -42,7 +42,7 @@ fn id(number: u64) -> String {
 
 fn config(tick_interval_ms: u64) -> Config {
     let scenes =
-        [("Intro", 3_000), ("Main", 10_000), ("Outro", 2_000)].map(|(name, duration_ms)| Scene { name, duration_ms });
+        [("Intro", 3_000), ("Main", 10_000), ("Outro", 2_000)].map(|(name, duration_ms)| Scene::new(name, duration_ms));
     let tick_interval_ms = Some(tick_interval_ms);
     let draft = Draft { scenes: scenes.into(), loop_scenes: true, tick_interval_ms, ..Draft::default() };
     Config::new(&draft, &Limits::default()).unwrap()
@@ -50,7 +50,7 @@ fn config(tick_interval_ms: u64) -> Config {
 
 fn command<'a>(stream: &'a str, command: Command<'a>) -> Input<'a> {
     let stream_id = StreamId::parse(stream).unwrap();
-    Input::Command(Request { stream_id, request_id: None, expected_revision: None, command })
+    Input::Command(Request::new(stream_id, command))
 }
 
 fn newcomer(client: &str) -> Newcomer<'_> {
@@ -78,7 +78,7 @@ impl World {
             for viewer in &world.viewers {
                 let stream_id = StreamId::parse(stream).unwrap();
                 let input =
-                    Input::Register { stream_id, subscriber: newcomer(viewer), answered: true, ..Default::default() };
+                    Input::Register { stream_id, subscriber: newcomer(viewer), answered: true };
                 match world.engine.handle(NOW, input, &mut world.outbox) {
                     Ok(Accepted::Registered { handle, .. }) => world.handles.push(handle),
                     other => panic!("{other:?}"),
@@ -107,7 +107,7 @@ fn subscribers(criterion: &mut Criterion) {
             let (stream, viewer) = (&streams[turn % streams.len()], &newcomers[turn]);
             let stream_id = StreamId::parse(stream).unwrap();
             let register =
-                Input::Register { stream_id, subscriber: newcomer(viewer), answered: true, ..Default::default() };
+                Input::Register { stream_id, subscriber: newcomer(viewer), answered: true };
             handle(&mut engine, &mut outbox, NOW, register);
             handle(&mut engine, &mut outbox, NOW, Input::Unregister(subscriber(stream, viewer)));
         });

@@ -161,12 +161,12 @@ fn started(number: u64, first: u64, origin: u64) -> (Engine, Vec<u64>) {
         let begin = stream * INTERVAL_MS / number;
         let id = ids::stream(first + stream);
         let stream_id = StreamId::parse(&id).unwrap();
-        let scenes = SCENES.map(|(name, duration_ms)| Scene { name, duration_ms });
+        let scenes = SCENES.map(|(name, duration_ms)| Scene::new(name, duration_ms));
         let draft =
             Draft { scenes: scenes.into(), loop_scenes: true, tick_interval_ms: Some(INTERVAL_MS), ..Draft::default() };
         let config = Config::new(&draft, &Limits::default()).unwrap();
         let command = Command::Start(Some(config));
-        let request = Request { stream_id, request_id: None, expected_revision: None, command };
+        let request = Request::new(stream_id, command);
         let now = Tick(origin + begin);
         engine.handle(now, Input::Command(request), &mut outbox).unwrap();
         outbox.clear();

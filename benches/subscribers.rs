@@ -118,18 +118,13 @@ fn ours(number: u64, quick: bool) {
 impl World {
     fn start_streams(&mut self) {
         let scenes = [("Intro", 3_000), ("Main", 10_000), ("Outro", 2_000)]
-            .map(|(name, duration_ms)| Scene { name, duration_ms });
+            .map(|(name, duration_ms)| Scene::new(name, duration_ms));
         // The longest tick interval there is, so that what is measured is not ticks.
         let draft =
             Draft { scenes: scenes.into(), loop_scenes: true, tick_interval_ms: Some(60_000), ..Draft::default() };
         let config = Config::new(&draft, &Limits::default()).unwrap();
         for stream in &self.streams {
-            let request = Request {
-                stream_id: StreamId::parse(stream).unwrap(),
-                request_id: None,
-                expected_revision: None,
-                command: Command::Start(Some(config.clone())),
-            };
+            let request = Request::new(StreamId::parse(stream).unwrap(), Command::Start(Some(config.clone())));
             self.engine.handle(BEGIN, Input::Command(request), &mut self.outbox).unwrap();
             self.outbox.clear();
         }

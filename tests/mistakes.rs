@@ -130,7 +130,7 @@ fn reconfigure_takes_effect_at_once_and_keeps_the_stream_status() {
     world.command("show", status).unwrap();
     world.until(5_000);
     let new = Draft {
-        scenes: vec![Scene { name: "Warm-up", duration_ms: 60_000 }, Scene { name: "Main", duration_ms: 30_000 }],
+        scenes: vec![Scene::new("Warm-up", 60_000), Scene::new("Main", 30_000)],
         tick_interval_ms: Some(250),
         ..show()
     };
@@ -154,11 +154,11 @@ fn numbers_at_the_ends_are_refused_or_played_but_never_panic() {
         assert!(Config::new(&Draft { tick_interval_ms: Some(tick), ..show() }, &limits).is_err(), "{tick}");
     }
     for duration_ms in [0, MAX_DURATION_MS + 1, u64::MAX] {
-        let scenes = vec![Scene { name: "a", duration_ms }];
+        let scenes = vec![Scene::new("a", duration_ms)];
         assert!(Config::new(&Draft { scenes, ..show() }, &limits).is_err(), "{duration_ms}");
     }
-    let longest = vec![Scene { name: "a", duration_ms: MAX_DURATION_MS }];
-    let mut world = EngineDriver::with_show(&Draft { scenes: longest, ..show() });
+    let longest = vec![Scene::new("a", MAX_DURATION_MS)];
+    let mut world = World::with_show(&Draft { scenes: longest, ..show() });
     world.join("a", 0);
     for command in [
         Command::Seek(u64::MAX),
@@ -395,7 +395,7 @@ fn a_newcomer_sees_the_state_at_once_in_every_mode() {
 
 #[test]
 fn a_viewer_that_comes_back_from_silence_sees_what_it_missed() {
-    let scenes = vec![Scene { name: "Intro", duration_ms: 90_200 }, Scene { name: "Main", duration_ms: 60_000 }];
+    let scenes = vec![Scene::new("Intro", 90_200), Scene::new("Main", 60_000)];
     let draft = Draft { scenes, when_empty: WhenEmpty::RunOn, tick_interval_ms: Some(60_000), ..show() };
     let mut world = EngineDriver::with_show(&draft);
     world.join("a", 0);
@@ -463,8 +463,8 @@ async fn the_last_update_of_a_stream_survives_an_outage() {
 fn a_tick_does_not_carry_the_configuration() {
     let names: Vec<String> = (0..1_000).map(|n| format!("scene {n:04}")).collect();
     let sizes = [1, 1_000].map(|count| {
-        let scenes = names[..count].iter().map(|name| Scene { name, duration_ms: 10_000 }).collect();
-        let mut world = EngineDriver::with_show(&Draft { scenes, ..show() });
+        let scenes = names[..count].iter().map(|name| Scene::new(name, 10_000)).collect();
+        let mut world = World::with_show(&Draft { scenes, ..show() });
         world.join("a", 0);
         world.updates();
         world.sleep_until(1_000);

@@ -13,7 +13,7 @@ fn stream(id: &str) -> StreamId<'_> {
 }
 
 fn command<'a>(id: &'a str, request_id: Option<&'a str>, command: Command<'a>) -> Input<'a> {
-    Input::Command(Request { stream_id: stream(id), request_id, expected_revision: None, command })
+    Input::Command(Request { request_id, ..Request::new(stream(id), command) })
 }
 
 fn register<'a>(id: &'a str, client: &'a str) -> Input<'a> {
@@ -76,11 +76,10 @@ fn a_call_keeps_some_of_its_budget_for_the_silent_and_the_dead() {
     assert_eq!(calls, expected, "ticks, stale so far, whether some of the dead are left");
 }
 
-/// Asks for a Stop with a request id. Returns whether that was done, rather than answered as before.
-fn is_executed(world: &mut EngineDriver, id: &str, request: &str) -> bool {
+/// Asks for a Reset with a request id. Returns whether that was done, rather than answered as before.
+fn is_executed(world: &mut World, id: &str, request: &str) -> bool {
     let before = world.state(id).map(|state| state.revision);
-    let status = Command::UpdateStreamStatus { is_streaming: true, stream_time_ms: 0, timecode: "" };
-    let answer = world.handle(command(id, Some(request), status));
+    let answer = world.handle(command(id, Some(request), Command::Reset));
     match before {
         Ok(before) => {
             assert!(answer.is_ok(), "{answer:?}");
@@ -142,10 +141,9 @@ fn a_request_id_with_other_content_is_a_conflict_without_effect() {
         assert_eq!(world.handle(command("show", Some("r"), other)), taken);
     }
     let expected = Request {
-        stream_id: stream("show"),
         request_id: Some("r"),
         expected_revision: Some(before.revision),
-        command: Command::Pause,
+        ..Request::new(stream("show"), Command::Pause)
     };
     assert_eq!(world.handle(Input::Command(expected)), taken, "what it expects is a part of it");
     assert_eq!((world.state("show").unwrap(), world.heard()), (before, vec![]));
@@ -175,8 +173,8 @@ fn a_repeated_remove_gets_its_answer_though_the_stream_is_gone() {
 #[test]
 fn remembered_answers_of_one_stream_keep_a_mebibyte_at_most() {
     let names: Vec<String> = (0..1_000).map(|n| format!("{n:0>246}")).collect();
-    let scenes: Vec<_> = names.iter().map(|name| Scene { name, duration_ms: 1_000 }).collect();
-    let mut world = EngineDriver::with_show(&Draft { scenes: scenes.clone(), ..show() });
+    let scenes: Vec<_> = names.iter().map(|name| Scene::new(name, 1_000)).collect();
+    let mut world = World::with_show(&Draft { scenes: scenes.clone(), ..show() });
     // A timeline that answers share is there once.
     for number in 0..100 {
         assert!(is_executed(&mut world, "show", &number.to_string()));
@@ -456,8 +454,8 @@ fn a_hundred_thousand_guessed_handles_remove_nobody() {
 /// When scenes were told, and where the stream was then, in so many ms of a stream of such scenes.
 fn scenes_told(lengths: &[u64], loop_scenes: bool, ms: u64) -> Vec<(u64, u64)> {
     let names: Vec<String> = (0..lengths.len()).map(|number| number.to_string()).collect();
-    let scenes = names.iter().zip(lengths).map(|(name, ms)| Scene { name, duration_ms: *ms }).collect();
-    let mut world = EngineDriver::with_show(&Draft { scenes, loop_scenes, tick_interval_ms: Some(10), ..show() });
+    let scenes = names.iter().zip(lengths).map(|(name, ms)| Scene::new(name, *ms)).collect();
+    let mut world = World::with_show(&Draft { scenes, loop_scenes, tick_interval_ms: Some(10), ..show() });
     world.join("a", 0);
     let told = world.until(ms);
     assert!(told.windows(2).all(|pair| pair[0].at < pair[1].at), "one update at a time: {told:?}");
@@ -490,9 +488,9 @@ fn scenes_are_told_no_more_often_than_the_least_tick_interval() {
 #[test]
 fn a_scene_that_waits_is_a_change_though_a_snapshot_came_first() {
     let scenes = vec![
-        Scene { name: "Flash", duration_ms: 1 },
-        Scene { name: "Short", duration_ms: 4 },
-        Scene { name: "Main", duration_ms: 60_000 },
+        Scene::new("Flash", 1),
+        Scene::new("Short", 4),
+        Scene::new("Main", 60_000),
     ];
     let mut world = EngineDriver::with_show(&Draft { scenes, tick_interval_ms: Some(10), ..show() });
     world.join("a", 0);
@@ -519,7 +517,7 @@ fn an_answer_given_again_has_the_first_ones_server_time() {
 }
 
 fn long(names: &[String]) -> Draft<'_> {
-    let scenes = names.iter().map(|name| Scene { name, duration_ms: 1_000 }).collect();
+    let scenes = names.iter().map(|name| Scene::new(name, 1_000)).collect();
     Draft { scenes, ..show() }
 }
 
@@ -580,7 +578,8 @@ fn a_stream_may_ask_for_no_more_bytes_and_idle_time_than_allowed() {
     let names: Vec<String> = (0..100).map(|number| format!("{number:03}")).collect();
     let limits = Limits { max_config_bytes_of_stream: 1_899, max_idle_timeout_ms: 60_000, ..Limits::default() };
     let refused = |draft: &Draft<'_>| Config::new(draft, &limits).map_err(|error| error.0);
-    let words = "scenes must take at most 1899 bytes, 16 each and their names; these take 1900";
+    let words = "scenes must take at most 1899 bytes, 16 each and their names, and 40 each if one has more, and ids, \
+                 data and the title; these take 1900";
     assert_eq!(refused(&long(&names)), Err(words.to_owned()));
     assert!(refused(&long(&names[1..])).is_ok());
     let idle = |ms| Draft { idle_timeout_ms: Some(ms), ..show() };

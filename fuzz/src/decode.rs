@@ -88,6 +88,7 @@ fn read_by_hand(message: &[u8]) {
         Command::HeartbeatBatch(m) => (&m.stream_id, m.client_id.iter().collect(), &m.handle),
         Command::UnregisterBatch(m) => (&m.stream_id, m.client_id.iter().collect(), &m.handle),
         Command::RegisterBatch(m) => (&m.stream_id, m.subscriber.iter().map(|s| &s.client_id).collect(), &[]),
+        Command::Follow(m) => (&m.stream_id, Vec::new(), &[]),
     };
     assert_eq!((read.stream_id, route.stream_id), (&**stream_id, &**stream_id));
     assert_eq!(read.handles.iter().map(|handle| handle.0).collect::<Vec<_>>(), handles);
@@ -97,6 +98,7 @@ fn read_by_hand(message: &[u8]) {
         Command::Register(_) | Command::Unregister(_) | Command::Heartbeat(_) => {
             vec![read.named.client_id.to_owned()]
         }
+        Command::Follow(_) => Vec::new(),
         Command::RegisterBatch(_) => read.subscribers.iter().map(|named| named.client_id.to_owned()).collect(),
         Command::HeartbeatBatch(_) | Command::UnregisterBatch(_) => {
             read.clients.iter().map(ToString::to_string).collect()

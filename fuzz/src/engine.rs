@@ -108,7 +108,11 @@ fn step(
         _ => {
             let request_id = (choices.below(4) == 0).then(|| REQUESTS[usize::from(choices.below(2))]);
             let expected_revision = (choices.below(8) == 0).then(|| choices.number());
-            Input::Command(Request { stream_id, request_id, expected_revision, command: command(choices, limits) })
+            Input::Command(Request {
+                request_id,
+                expected_revision,
+                ..Request::new(stream_id, command(choices, limits))
+            })
         }
     };
     let hint = hints.map_or(Hint::NONE, |hints| {
@@ -142,7 +146,7 @@ fn command(choices: &mut Choices<'_>, limits: &Limits) -> Command<'static> {
 /// A configuration, or none where the numbers are refused.
 fn config(choices: &mut Choices<'_>, limits: &Limits) -> Option<Config> {
     let count = 1 + usize::from(choices.below(3));
-    let scenes = SCENES[..count].iter().map(|name| Scene { name, duration_ms: choices.number() }).collect();
+    let scenes = SCENES[..count].iter().map(|name| Scene::new(name, choices.number())).collect();
     let draft = Draft {
         scenes,
         tick_interval_ms: Some(choices.number()).filter(|ms| *ms > 0),
@@ -150,6 +154,7 @@ fn config(choices: &mut Choices<'_>, limits: &Limits) -> Option<Config> {
         when_empty: [WhenEmpty::Restart, WhenEmpty::Freeze, WhenEmpty::RunOn][usize::from(choices.below(3))],
         empty_grace_ms: Some(choices.number()),
         idle_timeout_ms: Some(choices.number()).filter(|ms| *ms > 0),
+        ..Draft::default()
     };
     Config::new(&draft, limits).ok()
 }

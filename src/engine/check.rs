@@ -21,6 +21,7 @@ impl Engine {
             streams,
             by_id,
             timers,
+            waiting,
             subscribers,
             requests,
             hasher: _,
@@ -32,7 +33,7 @@ impl Engine {
         // A text that does not fit is no concern of this sink: it takes all.
         let _ = write!(
             digest,
-            "{settings:?} {quota:?} {clock:?} {streams:?} {by_id:?} {timers:?} {subscribers:?} {requests:?} {counts:?} {last_epoch} \
+            "{settings:?} {quota:?} {clock:?} {streams:?} {by_id:?} {timers:?} {waiting:?} {subscribers:?} {requests:?} {counts:?} {last_epoch} \
              {removed:?}"
         );
         digest.0
@@ -46,7 +47,7 @@ impl Engine {
         self.subscribers.check();
         self.requests.check();
         let mut counted = Counts::default();
-        let (mut armed, mut removed) = (0, 0);
+        let (mut armed, mut removed, mut waiting) = (0, 0, std::collections::BTreeSet::new());
         for (slot, stream) in &self.streams.0 {
             if stream.is_removed() {
                 removed += 1;
@@ -58,6 +59,7 @@ impl Engine {
             let id = StreamId::parse(&stream.show.id).expect("a stream's id is valid");
             assert_eq!(self.find_stream(id), Ok(slot as u32), "stream {} is in the index", stream.show.id);
             armed += usize::from(stream.timer.is_linked());
+            waiting.extend(stream.show.waits_until().map(|at_ms| (at_ms, slot as u32)));
             let members: Vec<u32> = self.subscribers.of_stream(stream.members.head).collect();
             let stale = members.iter().filter(|member| self.subscribers.is_stale(**member)).count() as u64;
             let counts = stream.counts();
@@ -67,6 +69,7 @@ impl Engine {
             counted += counts;
         }
         assert_eq!(counted, self.counts, "counts are kept");
+        self.waiting.check(waiting);
         assert_eq!(self.timers.check(&self.streams), armed, "one timer a stream");
         let streams = self.streams.0.iter().map(|(_, stream)| stream).filter(|stream| !stream.is_removed());
         self.by_id.check(streams.map(|stream| self.hash_of(&stream.show.id)));
@@ -105,9 +108,9 @@ mod tests {
     fn engine() -> Engine {
         let mut engine = Engine::new(Settings::default());
         let stream_id = StreamId::parse("show").unwrap();
-        let draft = Draft { scenes: vec![Scene { name: "Main", duration_ms: 10_000 }], ..Draft::default() };
+        let draft = Draft { scenes: vec![Scene::new("Main", 10_000)], ..Draft::default() };
         let command = Command::Start(Some(Config::new(&draft, &Limits::default()).unwrap()));
-        let start = Request { stream_id, request_id: Some("r"), expected_revision: None, command };
+        let start = Request { request_id: Some("r"), ..Request::new(stream_id, command) };
         engine.handle(Tick(1), Input::Command(start), &mut Outbox::default()).unwrap();
         let source = Some("[2001:db8::7]:443".parse().unwrap());
         let subscriber = Newcomer { client_id: ClientId::parse("viewer").unwrap(), session: 0, source };
@@ -121,7 +124,7 @@ mod tests {
         let same = engine().digest();
         assert_eq!(same, engine().digest(), "the same history");
         type Change = fn(&mut Engine);
-        let changes: [(&str, Change); 14] = [
+        let changes: [(&str, Change); 15] = [
             ("settings", |engine| engine.settings.stale_after_ms += 1),
             ("quota", |engine| engine.quota.config_bytes -= 1),
             ("clock", |engine| engine.clock = crate::engine::WallClock::read(Tick(1), 2)),
@@ -129,6 +132,7 @@ mod tests {
             ("a stream's timer", |engine| engine.streams.get_mut(0).due = Tick(7)),
             ("by_id", |engine| engine.by_id.insert(7, 7)),
             ("timers", |engine| engine.timers.cancel(&mut engine.streams, 0)),
+            ("waiting", |engine| engine.waiting.change(0, None, Some(7))),
             ("a wheel's time", |engine| {
                 engine.timers.pop(&mut engine.streams, Tick(2), &mut 1);
             }),

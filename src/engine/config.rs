@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Invalid, MAX_DURATION_MS, Scene, SceneLimits, Timeline};
+use super::{Invalid, MAX_DURATION_MS, Scene, SceneLimits, Tick, Timeline};
 
 /// What happens when the last subscriber leaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -31,12 +31,20 @@ pub struct Draft<'a> {
     pub empty_grace_ms: Option<u64>,
     /// Default [`Limits::idle_timeout_ms`].
     pub idle_timeout_ms: Option<u64>,
+    /// The wall clock, ms since 1970, at which the timeline begins. The engine lets it be at most [`MAX_DURATION_MS`] ahead.
+    pub starts_at_ms: Option<u64>,
+    /// Only changes are published.
+    pub no_ticks: bool,
+    /// For people, at most [`MAX_TITLE_BYTES`] bytes.
+    pub title: &'a str,
 }
 
 /// How often a running stream's state is published unless it says otherwise, ms.
 pub const DEFAULT_TICK_INTERVAL_MS: u64 = 100;
 /// How long a stream without viewers runs on unless it says otherwise, ms.
 pub const DEFAULT_EMPTY_GRACE_MS: u64 = 2_000;
+/// The longest title, bytes.
+pub const MAX_TITLE_BYTES: usize = 256;
 
 /// A checked configuration with every default filled in, so that two are the same exactly when they mean the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -44,15 +52,28 @@ pub struct Config {
     /// The scenes.
     pub timeline: Arc<Timeline>,
     /// How often the state is published while it runs, ms.
-    pub tick_interval_ms: u64,
+    pub tick_interval_ms: u32,
     /// Whether the end is followed by the beginning.
     pub loop_scenes: bool,
     /// What happens when nobody is left.
     pub when_empty: WhenEmpty,
+    /// Whether only changes are published.
+    pub no_ticks: bool,
     /// How long the clock runs on then, for [`WhenEmpty::Restart`], ms.
     pub empty_grace_ms: u64,
     /// After how long without a subscriber the stream is removed, ms.
     pub idle_timeout_ms: u64,
+    /// What few streams have; none if it has nothing of it.
+    pub more: Option<Arc<More>>,
+}
+
+/// What few streams have in their configurations.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct More {
+    /// The wall clock, ms since 1970, at which the timeline begins.
+    pub starts_at_ms: Option<u64>,
+    /// For people.
+    pub title: Box<str>,
 }
 
 impl Config {
@@ -63,23 +84,24 @@ impl Config {
     pub fn new(draft: &Draft<'_>, limits: &Limits) -> Result<Self, Invalid> {
         let timeline =
             Timeline::new(&draft.scenes, limits.scenes()).map_err(|error| Invalid::new(error.to_string()))?;
-        let (bytes, most) = (timeline.bytes() as u64, limits.max_config_bytes_of_stream);
-        if bytes > most {
-            return Err(Invalid::new(format!(
-                "scenes must take at most {most} bytes, 16 each and their names; these take {bytes}"
-            )));
+        if draft.title.len() > MAX_TITLE_BYTES {
+            let bytes = draft.title.len();
+            return Err(Invalid::new(format!("title must have at most {MAX_TITLE_BYTES} bytes, this has {bytes}")));
         }
         let within = |field, value: Option<u64>, default: u64, least, most| match value.unwrap_or(default) {
             value if (least..=most).contains(&value) => Ok(value),
             value => Err(Invalid::new(format!("{field} must be {least} to {most}, not {value}"))),
         };
-        let ticks = (limits.min_tick_interval_ms, limits.max_tick_interval_ms);
-        let default_tick = DEFAULT_TICK_INTERVAL_MS.clamp(ticks.0, ticks.1);
-        Ok(Self {
+        let (shortest, longest) = (limits.min_tick_interval_ms, limits.max_tick_interval_ms.min(u32::MAX.into()));
+        let default_tick = DEFAULT_TICK_INTERVAL_MS.max(shortest).min(longest);
+        let tick_interval_ms = within("tick_interval_ms", draft.tick_interval_ms, default_tick, shortest, longest)?;
+        let more = More { starts_at_ms: draft.starts_at_ms, title: draft.title.into() };
+        let config = Self {
             timeline: Arc::new(timeline),
-            tick_interval_ms: within("tick_interval_ms", draft.tick_interval_ms, default_tick, ticks.0, ticks.1)?,
+            tick_interval_ms: tick_interval_ms as u32,
             loop_scenes: draft.loop_scenes,
             when_empty: draft.when_empty,
+            no_ticks: draft.no_ticks,
             empty_grace_ms: within("empty_grace_ms", draft.empty_grace_ms, DEFAULT_EMPTY_GRACE_MS, 0, MAX_DURATION_MS)?,
             idle_timeout_ms: within(
                 "idle_timeout_ms",
@@ -88,7 +110,44 @@ impl Config {
                 1,
                 limits.max_idle_timeout_ms,
             )?,
-        })
+            more: Some(more).filter(|more| *more != More::default()).map(Arc::new),
+        };
+        config.check_bytes(limits.max_config_bytes_of_stream)?;
+        Ok(config)
+    }
+
+    /// The wall clock, ms since 1970, at which the timeline begins, if it does not begin with the first subscriber.
+    #[must_use]
+    pub fn starts_at_ms(&self) -> Option<u64> {
+        self.more.as_ref().and_then(|more| more.starts_at_ms)
+    }
+
+    /// When the next tick is due behind a moment.
+    pub(super) fn tick_after(&self, now: Tick) -> Tick {
+        if self.no_ticks { Tick::NEVER } else { now.after(self.tick_interval_ms.into()) }
+    }
+
+    /// What people call it.
+    #[must_use]
+    pub fn title(&self) -> &str {
+        self.more.as_ref().map_or("", |more| &more.title)
+    }
+
+    /// What it gives to keep, bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.timeline.bytes() + self.more.as_ref().map_or(0, |more| size_of::<More>() + more.title.len())
+    }
+
+    fn check_bytes(&self, most: u64) -> Result<(), Invalid> {
+        let bytes = self.bytes() as u64;
+        if bytes <= most {
+            return Ok(());
+        }
+        Err(Invalid::new(format!(
+            "scenes must take at most {most} bytes, 16 each and their names, and 40 each if one has more, and ids, data \
+             and the title; these take {bytes}"
+        )))
     }
 }
 
@@ -113,7 +172,8 @@ pub struct Limits {
     pub max_subscribers: u64,
     /// Most that all streams may give to keep, [`Counts::config_bytes`](super::Counts).
     pub max_config_bytes: u64,
-    /// Most that one configuration may take of it, bytes: 16 a scene, and the names.
+    /// Most that one configuration may take of it, bytes: 16 a scene and the names, 40 a scene more if one has more than
+    /// name and length, ids, data and the title.
     pub max_config_bytes_of_stream: u64,
     /// Most that all subscribers may give to keep beside their records, [`Counts::client_bytes`](super::Counts).
     pub max_client_bytes: u64,
@@ -161,7 +221,7 @@ mod tests {
     use super::*;
 
     fn draft() -> Draft<'static> {
-        Draft { scenes: vec![Scene { name: "Main", duration_ms: 10_000 }], ..Draft::default() }
+        Draft { scenes: vec![Scene::new("Main", 10_000)], ..Draft::default() }
     }
 
     #[test]
@@ -190,5 +250,19 @@ mod tests {
             assert!(error.0.contains(words), "{error}");
         }
         assert!(Config::new(&Draft { empty_grace_ms: Some(0), ..draft() }, &limits).is_ok());
+        let (fits, long) = ("x".repeat(256), "x".repeat(257));
+        assert!(Config::new(&Draft { title: &fits, ..draft() }, &limits).is_ok_and(|config| config.title() == fits));
+        let error = Config::new(&Draft { title: &long, ..draft() }, &limits).expect_err("too long");
+        assert!(error.0.contains("title must have at most 256 bytes, this has 257"), "{error}");
+    }
+
+    #[test]
+    fn what_few_streams_have_takes_a_pointer_of_those_that_have_not() {
+        assert_eq!(size_of::<Config>(), 40);
+        let config = |draft: &Draft<'_>| Config::new(draft, &Limits::default()).unwrap();
+        let plain = config(&draft());
+        assert_eq!((&plain.more, plain.starts_at_ms(), plain.title(), plain.bytes()), (&None, None, "", 16 + 4));
+        let titled = config(&Draft { title: "Morning", starts_at_ms: Some(7), ..draft() });
+        assert_eq!((titled.starts_at_ms(), titled.title(), titled.bytes()), (Some(7), "Morning", 20 + 32 + 7));
     }
 }

@@ -44,6 +44,12 @@ impl WallClock {
     pub const fn at(self, tick: Tick) -> u64 {
         tick.0.saturating_add_signed(self.ahead_ms)
     }
+
+    /// The tick at which it says that, ms since 1970; the first one if that is earlier.
+    #[must_use]
+    pub const fn tick_of(self, wall_ms: u64) -> Tick {
+        Tick(wall_ms.saturating_add_signed(self.ahead_ms.saturating_neg()))
+    }
 }
 
 /// What is wrong with a value that somebody sent, in words that name the field and the limit.

@@ -98,8 +98,30 @@ pub struct Request<'a> {
     pub request_id: Option<&'a str>,
     /// Refused if the stream has moved on. An unknown stream is at 0.
     pub expected_revision: Option<u64>,
+    /// Refused if the stream was created again. An unknown stream is at 0.
+    pub expected_epoch: Option<u64>,
+    /// Id or name of the scene that must be the present one; empty: none may be.
+    pub expected_scene: Option<&'a str>,
+    /// Who asks, for logs and history.
+    pub issued_by: Option<&'a str>,
     /// What to do.
     pub command: Command<'a>,
+}
+
+impl<'a> Request<'a> {
+    /// A command and nothing around it.
+    #[must_use]
+    pub const fn new(stream_id: StreamId<'a>, command: Command<'a>) -> Self {
+        Self {
+            stream_id,
+            request_id: None,
+            expected_revision: None,
+            expected_epoch: None,
+            expected_scene: None,
+            issued_by: None,
+            command,
+        }
+    }
 }
 
 /// What a director can ask of a stream.
@@ -406,13 +428,13 @@ pub enum Rejection {
         /// The session.
         session: u64,
     },
-    /// The stream has moved on.
-    #[error("expected_revision: {expected} was expected, the stream is at {actual}")]
+    /// The stream is not as the command expects.
+    #[error("{mismatch}")]
     Conflict {
-        /// What was expected.
-        expected: u64,
-        /// What is.
-        actual: u64,
+        /// What is not.
+        mismatch: Mismatch,
+        /// The revision that the stream is at.
+        revision: u64,
     },
     /// The id was another command's, not long ago.
     #[error("request_id: {0:?} was given to another command within the last 2 minutes; use a new one")]
@@ -424,5 +446,34 @@ pub enum Rejection {
         what: &'static str,
         /// How many.
         limit: u64,
+    },
+}
+
+/// What of a stream is not as a command expects.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    /// It has moved on.
+    #[error("expected_revision: {expected} was expected, the stream is at {actual}")]
+    Revision {
+        /// What was expected.
+        expected: u64,
+        /// What is.
+        actual: u64,
+    },
+    /// It is another one of the same id.
+    #[error("expected_epoch: {expected} was expected, the stream is of {actual}")]
+    Epoch {
+        /// What was expected.
+        expected: u64,
+        /// What is.
+        actual: u64,
+    },
+    /// Another scene is the present one, or none is.
+    #[error("expected_scene: {expected:?} was expected, the stream is in {actual:?}")]
+    Scene {
+        /// Id or name of the scene that was expected, empty for none.
+        expected: String,
+        /// The name of the one that is, empty for none.
+        actual: String,
     },
 }

@@ -13,14 +13,9 @@
 //! let stream_id = StreamId::parse("show").unwrap();
 //!
 //! // 1. Tell it what came in.
-//! let draft = Draft { scenes: vec![Scene { name: "Intro", duration_ms: 3_000 }], ..Draft::default() };
+//! let draft = Draft { scenes: vec![Scene::new("Intro", 3_000)], ..Draft::default() };
 //! let config = Config::new(&draft, &Limits::default()).unwrap();
-//! let start = Request {
-//!     stream_id,
-//!     request_id: None,
-//!     expected_revision: None,
-//!     command: Command::Start(Some(config)),
-//! };
+//! let start = Request::new(stream_id, Command::Start(Some(config)));
 //! engine.handle(Tick(0), Input::Command(start), &mut outbox).unwrap();
 //! let subscriber = Newcomer { client_id: ClientId::parse("viewer").unwrap(), session: 0, source: None };
 //! engine.handle(Tick(0), Input::Register { stream_id, subscriber, answered: true }, &mut outbox).unwrap();
@@ -39,7 +34,10 @@
 //!
 //! | file | what it decides |
 //! |---|---|
-//! | `stream` | lifecycle: what commands, time and the audience do to one stream |
+//! | `show` | what a stream is, and where it is at a moment |
+//! | `stream` | lifecycle: what time and the audience do to one stream |
+//! | `commands` | what each command does to it |
+//! | `schedule` | streams that begin at an instant of the wall clock |
 //! | [`timeline`](crate::timeline) | where a playing stream is: arithmetic that is not the engine's alone |
 //! | `membership` | who comes and goes, and the counts that follow |
 //! | `subscribers` | the table of who is there, and who is stale |
@@ -61,6 +59,7 @@ use slab::Slab;
 
 mod check;
 mod client_id;
+mod commands;
 mod config;
 mod handle;
 mod ids;
@@ -71,6 +70,8 @@ mod outbox;
 mod prefetch;
 mod records;
 mod requests;
+mod schedule;
+mod show;
 mod stream;
 mod subscribers;
 pub mod wheel;
@@ -84,13 +85,16 @@ pub use input::*;
 pub use outbox::*;
 pub use records::STALE_LINGER_MS;
 pub use requests::REMEMBER_MS;
-pub use stream::{Lifecycle, Run, SNAPSHOT_INTERVAL_MS, Show, Status};
+pub use show::{Lifecycle, Run, Show, Status};
+pub use stream::SNAPSHOT_INTERVAL_MS;
 
 use check::Entries;
+use commands::Moment;
 use index::Index;
 use prefetch::prefetch;
 use records::NONE;
 use requests::{Recalled, Requests};
+use schedule::{Waiting, check_instant};
 use stream::{Spare, Stream};
 use subscribers::{IN_FLIGHT, Lookup, Subscribers};
 use wheel::{Link, Nodes, Wheel};
@@ -126,6 +130,8 @@ pub struct Engine {
     /// The streams that are there, by id.
     by_id: Index,
     timers: Wheel,
+    /// The streams that wait for an instant of the wall clock.
+    waiting: Waiting,
     subscribers: Subscribers,
     requests: Requests,
     hasher: FixedState,
@@ -185,6 +191,7 @@ impl Engine {
             streams: Streams(Slab::new()),
             by_id: Index::new(),
             timers: Wheel::new(),
+            waiting: Waiting::default(),
             subscribers: Subscribers::new(settings.stale_after_ms, settings.seed),
             requests: Requests::new(&settings.limits, settings.seed),
             hasher: FixedState::with_seed(settings.seed),
@@ -290,6 +297,10 @@ impl Engine {
     pub fn expire(&mut self, now: Tick, budget: usize, outbox: &mut Outbox) {
         // Streams first, because a beat is heard; but some is kept, so that the silent and the dead go in any case.
         let mut looks = budget - budget / 8 * 2;
+        while let Some(slot) = self.waiting.due(self.clock.at(now)).filter(|_| looks > 0) {
+            looks -= 1;
+            self.wake(now, slot, outbox);
+        }
         while let Some(slot) = self.timers.pop(&mut self.streams, now, &mut looks) {
             self.wake(now, slot, outbox);
         }
@@ -308,7 +319,9 @@ impl Engine {
         if !self.removed.is_empty() {
             return Some(Tick(0));
         }
-        [self.timers.next_look(), self.subscribers.next_look(), self.requests.next_due()].into_iter().flatten().min()
+        let start = self.waiting.next().map(|at_ms| self.clock.tick_of(at_ms));
+        let looks = [self.timers.next_look(), self.subscribers.next_look(), self.requests.next_due(), start];
+        looks.into_iter().flatten().min()
     }
 
     /// How many there are of everything.
@@ -375,26 +388,43 @@ impl Engine {
     }
 
     fn command(&mut self, now: Tick, request: Request<'_>, outbox: &mut Outbox) -> Result<Accepted, Rejection> {
-        let Request { stream_id, expected_revision, command, .. } = request;
-        let slot = self.wake_by_id(now, stream_id, outbox);
-        let actual = slot.as_ref().map_or(0, |slot| self.streams.get(*slot).show.revision);
-        if let Some(expected) = expected_revision.filter(|expected| *expected != actual) {
-            // A command for a stream that is not there says so, whatever revision it expects.
-            if slot.is_ok() || matches!(command, Command::Start(_)) {
-                return Err(Rejection::Conflict { expected, actual });
-            }
+        let slot = self.wake_by_id(now, request.stream_id, outbox);
+        // A command for a stream that is not there says so, whatever it expects.
+        if slot.is_ok() || matches!(request.command, Command::Start(_)) {
+            self.check_conditions(now, slot.as_ref().ok().copied(), &request)?;
         }
+        let Request { stream_id, command, .. } = request;
         let slot = match (slot, command) {
             (Err(_), Command::Start(config)) => self.create(now, stream_id, config, outbox)?,
             (Err(not_found), _) => return Err(not_found),
             (Ok(slot), Command::Remove) => return Ok(Accepted::State(self.remove_stream(now, slot, false, outbox))),
             (Ok(slot), command) => {
-                let spare = self.spare();
-                self.with_stream(slot, |stream| stream.command(now, command, spare, outbox))?;
+                let (spare, moment) = (self.spare(), Moment { now, clock: self.clock });
+                self.with_stream(slot, |stream| stream.command(moment, command, spare, outbox))?;
                 slot
             }
         };
         Ok(Accepted::State(self.streams.get(slot).state(now, Cause::Command)))
+    }
+
+    /// Refuses a command that expects another stream than there is.
+    fn check_conditions(&self, now: Tick, slot: Option<u32>, request: &Request<'_>) -> Result<(), Rejection> {
+        let show = slot.map(|slot| &self.streams.get(slot).show);
+        let (revision, epoch) = show.map_or((0, 0), |show| (show.revision, show.epoch));
+        let conflict = |mismatch| Err(Rejection::Conflict { mismatch, revision });
+        if let Some(expected) = request.expected_revision.filter(|expected| *expected != revision) {
+            return conflict(Mismatch::Revision { expected, actual: revision });
+        }
+        if let Some(expected) = request.expected_epoch.filter(|expected| *expected != epoch) {
+            return conflict(Mismatch::Epoch { expected, actual: epoch });
+        }
+        let Some(expected) = request.expected_scene else { return Ok(()) };
+        let present = show.and_then(|show| Some((&show.pass, show.present(show.head(now))?.scene)));
+        if present.map_or(expected.is_empty(), |(pass, scene)| pass.is_named(scene, expected)) {
+            return Ok(());
+        }
+        let actual = present.map_or(String::new(), |(pass, scene)| pass.name(scene).to_owned());
+        conflict(Mismatch::Scene { expected: expected.to_owned(), actual })
     }
 
     fn create(
@@ -413,11 +443,13 @@ impl Engine {
         if self.counts.streams >= self.quota.streams.min(limit) || self.streams.0.len() as u64 >= MAX_SLOTS {
             return Err(Rejection::Exhausted { what: "streams", limit });
         }
-        self.spare().check(0, stream_id.as_str().len() + config.timeline.bytes())?;
+        check_instant(config.starts_at_ms(), self.clock.at(now))?;
+        self.spare().check(0, stream_id.as_str().len() + config.bytes())?;
         // Microseconds, so that an epoch outgrows those of an earlier process and of a stream removed just now.
         self.last_epoch = (self.last_epoch + 1).max(now.0.saturating_mul(1_000));
         let slot = self.add_stream(Show::new(stream_id, config, now, self.last_epoch));
-        self.with_stream(slot, |stream| stream.created(now, outbox));
+        let clock = self.clock;
+        self.with_stream(slot, |stream| stream.created(now, clock, outbox));
         Ok(slot)
     }
 
@@ -469,8 +501,10 @@ impl Engine {
         let hash = self.hash_of(&show.id);
         let entry = self.streams.0.vacant_entry();
         let slot = entry.key() as u32;
-        let stream = entry.insert(Stream::new(show, slot, self.settings.limits.min_tick_interval_ms));
+        let min_scene_interval_ms = u32::try_from(self.settings.limits.min_tick_interval_ms).unwrap_or(u32::MAX);
+        let stream = entry.insert(Stream::new(show, slot, min_scene_interval_ms));
         self.counts += stream.counts();
+        self.waiting.change(slot, None, stream.show.waits_until());
         self.requests.note_presence(&stream.show.id, true);
         self.by_id.insert(hash, slot);
         slot
@@ -500,7 +534,8 @@ impl Engine {
 
     /// [`Engine::wake`], if there is anything to do: enough where the stream's state is not looked at.
     fn wake_if_due(&mut self, now: Tick, slot: u32, outbox: &mut Outbox) {
-        if self.streams.get(slot).due <= now {
+        let stream = self.streams.get(slot);
+        if stream.due <= now || stream.show.is_to_start(now, self.clock) {
             self.wake(now, slot, outbox);
         }
     }
@@ -510,7 +545,8 @@ impl Engine {
         if self.streams.get(slot).is_removed() {
             return;
         }
-        if !self.with_stream(slot, |stream| stream.wake(now, outbox)) {
+        let clock = self.clock;
+        if !self.with_stream(slot, |stream| stream.wake(now, clock, outbox)) {
             self.remove_stream(now, slot, true, outbox);
         }
     }
@@ -518,10 +554,11 @@ impl Engine {
     /// Lets something happen to a stream, counts what it changed, and arms its timer for what is due next.
     fn with_stream<T>(&mut self, slot: u32, act: impl FnOnce(&mut Stream) -> T) -> T {
         let stream = self.streams.get_mut(slot);
-        let before = stream.counts();
+        let (before, waited) = (stream.counts(), stream.show.waits_until());
         let result = act(stream);
         self.counts += stream.counts();
         self.counts -= before;
+        self.waiting.change(slot, waited, stream.show.waits_until());
         let due = stream.next_due();
         if due != stream.due || !stream.timer.is_linked() {
             self.timers.cancel(&mut self.streams, slot);

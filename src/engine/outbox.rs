@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Tick, Timeline, stream::Status};
+use super::{Status, Tick, Timeline};
 
 /// A stream's mode, with the numbers of the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,6 +74,8 @@ pub struct StateUpdate {
     pub scene: Option<u32>,
     /// Position on the timeline, ms.
     pub position_ms: u64,
+    /// For how long the present scene has been holding at its end, ms; none if it is not.
+    pub overtime_ms: Option<u64>,
     /// Completed passes.
     pub loop_count: u64,
     /// As last given by UpdateStreamStatus; none if it never was.
@@ -84,6 +86,13 @@ pub struct StateUpdate {
     pub sequence: u64,
     /// Grows when the stream changes owner or is created anew.
     pub epoch: u64,
+    /// The revision at which the configuration, or a length, last changed. A pass that ends puts adjusted lengths back
+    /// without one.
+    pub config_revision: u64,
+    /// While it waits for it, the wall clock at which it starts, ms since 1970.
+    pub starts_at_ms: Option<u64>,
+    /// The tokens of the filters that it passes; none if nobody follows the stream through one.
+    pub filtered: Option<Box<[u64]>>,
 }
 
 /// What happened, for logs and counters. Not part of the state.

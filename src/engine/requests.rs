@@ -19,7 +19,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 use siphasher::sip::SipHasher13;
 
-use super::{Accepted, Limits, Rejection, Request, Tick, Timeline};
+use super::{Accepted, Limits, Mismatch, Rejection, Request, Tick, Timeline};
 
 /// For how long a repeat gets the first answer, ms.
 pub const REMEMBER_MS: u64 = 120_000;
@@ -110,9 +110,17 @@ impl Requests {
 
     /// A hash of what a request asks for: with the same id, another one is another request.
     pub(super) fn fingerprint(&self, request: &Request<'_>) -> u64 {
-        let Request { stream_id: _, request_id: _, expected_revision, command } = request;
+        let Request {
+            stream_id: _,
+            request_id: _,
+            expected_revision,
+            expected_epoch,
+            expected_scene,
+            issued_by,
+            command,
+        } = request;
         let mut hasher = SipHasher13::new_with_keys(self.seed, 0x7265_7175_6573_7400);
-        (expected_revision, command).hash(&mut hasher);
+        (expected_revision, expected_epoch, expected_scene, issued_by, command).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -377,6 +385,7 @@ fn text_bytes(answer: &Answer) -> usize {
             Rejection::StreamNotFound(text) | Rejection::AlreadyExists(text) | Rejection::SceneNotFound(text) => {
                 text.len()
             }
+            Rejection::Conflict { mismatch: Mismatch::Scene { expected, actual }, .. } => expected.len() + actual.len(),
             _ => 0,
         },
     }

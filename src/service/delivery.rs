@@ -198,11 +198,11 @@ mod tests {
     /// An engine whose stream is stopped and reset in turn, for changes to owe.
     fn owe_changes(queue: &mut PublishQueue, count: usize) {
         let (mut engine, mut outbox) = (Engine::new(Settings::default()), Outbox::default());
-        let draft = Draft { scenes: vec![Scene { name: "Main", duration_ms: 1_000 }], ..Draft::default() };
+        let draft = Draft { scenes: vec![Scene::new("Main", 1_000)], ..Draft::default() };
         let config = Config::new(&draft, &Limits::default()).unwrap();
         let stream_id = StreamId::parse(SHOW).unwrap();
         for command in [Command::Start(Some(config)), Command::Stop, Command::Reset].into_iter().take(count) {
-            let request = Request { stream_id, request_id: None, expected_revision: None, command };
+            let request = Request::new(stream_id, command);
             engine.handle(Tick(0), Input::Command(request), &mut outbox).unwrap();
         }
         assert_eq!(outbox.updates.len(), count);

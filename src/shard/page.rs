@@ -134,7 +134,7 @@ mod tests {
     const NOW: Now = Now { tick: Tick(0), wall_ms: 0 };
 
     fn state(shard: usize, slot: u32) -> StateUpdate {
-        let scenes = [Scene { name: "Main", duration_ms: 10_000 }];
+        let scenes = [Scene::new("Main", 10_000)];
         StateUpdate {
             // Of different lengths.
             stream_id: format!("{shard}-{slot}-{}", "x".repeat(slot as usize * 7 % 60)).into(),
@@ -147,11 +147,15 @@ mod tests {
             timeline: Arc::new(Timeline::new(&scenes, SceneLimits::default()).unwrap()),
             scene: None,
             position_ms: 0,
+        overtime_ms: None,
             loop_count: 0,
             status: None,
             revision: 1,
             sequence: 1,
             epoch: 1,
+        config_revision: 1,
+        starts_at_ms: None,
+        filtered: None,
         }
     }
 

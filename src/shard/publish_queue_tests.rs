@@ -10,7 +10,7 @@ use crate::engine::{Cause, Mode, Scene, SceneLimits, Tick, Timeline};
 const NOW: Now = Now { tick: Tick(0), wall_ms: 0 };
 
 fn update(slot: u32, sequence: u64, cause: Cause) -> StateUpdate {
-    let scenes = [Scene { name: "Main", duration_ms: 10_000 }];
+    let scenes = [Scene::new("Main", 10_000)];
     StateUpdate {
         stream_id: format!("s{slot}").into(),
         slot,
@@ -22,11 +22,15 @@ fn update(slot: u32, sequence: u64, cause: Cause) -> StateUpdate {
         timeline: Arc::new(Timeline::new(&scenes, SceneLimits::default()).unwrap()),
         scene: Some(0),
         position_ms: 0,
+        overtime_ms: None,
         loop_count: 0,
         status: None,
         revision: 1,
         sequence,
         epoch: 1,
+        config_revision: 1,
+        starts_at_ms: None,
+        filtered: None,
     }
 }
 
@@ -272,7 +276,8 @@ fn an_answer_over_the_limit_becomes_a_refusal_with_both_sizes() {
 fn an_update_that_fits_nowhere_is_counted_and_holds_up_nothing() {
     for publish_to in [PublishTo::Subjects, PublishTo::Feed, PublishTo::Both] {
         let mut queue = PublishQueue::new(publish_to);
-        let scenes = [Scene { name: &"x".repeat(250), duration_ms: 10_000 }];
+        let name = "x".repeat(250);
+        let scenes = [Scene::new(&name, 10_000)];
         let timeline = Arc::new(Timeline::new(&scenes, SceneLimits::default()).unwrap());
         queue.update(&StateUpdate { timeline, ..update(0, 1, Cause::Scene) }, NOW);
         queue.update(&update(0, 2, Cause::Scene), NOW);

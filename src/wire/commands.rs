@@ -8,7 +8,10 @@ use super::{
     proto::{self, orchestrator_command::Command},
     reader::{block, each_field, skip, text},
 };
-use crate::engine::{self, Config, Draft, Input, Invalid, Request, Scene, StreamId, WhenEmpty};
+use crate::engine::{self, AtEnd, Config, MAX_SCENE_ID_BYTES, Draft, Input, Invalid, Request, Scene, StreamId, WhenEmpty};
+
+/// The longest `issued_by`, bytes.
+pub const MAX_ISSUED_BY_BYTES: usize = 128;
 
 /// Names the commands once, with their numbers in the oneof; behind the bar those that bring a configuration.
 macro_rules! commands {
@@ -104,6 +107,9 @@ pub fn input<'a>(message: &'a proto::OrchestratorCommand, limits: &WireLimits) -
         stream_id: StreamId::parse(stream_id(command))?,
         request_id: request_id(&message.request_id, limits)?,
         expected_revision: message.expected_revision,
+        expected_epoch: message.expected_epoch,
+        expected_scene: message.expected_scene.as_deref().map(|scene| expected_scene(scene, limits)).transpose()?,
+        issued_by: Some(short("issued_by", &message.issued_by, MAX_ISSUED_BY_BYTES)?).filter(|who| !who.is_empty()),
         command: match command {
             Command::Start(start) => {
                 engine::Command::Start(start.config.as_ref().map(|c| config(c, limits)).transpose()?)
@@ -131,7 +137,11 @@ pub fn input<'a>(message: &'a proto::OrchestratorCommand, limits: &WireLimits) -
     }))
 }
 
-fn config(message: &proto::OrchestratorConfig, limits: &WireLimits) -> Result<Config, Invalid> {
+/// The configuration that a message asks for, with every default filled in.
+///
+/// # Errors
+/// `INVALID_ARGUMENT`, naming the field and the limit.
+pub fn config(message: &proto::OrchestratorConfig, limits: &WireLimits) -> Result<Config, Invalid> {
     let when_empty = match proto::WhenEmpty::try_from(message.when_empty) {
         Ok(proto::WhenEmpty::Restart) => WhenEmpty::Restart,
         Ok(proto::WhenEmpty::Freeze) => WhenEmpty::Freeze,
@@ -142,21 +152,55 @@ fn config(message: &proto::OrchestratorConfig, limits: &WireLimits) -> Result<Co
         }
     };
     let draft = Draft {
-        scenes: message.scenes.iter().map(|s| Scene { name: &s.name, duration_ms: s.duration_ms }).collect(),
+        scenes: message.scenes.iter().enumerate().map(scene).collect::<Result<_, _>>()?,
         tick_interval_ms: message.tick_interval_ms,
         loop_scenes: message.loop_scenes,
         when_empty,
         empty_grace_ms: message.empty_grace_ms,
         idle_timeout_ms: message.idle_timeout_ms,
+        starts_at_ms: message.starts_at_ms,
+        no_ticks: message.no_ticks,
+        title: &message.title,
     };
     Config::new(&draft, &limits.engine)
+}
+
+fn scene((place, message): (usize, &proto::SceneConfig)) -> Result<Scene<'_>, Invalid> {
+    let given = |text| Some(text).filter(|text: &&str| !text.is_empty());
+    let fallback = given(message.fallback_scene.as_str());
+    let at_end = match proto::AtEnd::try_from(message.at_end) {
+        Ok(proto::AtEnd::Hold) => AtEnd::Hold { max_hold_ms: message.max_hold_ms, fallback },
+        Ok(proto::AtEnd::Next) if message.max_hold_ms.is_none() && fallback.is_none() => AtEnd::Next,
+        Ok(proto::AtEnd::Next) => {
+            let field = if fallback.is_some() { "fallback_scene" } else { "max_hold_ms" };
+            return Err(Invalid::new(format!("scenes[{place}].{field} needs at_end to be HOLD")));
+        }
+        Err(_) => {
+            let value = message.at_end;
+            return Err(Invalid::new(format!("scenes[{place}].at_end must be 0 NEXT or 1 HOLD, not {value}")));
+        }
+    };
+    Ok(Scene {
+        name: &message.name,
+        duration_ms: message.duration_ms,
+        id: given(message.scene_id.as_str()),
+        data: &message.data,
+        at_end,
+        warn_ms: message.warn_ms,
+        danger_ms: message.danger_ms,
+    })
+}
+
+/// Id or name of a scene, or nothing.
+fn expected_scene<'a>(named: &'a str, limits: &WireLimits) -> Result<&'a str, Invalid> {
+    short("expected_scene", named, limits.engine.max_scene_name_bytes.max(MAX_SCENE_ID_BYTES))
 }
 
 fn scene_name<'a>(name: &'a str, limits: &WireLimits) -> Result<&'a str, Invalid> {
     if name.is_empty() {
         return Err(Invalid::new("scene_name must not be empty"));
     }
-    short("scene_name", name, limits.engine.max_scene_name_bytes)
+    short("scene_name", name, limits.engine.max_scene_name_bytes.max(MAX_SCENE_ID_BYTES))
 }
 
 fn request_id<'a>(id: &'a str, limits: &WireLimits) -> Result<Option<&'a str>, Invalid> {
@@ -238,6 +282,108 @@ mod tests {
     fn a_message_without_a_command_names_the_field() {
         let error = input(&proto::OrchestratorCommand::default(), &WireLimits::default()).unwrap_err();
         assert!(error.0.contains("command"), "{error}");
+    }
+
+    fn scene_config() -> impl Strategy<Value = proto::SceneConfig> {
+        let hold = prop::option::of((prop::option::of(1..9_u64), "(|Break|Main|x)"));
+        let hints = (prop::option::of(0..9_u64), prop::option::of(0..9_u64));
+        ("(Break|Main|x)", 1..99_u64, "(|||x|y-1)", ".{0,9}", hold, hints).prop_map(
+            |(name, duration_ms, scene_id, data, hold, (warn_ms, danger_ms))| {
+                let (max_hold_ms, fallback_scene) = hold.clone().unwrap_or_default();
+                let at_end = if hold.is_some() { proto::AtEnd::Hold } else { proto::AtEnd::Next }.into();
+                proto::SceneConfig {
+                    name,
+                    duration_ms,
+                    scene_id,
+                    data,
+                    at_end,
+                    max_hold_ms,
+                    fallback_scene,
+                    warn_ms,
+                    danger_ms,
+                }
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_configuration_is_told_as_it_was_given_with_its_defaults(
+            scenes in prop::collection::vec(scene_config(), 1..5),
+            numbers in any::<[Option<u16>; 4]>(),
+            (loop_scenes, no_ticks, when_empty, title) in (any::<bool>(), any::<bool>(), 0..3_i32, ".{0,9}"),
+        ) {
+            let [tick, grace, idle, starts_at] = numbers.map(|number| number.map(|number| u64::from(number) + 10));
+            let given = proto::OrchestratorConfig {
+                scenes,
+                tick_interval_ms: tick.map(|ms| ms.min(60_000)),
+                loop_scenes,
+                when_empty,
+                empty_grace_ms: grace,
+                idle_timeout_ms: idle,
+                starts_at_ms: starts_at,
+                no_ticks,
+                title,
+            };
+            let limits = WireLimits::default();
+            // Ids that are there twice and fallbacks that lead nowhere are refused.
+            let Ok(checked) = config(&given, &limits) else { return Ok(()) };
+            let told = crate::wire::encode::config(&checked);
+            let with_defaults = proto::OrchestratorConfig {
+                tick_interval_ms: Some(given.tick_interval_ms.unwrap_or(100)),
+                empty_grace_ms: Some(given.empty_grace_ms.unwrap_or(2_000)),
+                idle_timeout_ms: Some(given.idle_timeout_ms.unwrap_or(60_000)),
+                ..given
+            };
+            prop_assert_eq!(&told, &with_defaults);
+            prop_assert_eq!(config(&told, &limits), Ok(checked));
+        }
+    }
+
+    #[test]
+    fn what_a_command_may_expect_is_short() {
+        let limits = WireLimits::default();
+        let stop = || Some(Command::Stop(proto::Stop { stream_id: "show".into() }));
+        let message = proto::OrchestratorCommand {
+            command: stop(),
+            expected_epoch: Some(7),
+            expected_scene: Some(String::new()),
+            issued_by: "x".repeat(128),
+            ..Default::default()
+        };
+        let Ok(Input::Command(request)) = input(&message, &limits) else { panic!("it is taken") };
+        assert_eq!((request.expected_epoch, request.expected_scene), (Some(7), Some("")));
+        assert_eq!(request.issued_by.map(str::len), Some(128));
+        for (message, words) in [
+            (
+                proto::OrchestratorCommand { issued_by: "x".repeat(129), ..Default::default() },
+                "issued_by must have at most 128 bytes, this has 129",
+            ),
+            (
+                proto::OrchestratorCommand { expected_scene: Some("x".repeat(257)), ..Default::default() },
+                "expected_scene must have at most 256 bytes",
+            ),
+        ] {
+            let error = input(&proto::OrchestratorCommand { command: stop(), ..message }, &limits).unwrap_err();
+            assert!(error.0.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_only_a_hold_has_is_refused_without_one() {
+        let scene = proto::SceneConfig { name: "Main".into(), duration_ms: 1, ..Default::default() };
+        for (scene, words) in [
+            (proto::SceneConfig { max_hold_ms: Some(1), ..scene.clone() }, "scenes[0].max_hold_ms needs at_end"),
+            (
+                proto::SceneConfig { fallback_scene: "Main".into(), ..scene.clone() },
+                "scenes[0].fallback_scene needs at_end to be HOLD",
+            ),
+            (proto::SceneConfig { at_end: 2, ..scene }, "scenes[0].at_end must be 0 NEXT or 1 HOLD, not 2"),
+        ] {
+            let message = proto::OrchestratorConfig { scenes: vec![scene], ..Default::default() };
+            let error = config(&message, &WireLimits::default()).unwrap_err();
+            assert!(error.0.contains(words), "{error}");
+        }
     }
 
     #[test]

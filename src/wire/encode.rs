@@ -10,7 +10,9 @@ use prost::{
 };
 
 use super::{Refusal, proto};
-use crate::engine::{Accepted, Cause, Counts, Mode, Rejection, StateUpdate, Tick, Unplaced};
+use crate::engine::{
+    Accepted, AtEnd, Cause, Config, Counts, Mode, Rejection, StateUpdate, Tick, Timeline, Unplaced, WhenEmpty,
+};
 
 impl From<Mode> for proto::Mode {
     fn from(mode: Mode) -> Self {
@@ -40,6 +42,7 @@ impl From<Cause> for proto::Cause {
 /// The numbers of an update that follow from its position.
 struct Derived<'a> {
     scene_name: Option<&'a str>,
+    scene_id: Option<&'a str>,
     total_ms: u64,
     remaining_ms: u64,
     progress: f64,
@@ -56,6 +59,7 @@ impl<'a> Derived<'a> {
         let place = update.scene.map(|scene| update.timeline.within(scene, update.position_ms));
         Self {
             scene_name: update.scene.map(|scene| update.timeline.name(scene)),
+            scene_id: update.scene.and_then(|scene| update.timeline.scene_id(scene)),
             total_ms,
             remaining_ms: total_ms.saturating_sub(update.position_ms),
             // A timeline shortened to nothing is at its end.
@@ -86,6 +90,11 @@ impl Now {
     fn wall_of(self, update: &StateUpdate) -> u64 {
         update.server_time_ms.unwrap_or_else(|| self.wall_ms.saturating_sub(self.tick.since(update.at)))
     }
+
+    /// How long the stream waits, by that clock, for the instant at which it starts, ms.
+    fn starts_in(self, update: &StateUpdate) -> Option<u64> {
+        update.starts_at_ms.map(|starts_at_ms| starts_at_ms.saturating_sub(self.wall_of(update)))
+    }
 }
 
 /// An update as a message.
@@ -114,7 +123,11 @@ pub fn state(update: &StateUpdate, now: Now) -> proto::StateUpdate {
         scene_remaining: derived.scene_remaining_ms,
         loop_count: update.loop_count,
         cause: proto::Cause::from(update.cause).into(),
-        ..Default::default()
+        holding: update.overtime_ms.is_some(),
+        overtime: update.overtime_ms.unwrap_or(0),
+        config_revision: update.config_revision,
+        scene_id: derived.scene_id.map(str::to_owned),
+        starts_in: now.starts_in(update),
     }
 }
 
@@ -148,7 +161,16 @@ pub fn write_state(buffer: &mut impl BufMut, update: &StateUpdate, now: Now) {
     numbers.put(19, derived.scene_remaining_ms);
     numbers.put(20, update.loop_count);
     numbers.put(21, proto::Cause::from(update.cause) as u64);
+    numbers.put(22, flag(update.overtime_ms.is_some()));
+    numbers.put(23, update.overtime_ms.unwrap_or(0));
+    numbers.put(24, update.config_revision);
     buffer.put_slice(numbers.as_bytes());
+    text(buffer, 25, derived.scene_id);
+    if let Some(starts_in) = now.starts_in(update) {
+        let mut numbers = Numbers::default();
+        numbers.put_present(26, starts_in);
+        buffer.put_slice(numbers.as_bytes());
+    }
 }
 
 /// Fields that are numbers, on the stack: a growing buffer would be asked for room for each of their bytes. Encoding an
@@ -168,8 +190,8 @@ impl Default for Numbers {
 impl Numbers {
     /// A key of two bytes and a number of ten.
     const MOST: usize = 2 + 10;
-    /// For the twelve fields of the longer run of them.
-    const ROOM: usize = 12 * Self::MOST;
+    /// For the fifteen fields of the longer run of them, as many as there are at once.
+    const ROOM: usize = 15 * Self::MOST;
 
     #[inline]
     fn as_bytes(&self) -> &[u8] {
@@ -253,7 +275,7 @@ pub fn refusal(refusal: &Refusal, stream_id: &str) -> proto::Reply {
         stream_id: stream_id.to_owned(),
         revision: match refusal {
             // What to expect the next time.
-            Refusal::Rejected(Rejection::Conflict { actual, .. }) => *actual,
+            Refusal::Rejected(Rejection::Conflict { revision, .. }) => *revision,
             _ => 0,
         },
         ..Default::default()
@@ -356,6 +378,46 @@ pub fn batch_reply(unplaced: &Unplaced, stream_id: &str, max_bytes: usize) -> pr
     }
 }
 
+/// A configuration as a message, with every default filled in: [`super::commands::config`] makes the same of it.
+#[must_use]
+pub fn config(config: &Config) -> proto::OrchestratorConfig {
+    let when_empty = match config.when_empty {
+        WhenEmpty::Restart => proto::WhenEmpty::Restart,
+        WhenEmpty::Freeze => proto::WhenEmpty::Freeze,
+        WhenEmpty::RunOn => proto::WhenEmpty::RunOn,
+    };
+    let scenes = 0..config.timeline.scene_count();
+    proto::OrchestratorConfig {
+        scenes: scenes.map(|scene| scene_config(&config.timeline, scene)).collect(),
+        tick_interval_ms: Some(config.tick_interval_ms.into()),
+        loop_scenes: config.loop_scenes,
+        when_empty: when_empty.into(),
+        empty_grace_ms: Some(config.empty_grace_ms),
+        idle_timeout_ms: Some(config.idle_timeout_ms),
+        starts_at_ms: config.starts_at_ms(),
+        no_ticks: config.no_ticks,
+        title: config.title().to_owned(),
+    }
+}
+
+fn scene_config(timeline: &Timeline, scene: u32) -> proto::SceneConfig {
+    let (at_end, max_hold_ms, fallback) = match timeline.at_end(scene) {
+        AtEnd::Next => (proto::AtEnd::Next, None, None),
+        AtEnd::Hold { max_hold_ms, fallback } => (proto::AtEnd::Hold, max_hold_ms, fallback),
+    };
+    proto::SceneConfig {
+        name: timeline.name(scene).to_owned(),
+        duration_ms: timeline.duration_ms(scene),
+        scene_id: timeline.scene_id(scene).unwrap_or_default().to_owned(),
+        data: timeline.data(scene).to_owned(),
+        at_end: at_end.into(),
+        max_hold_ms,
+        fallback_scene: fallback.unwrap_or_default().to_owned(),
+        warn_ms: timeline.warn_ms(scene),
+        danger_ms: timeline.danger_ms(scene),
+    }
+}
+
 /// Counts as a message, and which subjects carry the updates.
 #[must_use]
 pub const fn stats(counts: &Counts, published_to: proto::PublishedTo) -> proto::Stats {
@@ -392,32 +454,34 @@ mod tests {
         let cause =
             prop::sample::select(vec![Cause::Tick, Cause::Scene, Cause::Command, Cause::Lifecycle, Cause::Snapshot]);
         let status = prop::option::of((any::<bool>(), ".{0,20}"));
-        (mode, cause, 0..=13_000u64, prop::option::of(0..2u32), status, any::<[u64; 4]>()).prop_map(
-            |(mode, cause, position_ms, scene, status, [loop_count, revision, sequence, epoch])| StateUpdate {
-                stream_id: "show".into(),
-                slot: 0,
-                partition: 0,
-                at: Tick(1_000),
-                server_time_ms: None,
-                cause,
-                mode,
-                timeline: Arc::new(
-                    Timeline::new(
-                        &[Scene { name: "Intro", duration_ms: 3_000 }, Scene { name: "Main", duration_ms: 10_000 }],
-                        SceneLimits::default(),
-                    )
-                    .expect("valid"),
-                ),
-                scene,
-                position_ms,
-                loop_count,
-                status: status.map(|(is_streaming, timecode)| {
-                    Arc::new(Status { is_streaming, stream_time_ms: 0, timecode: timecode.into() })
-                }),
-                revision,
-                sequence,
-                epoch,
-                
+        let place = (0..=13_000u64, prop::option::of(0..2u32), any::<Option<u64>>(), any::<Option<u64>>());
+        (mode, cause, place, status, any::<[u64; 5]>()).prop_map(
+            |(mode, cause, (position_ms, scene, overtime_ms, starts_at_ms), status, numbers)| {
+                let [loop_count, revision, sequence, epoch, config_revision] = numbers;
+                let scenes = [Scene { id: Some("intro"), ..Scene::new("Intro", 3_000) }, Scene::new("Main", 10_000)];
+                StateUpdate {
+                    stream_id: "show".into(),
+                    slot: 0,
+                    partition: 0,
+                    at: Tick(1_000),
+                    server_time_ms: None,
+                    cause,
+                    mode,
+                    timeline: Arc::new(Timeline::new(&scenes, SceneLimits::default()).expect("valid")),
+                    scene,
+                    position_ms,
+                    overtime_ms,
+                    loop_count,
+                    status: status.map(|(is_streaming, timecode)| {
+                        Arc::new(Status { is_streaming, stream_time_ms: 0, timecode: timecode.into() })
+                    }),
+                    revision,
+                    sequence,
+                    epoch,
+                    config_revision,
+                    starts_at_ms,
+                    filtered: None,
+                }
             },
         )
     }
@@ -435,7 +499,72 @@ mod tests {
     }
 
     #[test]
-    fn too_large_an_answer_is_refused_alike_to_commands_and_queries() {
+    fn the_largest_update_written_by_hand_is_what_prost_writes() {
+        let most = u64::MAX;
+        let status = Status { is_streaming: true, stream_time_ms: most, timecode: "x".repeat(256).into() };
+        let name = "y".repeat(256);
+        let id = "z".repeat(128);
+        let scenes = [Scene { id: Some(&id), ..Scene::new(&name, 1) }];
+        let update = StateUpdate {
+            stream_id: "s".repeat(128).into(),
+            server_time_ms: Some(most),
+            cause: Cause::Snapshot,
+            mode: Mode::Finished,
+            timeline: Arc::new(Timeline::new(&scenes, SceneLimits::default()).expect("valid")),
+            scene: Some(0),
+            position_ms: 1,
+            overtime_ms: Some(most),
+            loop_count: most,
+            status: Some(Arc::new(status)),
+            revision: most,
+            sequence: most,
+            epoch: most,
+            config_revision: most,
+            starts_at_ms: Some(most),
+            ..update_at(Tick(0))
+        };
+        let now = Now { tick: Tick(0), wall_ms: 0 };
+        let mut bytes = Vec::new();
+        write_state(&mut bytes, &update, now);
+        assert_eq!(bytes, state(&update, now).encode_to_vec());
+        assert!(bytes.len() + 128 + 32 <= MAX_REPLY_BYTES, "an answer with it has {} bytes and some", bytes.len());
+    }
+
+    #[test]
+    fn a_stream_that_waits_tells_for_how_long_by_the_clock_that_it_tells() {
+        let update = StateUpdate { starts_at_ms: Some(9_000), ..update_at(Tick(1_000)) };
+        let told = |wall_ms| state(&update, Now { tick: Tick(1_500), wall_ms });
+        assert_eq!((told(8_000).server_time_ms, told(8_000).starts_in), (7_500, Some(1_500)));
+        assert_eq!(told(20_000).starts_in, Some(0), "it is about to");
+        assert_eq!(state(&update_at(Tick(0)), Now { tick: Tick(0), wall_ms: 0 }).starts_in, None);
+    }
+
+    fn update_at(at: Tick) -> StateUpdate {
+        StateUpdate {
+            stream_id: "show".into(),
+            slot: 0,
+            partition: 0,
+            at,
+            server_time_ms: None,
+            cause: Cause::Command,
+            mode: Mode::Idle,
+            timeline: Arc::new(Timeline::new(&[Scene::new("Main", 1)], SceneLimits::default()).expect("valid")),
+            scene: None,
+            position_ms: 0,
+            overtime_ms: None,
+            loop_count: 0,
+            status: None,
+            revision: 1,
+            sequence: 1,
+            epoch: 1,
+            config_revision: 1,
+            starts_at_ms: None,
+            filtered: None,
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_too_large_is_refused_alike_to_commands_and_queries() {
         let refusal = answer_too_large(716_000, 65_536);
         let message = "the answer has 716000 bytes, and the connection takes 65536";
         let code = proto::Code::ResourceExhausted.into();

@@ -34,9 +34,9 @@ pub fn said(at: u64, cause: Cause, mode: Mode, position: u64, scene: impl Into<O
 pub fn show() -> Draft<'static> {
     Draft {
         scenes: vec![
-            Scene { name: "Intro", duration_ms: 3_000 },
-            Scene { name: "Main", duration_ms: 10_000 },
-            Scene { name: "Outro", duration_ms: 2_000 },
+            Scene::new("Intro", 3_000),
+            Scene::new("Main", 10_000),
+            Scene::new("Outro", 2_000),
         ],
         tick_interval_ms: Some(1_000),
         ..Draft::default()
@@ -111,7 +111,7 @@ impl EngineDriver {
 
     pub fn command(&mut self, stream: &str, command: Command<'_>) -> Result<StateUpdate, Rejection> {
         let stream_id = StreamId::parse(stream).expect("a valid id");
-        self.request(Request { stream_id, request_id: None, expected_revision: None, command })
+        self.request(Request::new(stream_id, command))
     }
 
     /// A viewer joins `show` and is answered.

@@ -97,12 +97,13 @@ impl Plan {
     /// The same for the engine, if it takes it.
     pub(crate) fn config(&self, bytes: ByteLimits) -> Option<Config> {
         let draft = Draft {
-            scenes: self.scenes.iter().map(|(name, duration_ms)| Scene { name, duration_ms: *duration_ms }).collect(),
+            scenes: self.scenes.iter().map(|(name, duration_ms)| Scene::new(name, *duration_ms)).collect(),
             tick_interval_ms: Some(self.tick),
             loop_scenes: self.looping,
             when_empty: self.when_empty,
             empty_grace_ms: Some(self.grace),
             idle_timeout_ms: Some(self.idle),
+            ..Draft::default()
         };
         let limits = Limits {
             max_idle_timeout_ms: MAX_DURATION_MS,

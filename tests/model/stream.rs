@@ -454,10 +454,11 @@ impl Stream {
                 self.moves(now, Chapter::SceneBecomes(scene, length), told);
             }
             Order::Status(status) => {
-                let length = |status: Status| TIMECODES[usize::from(status.timecode)].len() as u64;
-                room.check(self.status.map_or(0, length), length(status))?;
+                let was_streaming = self.status.is_some_and(|status| status.is_streaming);
                 self.status = Some(status);
-                self.becomes(now, mode, Cause::Command, told);
+                if status.is_streaming != was_streaming {
+                    self.becomes(now, mode, Cause::Command, told);
+                }
             }
             Order::Reconfigure(plan) => {
                 let plan = &plans[plan as usize];

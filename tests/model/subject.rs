@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use orchestrator_service::engine::{
-    Accepted, Batch, ClientId, Command, Config, Counts, Engine, Event, Handle, Hint, Input, Invalid, Lifecycle, Mode,
+    Accepted, Batch, ClientId, Command, Config, Counts, Engine, Event, Handle, Hint, Input, Invalid, Lifecycle, Mismatch, Mode,
     Newcomer, Outbox, Playhead, Quota, Rejection, Request, Run, Scene, SceneLimits, Show, StateUpdate, StreamId,
     Subscriber, Tick, Timeline,
 };
@@ -148,10 +148,9 @@ impl Subject {
         let input = match say {
             Say::Again => unreachable!("the model has looked up what it means"),
             Say::Command { stream, request, expects: _, command } => Input::Command(Request {
-                stream_id: stream_id(*stream),
                 request_id: request.map(|request| REQUESTS[request as usize]),
                 expected_revision: model.last.expected_revision,
-                command: self.command(*command),
+                ..Request::new(stream_id(*stream), self.command(*command))
             }),
             Say::Register { stream, who, answered } => {
                 Input::Register { stream_id: stream_id(*stream), subscriber: newcomer(*who), answered: *answered }
@@ -382,18 +381,27 @@ pub(crate) fn without_bytes(counts: Counts) -> Counts {
 
 /// A show made anew from nothing but numbers and texts.
 fn written_and_read(show: &Show) -> Show {
-    let Show { id, config, pass, lifecycle, status, revision, sequence, epoch, empty_since } = show;
-    let Config { timeline, tick_interval_ms, loop_scenes, when_empty, empty_grace_ms, idle_timeout_ms } = config;
+    let Show { id, config, pass, lifecycle, status, revision, sequence, epoch, config_revision, empty_since } = show;
+    let Config {
+        timeline,
+        tick_interval_ms,
+        loop_scenes,
+        when_empty,
+        no_ticks,
+        empty_grace_ms,
+        idle_timeout_ms,
+        more,
+    } = config;
     let scenes = |timeline: &Timeline| -> Vec<(String, u64)> {
         (0..timeline.scene_count())
             .map(|scene| (timeline.name(scene).to_owned(), timeline.duration_ms(scene)))
             .collect()
     };
     let (scenes, lengths) = (scenes(timeline), scenes(pass).into_iter().map(|(_, ms)| ms));
-    let draft: Vec<Scene<'_>> = scenes.iter().map(|(name, ms)| Scene { name, duration_ms: *ms }).collect();
+    let draft: Vec<Scene<'_>> = scenes.iter().map(|(name, ms)| Scene::new(name, *ms)).collect();
     let timeline = Timeline::new(&draft, SceneLimits::default()).expect("it was valid");
     let pass = lengths.zip(0..).fold(timeline.clone(), |pass, (ms, scene)| pass.with_duration(scene, ms));
-    let head = |Playhead { loops, position_ms }: Playhead| Playhead { loops, position_ms };
+    let head = |Playhead { loops, pass_ms }: Playhead| Playhead { loops, pass_ms };
     Show {
         id: id.to_string().into(),
         config: Config {
@@ -403,12 +411,15 @@ fn written_and_read(show: &Show) -> Show {
             when_empty: *when_empty,
             empty_grace_ms: *empty_grace_ms,
             idle_timeout_ms: *idle_timeout_ms,
+            no_ticks: *no_ticks,
+            more: more.clone(),
         },
         pass: Arc::new(pass),
         lifecycle: match *lifecycle {
             Lifecycle::Idle(at) => Lifecycle::Idle(head(at)),
-            Lifecycle::Running(Run { anchor, from, next_tick, told }) => {
-                Lifecycle::Running(Run { anchor, from: head(from), next_tick, told: head(told) })
+            Lifecycle::Scheduled => Lifecycle::Scheduled,
+            Lifecycle::Running(Run { anchor, from, next_tick, told, on_schedule }) => {
+                Lifecycle::Running(Run { anchor, from: head(from), next_tick, told: head(told), on_schedule })
             }
             Lifecycle::Paused(at) => Lifecycle::Paused(head(at)),
             Lifecycle::Stopped(at) => Lifecycle::Stopped(head(at)),
@@ -423,6 +434,7 @@ fn written_and_read(show: &Show) -> Show {
         revision: *revision,
         sequence: *sequence,
         epoch: *epoch,
+        config_revision: *config_revision,
         empty_since: *empty_since,
     }
 }
@@ -435,7 +447,8 @@ fn refusal(rejection: Rejection) -> Refusal {
         Rejection::InvalidState { command: _, mode } => Refusal::InvalidState(mode),
         Rejection::SceneNotFound(_) => Refusal::SceneNotFound,
         Rejection::UnknownSubscriber { .. } => Refusal::UnknownSubscriber,
-        Rejection::Conflict { expected, actual } => Refusal::Conflict { expected, actual },
+        Rejection::Conflict { mismatch: Mismatch::Revision { expected, actual }, .. } => Refusal::Conflict { expected, actual },
+        Rejection::Conflict { .. } => unreachable!("nothing else is expected"),
         Rejection::RequestIdTaken(_) => Refusal::RequestIdTaken,
         Rejection::Exhausted { what, limit } => Refusal::Exhausted { what, limit },
     }

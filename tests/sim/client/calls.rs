@@ -112,6 +112,7 @@ impl World {
                     Query::GetStats(query) if query.stream_id.is_empty() => What::Stats { stream: None },
                     Query::GetStats(query) => What::Stats { stream: Some(stream_number(&query.stream_id)) },
                     Query::ListStreams(_) => What::List,
+                    other => panic!("no client of this world asks {other:?}"),
                 };
                 let round = round(&self.service, "", &[], &what);
                 read(what, subject::QUERY, round)
@@ -165,6 +166,7 @@ impl World {
                 by_name(&batch.stream_id, &batch.client_id);
                 (&batch.stream_id, &batch.handle, What::Leave(by_handle(&batch.handle)))
             }
+            Command::Follow(follow) => panic!("no client of this world follows {follow:?}"),
         }
     }
 
