@@ -77,8 +77,7 @@ impl World {
             world.engine.handle(NOW, start, &mut world.outbox).unwrap();
             for viewer in &world.viewers {
                 let stream_id = StreamId::parse(stream).unwrap();
-                let input =
-                    Input::Register { stream_id, subscriber: newcomer(viewer), answered: true };
+                let input = Input::Register { stream_id, subscriber: newcomer(viewer), answered: true };
                 match world.engine.handle(NOW, input, &mut world.outbox) {
                     Ok(Accepted::Registered { handle, .. }) => world.handles.push(handle),
                     other => panic!("{other:?}"),
@@ -106,8 +105,7 @@ fn subscribers(criterion: &mut Criterion) {
             turn = (turn + 1) % newcomers.len();
             let (stream, viewer) = (&streams[turn % streams.len()], &newcomers[turn]);
             let stream_id = StreamId::parse(stream).unwrap();
-            let register =
-                Input::Register { stream_id, subscriber: newcomer(viewer), answered: true };
+            let register = Input::Register { stream_id, subscriber: newcomer(viewer), answered: true };
             handle(&mut engine, &mut outbox, NOW, register);
             handle(&mut engine, &mut outbox, NOW, Input::Unregister(subscriber(stream, viewer)));
         });

@@ -486,13 +486,9 @@ fn scenes_are_told_no_more_often_than_the_least_tick_interval() {
 }
 
 #[test]
-fn a_scene_that_waits_is_a_change_though_a_snapshot_came_first() {
-    let scenes = vec![
-        Scene::new("Flash", 1),
-        Scene::new("Short", 4),
-        Scene::new("Main", 60_000),
-    ];
-    let mut world = EngineDriver::with_show(&Draft { scenes, tick_interval_ms: Some(10), ..show() });
+fn a_scene_that_has_to_wait_is_told_as_a_change_though_a_snapshot_came_first() {
+    let scenes = vec![Scene::new("Flash", 1), Scene::new("Short", 4), Scene::new("Main", 60_000)];
+    let mut world = World::with_show(&Draft { scenes, tick_interval_ms: Some(10), ..show() });
     world.join("a", 0);
     world.until(7);
     world.register("show", "b", 0, false).unwrap();

@@ -8,9 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{
-    Cause, Invalid, Lifecycle, MAX_DURATION_MS, Outbox, Playhead, Run, Show, Tick, WallClock, stream::Stream,
-};
+use super::{Cause, Invalid, Lifecycle, MAX_DURATION_MS, Outbox, Playhead, Run, Show, Tick, WallClock, stream::Stream};
 
 /// The streams that wait for an instant, by instant and slot.
 #[derive(Debug, Default)]

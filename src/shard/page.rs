@@ -147,15 +147,15 @@ mod tests {
             timeline: Arc::new(Timeline::new(&scenes, SceneLimits::default()).unwrap()),
             scene: None,
             position_ms: 0,
-        overtime_ms: None,
+            overtime_ms: None,
             loop_count: 0,
             status: None,
             revision: 1,
             sequence: 1,
             epoch: 1,
-        config_revision: 1,
-        starts_at_ms: None,
-        filtered: None,
+            config_revision: 1,
+            starts_at_ms: None,
+            filtered: None,
         }
     }
 

@@ -433,14 +433,20 @@ mod tests {
             (vec![named("a.b")], "not \"a.b\""),
             (vec![named(&long[..129])], "scene_id must have 1 to 128 bytes"),
             (vec![named("x"), scene("x", 1), named("x")], "scenes[2].scene_id must be distinct, \"x\" is there twice"),
-            (vec![Scene { data: &data, ..scene("a", 1) }], "scenes[0].data must have at most 4096 bytes, this has 4097"),
+            (
+                vec![Scene { data: &data, ..scene("a", 1) }],
+                "scenes[0].data must have at most 4096 bytes, this has 4097",
+            ),
             (vec![holding(Some(0), None)], "scenes[0].max_hold_ms must be 1 to 31536000000 (365 days), not 0"),
             (vec![holding(Some(MAX_DURATION_MS + 1), None)], "not 31536000001"),
             (vec![holding(None, Some("b"))], "scenes[0].fallback_scene must be id or name of a later scene, \"b\" is"),
             (vec![scene("b", 1), holding(None, Some("b"))], "scenes[1].fallback_scene"),
             (vec![holding(None, Some("a"))], "scenes[0].fallback_scene"),
             // An id matches first, also that of an earlier scene.
-            (vec![Scene { id: Some("b"), ..scene("c", 1) }, holding(None, Some("b")), scene("b", 1)], "scenes[1].fallb"),
+            (
+                vec![Scene { id: Some("b"), ..scene("c", 1) }, holding(None, Some("b")), scene("b", 1)],
+                "scenes[1].fallb",
+            ),
             (vec![Scene { warn_ms: Some(MAX_DURATION_MS + 1), ..scene("a", 1) }], "scenes[0].warn_ms must be at most"),
             (vec![Scene { danger_ms: Some(u64::MAX), ..scene("a", 1) }], "scenes[0].danger_ms must be at most"),
         ] {
@@ -481,7 +487,10 @@ mod tests {
             .collect();
         assert_eq!(Timeline::new(&read, SceneLimits::default()), Ok(timeline.clone()));
         assert_eq!(read[1].at_end, AtEnd::Hold { max_hold_ms: Some(5), fallback: Some("d") });
-        assert_eq!((read[1].id, read[1].data, read[2].warn_ms, read[3].danger_ms), (Some("b"), "red", Some(2), Some(0)));
+        assert_eq!(
+            (read[1].id, read[1].data, read[2].warn_ms, read[3].danger_ms),
+            (Some("b"), "red", Some(2), Some(0))
+        );
         // What is named by name is told by name.
         let fallback = AtEnd::Hold { max_hold_ms: None, fallback: Some("B") };
         let scenes = [Scene { at_end: fallback, ..Scene::new("A", 1) }, Scene { id: Some("b"), ..Scene::new("B", 1) }];
@@ -514,7 +523,8 @@ mod tests {
     #[test]
     fn a_scene_has_its_counterpart_by_id_and_else_by_its_place_among_those_of_its_name() {
         let id = |id, name| Scene { id: Some(id), ..Scene::new(name, 1) };
-        let old = timeline(&[Scene::new("Break", 1), id("x", "Main"), Scene::new("Break", 1), id("y", "Break")]).unwrap();
+        let old =
+            timeline(&[Scene::new("Break", 1), id("x", "Main"), Scene::new("Break", 1), id("y", "Break")]).unwrap();
         let new = timeline(&[Scene::new("Break", 1), Scene::new("Main", 1), id("x", "Break")]).unwrap();
         // The first and the second; the one of the id; the last there is of the name.
         assert_eq!([0, 1, 2, 3].map(|scene| old.counterpart(scene, &new)), [Some(0), Some(2), Some(2), Some(2)]);

@@ -146,7 +146,9 @@ pub enum TimelineError {
         duration_ms: u64,
     },
     /// An id is too long, or has other characters than it may.
-    #[error("scenes[{place}].scene_id must have 1 to {MAX_SCENE_ID_BYTES} bytes out of A-Z a-z 0-9 - and _, not {id:?}")]
+    #[error(
+        "scenes[{place}].scene_id must have 1 to {MAX_SCENE_ID_BYTES} bytes out of A-Z a-z 0-9 - and _, not {id:?}"
+    )]
     Id {
         /// Which scene.
         place: usize,

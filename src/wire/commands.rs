@@ -8,7 +8,9 @@ use super::{
     proto::{self, orchestrator_command::Command},
     reader::{block, each_field, skip, text},
 };
-use crate::engine::{self, AtEnd, Config, MAX_SCENE_ID_BYTES, Draft, Input, Invalid, Request, Scene, StreamId, WhenEmpty};
+use crate::engine::{
+    self, AtEnd, Config, Draft, Input, Invalid, MAX_SCENE_ID_BYTES, Request, Scene, StreamId, WhenEmpty,
+};
 
 /// The longest `issued_by`, bytes.
 pub const MAX_ISSUED_BY_BYTES: usize = 128;

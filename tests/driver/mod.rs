@@ -33,11 +33,7 @@ pub fn said(at: u64, cause: Cause, mode: Mode, position: u64, scene: impl Into<O
 /// Intro 3 s, Main 10 s, Outro 2 s, and a tick each second unless a test says otherwise.
 pub fn show() -> Draft<'static> {
     Draft {
-        scenes: vec![
-            Scene::new("Intro", 3_000),
-            Scene::new("Main", 10_000),
-            Scene::new("Outro", 2_000),
-        ],
+        scenes: vec![Scene::new("Intro", 3_000), Scene::new("Main", 10_000), Scene::new("Outro", 2_000)],
         tick_interval_ms: Some(1_000),
         ..Draft::default()
     }

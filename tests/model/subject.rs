@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use orchestrator_service::engine::{
-    Accepted, Batch, ClientId, Command, Config, Counts, Engine, Event, Handle, Hint, Input, Invalid, Lifecycle, Mismatch, Mode,
-    Newcomer, Outbox, Playhead, Quota, Rejection, Request, Run, Scene, SceneLimits, Show, StateUpdate, StreamId,
-    Subscriber, Tick, Timeline,
+    Accepted, Batch, ClientId, Command, Config, Counts, Engine, Event, Handle, Hint, Input, Invalid, Lifecycle,
+    Mismatch, Mode, Newcomer, Outbox, Playhead, Quota, Rejection, Request, Run, Scene, SceneLimits, Show, StateUpdate,
+    StreamId, Subscriber, Tick, Timeline,
 };
 
 use crate::{
@@ -382,16 +382,8 @@ pub(crate) fn without_bytes(counts: Counts) -> Counts {
 /// A show made anew from nothing but numbers and texts.
 fn written_and_read(show: &Show) -> Show {
     let Show { id, config, pass, lifecycle, status, revision, sequence, epoch, config_revision, empty_since } = show;
-    let Config {
-        timeline,
-        tick_interval_ms,
-        loop_scenes,
-        when_empty,
-        no_ticks,
-        empty_grace_ms,
-        idle_timeout_ms,
-        more,
-    } = config;
+    let Config { timeline, tick_interval_ms, loop_scenes, when_empty, no_ticks, empty_grace_ms, idle_timeout_ms, more } =
+        config;
     let scenes = |timeline: &Timeline| -> Vec<(String, u64)> {
         (0..timeline.scene_count())
             .map(|scene| (timeline.name(scene).to_owned(), timeline.duration_ms(scene)))
@@ -447,7 +439,9 @@ fn refusal(rejection: Rejection) -> Refusal {
         Rejection::InvalidState { command: _, mode } => Refusal::InvalidState(mode),
         Rejection::SceneNotFound(_) => Refusal::SceneNotFound,
         Rejection::UnknownSubscriber { .. } => Refusal::UnknownSubscriber,
-        Rejection::Conflict { mismatch: Mismatch::Revision { expected, actual }, .. } => Refusal::Conflict { expected, actual },
+        Rejection::Conflict { mismatch: Mismatch::Revision { expected, actual }, .. } => {
+            Refusal::Conflict { expected, actual }
+        }
         Rejection::Conflict { .. } => unreachable!("nothing else is expected"),
         Rejection::RequestIdTaken(_) => Refusal::RequestIdTaken,
         Rejection::Exhausted { what, limit } => Refusal::Exhausted { what, limit },
