@@ -15,7 +15,7 @@
 //! | file | what it is |
 //! |---|---|
 //! | `model/steps.rs` | what can happen |
-//! | `model/reference.rs`, `model/stream.rs` | the model: what the contract says of it |
+//! | `model/reference.rs`, `model/stream.rs`, `model/head.rs` | the model: what the contract says of it |
 //! | `model/subject.rs` | the engine, in the model's words |
 //! | this one | what must hold after every step: add to [`invariants`] |
 
@@ -35,9 +35,11 @@ use proptest::{
 use proptest_state_machine::{ReferenceStateMachine as _, StateMachineTest};
 
 use reference::{Answer, Fact, Model, Refusal};
-use steps::{ByteLimits, Many, Order, Plan, STREAMS, Say, Setup, Span, Step, Who};
+use steps::{Many, Order, Plan, PlanScene, STREAMS, Say, Setup, Span, Step, Who};
 use subject::Subject;
 
+#[path = "model/head.rs"]
+mod head;
 #[path = "model/reference.rs"]
 mod reference;
 #[path = "model/steps.rs"]
@@ -185,11 +187,12 @@ fn random_runs_meet_every_update_every_answer_and_every_refusal() {
         Tick-Running Scene-Running Snapshot-Idle Snapshot-Running Snapshot-Paused Snapshot-Stopped Snapshot-Finished
         Command-Idle Command-Running Command-Paused Command-Stopped Command-Finished
         Lifecycle-Idle Lifecycle-Running Lifecycle-Finished Lifecycle-Unknown later-pass adjusted stale several-sessions
+        hold-Running-begins hold-Running-goes-on hold-Paused-goes-on hold-Idle-goes-on hold-Stopped-goes-on waits
         Created Started Stopped Removed StaleRemoved
         State Registered RegisteredBatch Unregistered Heard Batch Stats Streams Noted
-        Invalid StreamNotFound AlreadyExists InvalidState SceneNotFound UnknownSubscriber Conflict RequestIdTaken
-        Exhausted-streams Exhausted-subscribers Exhausted-sessions
-        Exhausted-configurations Exhausted-client Invalid-plan";
+        Invalid StreamNotFound AlreadyExists InvalidState SceneNotFound UnknownSubscriber RequestIdTaken
+        Conflict-Revision Conflict-NoEpoch Conflict-Scene
+        Exhausted-streams Exhausted-subscribers Exhausted-sessions";
     let mut met = BTreeSet::new();
     let config = Config { rng_seed: RngSeed::Fixed(0), failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new(config);
@@ -217,10 +220,8 @@ fn features(model: &Model) -> Vec<String> {
                 facts.push(state);
             }
         }
-        Some(Err(Refusal::Exhausted { what, .. })) => {
-            let what = what.strip_prefix("bytes of ").unwrap_or(what);
-            met.push(format!("Exhausted-{}", kind(what.to_owned())));
-        }
+        Some(Err(Refusal::Conflict { expected, .. })) => met.push(format!("Conflict-{}", kind(format!("{expected:?}")))),
+        Some(Err(Refusal::Exhausted { what, .. })) => met.push(format!("Exhausted-{}", kind((*what).to_owned()))),
         Some(Err(refusal)) => met.push(kind(format!("{refusal:?}"))),
         None => {}
     }
@@ -234,7 +235,16 @@ fn features(model: &Model) -> Vec<String> {
         if fact.loops > 1 {
             met.push("later-pass".to_owned());
         }
-        if model.streams.get(fact.stream).is_some_and(|stream| stream.plan.scenes != fact.scenes) {
+        if let Some(overtime) = fact.overtime {
+            met.push(format!("hold-{:?}-{}", fact.mode, if overtime == 0 { "begins" } else { "goes-on" }));
+        }
+        if fact.starts.is_some() {
+            met.push("waits".to_owned());
+        }
+        if model.streams.get(fact.stream).is_some_and(|stream| {
+            let plan = stream.plan.scenes.iter().map(|scene| (scene.name, scene.ms));
+            !plan.eq(fact.scenes.iter().copied())
+        }) {
             met.push("adjusted".to_owned());
         }
     }
@@ -278,12 +288,14 @@ fn setup(plan: Plan, stale_after: u64) -> Setup {
 #[test]
 fn a_stream_woken_after_end_and_idle_timeout_is_just_gone() {
     let plan = Plan {
-        scenes: vec![("Intro", 1_000)],
+        scenes: vec![PlanScene::plain("Intro", 1_000)],
         tick: 100,
         looping: false,
         when_empty: WhenEmpty::RunOn,
         grace: 0,
         idle: 2_000,
+        no_ticks: false,
+        starts: None,
     };
     let setup = setup(plan, 90_000);
     let who = Who { client: 0, session: 0, from: 0 };
@@ -304,12 +316,14 @@ fn a_stream_woken_after_end_and_idle_timeout_is_just_gone() {
 #[test]
 fn leaving_with_a_stale_session_behind_ends_an_empty_grace() {
     let plan = Plan {
-        scenes: vec![("Intro", 60_000)],
+        scenes: vec![PlanScene::plain("Intro", 60_000)],
         tick: 60_000,
         looping: false,
         when_empty: WhenEmpty::Restart,
         grace: 0,
         idle: 60_000,
+        no_ticks: false,
+        starts: None,
     };
     let setup = setup(plan, 5_000);
     let session = |session| Who { client: 0, session, from: 0 };

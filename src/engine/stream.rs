@@ -295,8 +295,9 @@ impl Stream {
     /// Enters a state: the only function that changes the lifecycle, counts the revision and makes the update of it.
     pub(super) fn enter(&mut self, now: Tick, lifecycle: Lifecycle, cause: Cause, outbox: &mut Outbox) {
         let was_live = matches!(self.mode(), Mode::Running | Mode::Paused);
-        let was_on_schedule = self.show.is_on_schedule();
+        let mut was_on_schedule = self.show.is_on_schedule();
         self.show.lifecycle = lifecycle;
+        was_on_schedule |= self.show.is_on_schedule();
         self.normalize(now);
         if was_on_schedule && !self.show.is_on_schedule() && !self.is_watched() {
             self.show.empty_since = now;

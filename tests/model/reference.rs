@@ -14,11 +14,17 @@
 //! | a snapshot that has to wait for its 50 ms | any other update in between will do for it; if nobody is left, none is needed |
 //! | what is told with nobody watching | what a command or the lifecycle changed |
 //! | Start, Stop, Pause, Resume that change nothing | accepted, no update, same revision |
-//! | UpdateStreamStatus | in any mode; stays through Reset and Start |
+//! | UpdateStreamStatus | in any mode; stays through Reset and Start; counts only if whether it streams has changed |
+//! | holding | a hold's beginning and its end by itself are told like a scene that begins; so far as the present scene is told, so is that it holds |
+//! | AdjustScene while holding | longer: plays on for so much; shorter: nothing changes. To what has played: it holds at once |
+//! | Reconfigure while holding | the same scene, a hold, and no longer than it was: it goes on holding; a hold that is over by now leads on |
+//! | the same scene of another configuration | that of its id, or else its name, of several of a name the same one in a row, or the last |
+//! | `config_revision` | of what changed the configuration or a length, and of what put the configured lengths back; a new pass does so without |
+//! | on schedule | from the creation, or the Reconfigure that changes the instant, to a jump, Pause, Stop, Reset, or the end; AdjustScene and a status change nothing of it. Unwatched as under RUN_ON, and not removed; after it nobody has watched since then |
+//! | Start of what is stopped or over | on schedule if the instant is ahead |
+//! | a jump while it waits for the instant | plays from there if watched |
 //! | a request id of another stream, or of another content | another request; refused |
-//! | what a command is checked for first | a known request id, the stream, the revision, the mode, then the rest; refusals are remembered as well |
-//! | a configuration larger than one may be | refused where it is read: `INVALID_ARGUMENT`, whatever else is wrong, and not remembered |
-//! | what is counted of a stream, in bytes | its id, its scenes, those of an adjusted pass once more while they differ, its timecode |
+//! | what a command is checked for first | a known request id, the stream, what it expects, the mode, then the rest; refusals are remembered as well |
 //! | Start of an unknown stream without a config | `INVALID_ARGUMENT` |
 //! | Seek to the end or beyond | `INVALID_ARGUMENT` |
 //! | AdjustScene | not in STOPPED and FINISHED; over 365 days `INVALID_ARGUMENT`; a scene of length 0 is passed over |
@@ -36,14 +42,11 @@ use proptest_state_machine::ReferenceStateMachine;
 
 use crate::{
     steps::{
-        CLIENTS, Expects, MAX_SESSIONS, MAX_STREAMS, MAX_SUBSCRIBERS, Many, Order, STREAMS, Say, Setup, Span, Stage,
-        Status, Step, Ticket, Who, setup, step,
+        CLIENTS, Expects, MAX_SESSIONS, MAX_STREAMS, MAX_SUBSCRIBERS, Many, Order, SCENES, STREAMS, Say, Setup, Span, Stage,
+        Status, Step, T0, Ticket, Who, setup, step,
     },
-    stream::{Member, Stream},
+    stream::{Member, Stream, check_instant},
 };
-
-/// The beginning of every run: some day in 2023, ms since 1970.
-pub(crate) const T0: u64 = 1_700_000_000_000;
 
 /// What somebody is told of a stream: an update, or the state in an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +62,9 @@ pub(crate) struct Fact {
     pub(crate) revision: u64,
     pub(crate) sequence: u64,
     pub(crate) scenes: Vec<(&'static str, u64)>,
+    pub(crate) overtime: Option<u64>,
+    pub(crate) config_revision: u64,
+    pub(crate) starts: Option<u64>,
 }
 
 /// What whoever runs the engine is told of a stream.
@@ -149,9 +155,25 @@ pub(crate) enum Refusal {
     InvalidState(Mode),
     SceneNotFound,
     UnknownSubscriber,
-    Conflict { expected: u64, actual: u64 },
+    /// With the revision, and the scene if another was expected.
+    Conflict {
+        expected: Expected,
+        revision: u64,
+        scene: &'static str,
+    },
     RequestIdTaken,
     Exhausted { what: &'static str, limit: u64 },
+}
+
+/// What a command expects, as it is in this run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Expected {
+    Revision(u64),
+    /// Of which of all streams of the run; 0 if of none.
+    EpochOf(Option<usize>),
+    /// One that no stream has.
+    NoEpoch,
+    Scene(&'static str),
 }
 
 type Outcome = Result<Answer, Refusal>;
@@ -179,15 +201,13 @@ pub(crate) struct Model {
     pub(crate) streams: BTreeMap<&'static str, Stream>,
     max_streams: u64,
     max_subscribers: u64,
-    max_config_bytes: u64,
-    max_client_bytes: u64,
-    /// Of subscribers of streams that were removed: the engine forgets them bit by bit.
-    unforgotten_bytes: u64,
+    /// How far the wall clock is ahead, ms.
+    ahead: i64,
     extended_until: u64,
     /// Answers to requests with ids, the oldest first.
     answers: Vec<Answered>,
-    /// What a repeat repeats: with the revision that it expected.
-    last_request: Option<(Say, Option<u64>)>,
+    /// What a repeat repeats: with what it expected.
+    last_request: Option<(Say, Option<Expected>)>,
     /// How many streams there ever were.
     incarnations: usize,
     /// How many registrations there ever were.
@@ -212,7 +232,7 @@ struct Answered {
 pub(crate) struct Last {
     /// What came in, if anything did.
     pub(crate) said: Option<Say>,
-    pub(crate) expected_revision: Option<u64>,
+    pub(crate) expected: Option<Expected>,
     pub(crate) holders: Vec<Holder>,
     /// None if nothing came in.
     pub(crate) outcome: Option<Outcome>,
@@ -259,9 +279,7 @@ impl Model {
             streams: BTreeMap::new(),
             max_streams: MAX_STREAMS,
             max_subscribers: MAX_SUBSCRIBERS,
-            max_config_bytes: u64::MAX,
-            max_client_bytes: u64::MAX,
-            unforgotten_bytes: 0,
+            ahead: 0,
             extended_until: 0,
             answers: Vec::new(),
             last_request: None,
@@ -392,7 +410,7 @@ impl Model {
     pub(crate) fn dues(&self) -> Vec<u64> {
         let members = self.streams.values().flat_map(|stream| &stream.audience);
         let mut dues: Vec<u64> = members.map(|member| self.silent_at(member)).collect();
-        dues.extend(self.streams.values().flat_map(Stream::dues));
+        dues.extend(self.streams.values().flat_map(|stream| stream.dues(self.ahead)));
         dues.extend(self.remembered().map(|answered| answered.when + REMEMBER_MS));
         dues
     }
@@ -436,10 +454,9 @@ impl Model {
 
     /// Brings a stream to the present. None if there is no such stream, or not any more.
     fn bring(&mut self, stream: &'static str, told: &mut Told) -> Option<&mut Stream> {
-        if !self.streams.get_mut(stream)?.bring(self.now, told) {
-            let mut stream = self.streams.remove(stream)?;
-            self.unforgotten_bytes += bytes_of(&stream.audience);
-            stream.removed(self.now, true, told);
+        let ahead = self.ahead;
+        if !self.streams.get_mut(stream)?.bring(self.now, ahead, told) {
+            self.streams.remove(stream)?.removed(self.now, true, told);
             self.forget_absent();
             return None;
         }
@@ -477,8 +494,7 @@ impl Model {
         if matches!(say, Say::Command { request: Some(_), .. }) {
             self.last_request = Some((say.clone(), expected));
         }
-        let say = self.determined(say);
-        self.last.expected_revision = expected;
+        self.last.expected = expected;
         self.last.said = Some(say.clone());
         if let Say::Command { command: Order::Start(Some(plan)) | Order::Reconfigure(plan), .. } = &say
             && self.setup.plans[usize::from(*plan)].bytes() > self.setup.bytes.config
@@ -547,6 +563,10 @@ impl Model {
                 self.extended_until = self.extended_until.max(self.now + (*ms).min(self.setup.stale_after));
                 Ok(Answer::Noted)
             }
+            Say::WallClock { ahead } => {
+                self.ahead = *ahead;
+                Ok(Answer::Noted)
+            }
         }
     }
 
@@ -562,33 +582,42 @@ impl Model {
         say
     }
 
-    /// The same, but a question where the answer depends on whether the engine has noticed that the adjusted pass of
-    /// another stream is over, or has forgotten all subscribers of a stream that was removed.
-    fn determined(&self, say: Say) -> Say {
-        // More than any one of them can take.
-        const AMPLE: u64 = 400;
-        let (stream, is_certain) = match say {
-            Say::Command { stream, .. } => {
-                let [most, least] = self.room(STREAMS[usize::from(stream)]);
-                (stream, most == least || least.left > AMPLE)
-            }
-            Say::Register { stream, .. } | Say::RegisterBatch { stream, .. } => {
-                let (least, most) = self.client_bytes();
-                (stream, most == least || most + AMPLE < self.max_client_bytes.min(self.setup.bytes.clients))
-            }
-            say => return say,
-        };
-        if is_certain { say } else { Say::GetState { stream } }
+    /// What a command expects.
+    fn expected(&self, say: &Say) -> Option<Expected> {
+        let Say::Command { stream, expects: Some(expects), .. } = say else { return None };
+        let stream = self.streams.get(STREAMS[*stream as usize]);
+        let revision = stream.map_or(0, |stream| stream.revision);
+        let present = stream.and_then(|stream| stream.present_scene(self.now));
+        let name = present.map_or("", |scene| scene.name);
+        Some(match expects {
+            Expects::Present(more) => Expected::Revision(revision.saturating_add_signed(i64::from(*more))),
+            Expects::Exactly(revision) => Expected::Revision(*revision),
+            Expects::Epoch(true) => Expected::EpochOf(stream.map(|stream| stream.incarnation)),
+            Expects::Epoch(false) => Expected::NoEpoch,
+            Expects::Scene(scene) => Expected::Scene(SCENES[*scene as usize]),
+            Expects::PresentScene => Expected::Scene(name),
+            Expects::PresentId => Expected::Scene(present.and_then(|scene| scene.id).unwrap_or(name)),
+            Expects::NoScene => Expected::Scene(""),
+        })
     }
 
-    /// The revision that a command expects.
-    fn expected(&self, say: &Say) -> Option<u64> {
-        let Say::Command { stream, expects: Some(expects), .. } = say else { return None };
-        let present = self.streams.get(STREAMS[*stream as usize]).map_or(0, |stream| stream.revision);
-        Some(match expects {
-            Expects::Present(more) => present.saturating_add_signed(i64::from(*more)),
-            Expects::Exactly(revision) => *revision,
-        })
+    /// Refuses what a command expects in vain.
+    fn check_expected(&self, stream: Option<&Stream>, expected: Option<Expected>) -> Result<(), Refusal> {
+        let Some(expected) = expected else { return Ok(()) };
+        let revision = stream.map_or(0, |stream| stream.revision);
+        let present = stream.and_then(|stream| stream.present_scene(self.now));
+        let holds = match expected {
+            Expected::Revision(expected) => expected == revision,
+            Expected::EpochOf(incarnation) => incarnation == stream.map(|stream| stream.incarnation),
+            Expected::NoEpoch => false,
+            Expected::Scene("") => present.is_none(),
+            Expected::Scene(named) => present.is_some_and(|scene| scene.name == named || scene.id == Some(named)),
+        };
+        let scene = match expected {
+            Expected::Scene(_) => present.map_or("", |scene| scene.name),
+            _ => "",
+        };
+        if holds { Ok(()) } else { Err(Refusal::Conflict { expected, revision, scene }) }
     }
 
     /// What a command asks for, in words.
@@ -600,31 +629,26 @@ impl Model {
         }
     }
 
-    fn command(&mut self, stream: u8, expected: Option<u64>, command: Order, told: &mut Told) -> Outcome {
+    fn command(&mut self, stream: u8, expected: Option<Expected>, command: Order, told: &mut Told) -> Outcome {
         let name = STREAMS[stream as usize];
-        let now = self.now;
+        let (now, ahead) = (self.now, self.ahead);
         let plans = self.setup.plans.clone();
-        let conflict = |actual| match expected {
-            Some(expected) if expected != actual => Err(Refusal::Conflict { expected, actual }),
-            _ => Ok(()),
-        };
         if self.bring(name, told).is_none() {
             let Order::Start(plan) = command else { return Err(Refusal::StreamNotFound) };
-            conflict(0)?;
+            self.check_expected(None, expected)?;
             let plan = plans[usize::from(plan.ok_or(Refusal::Invalid)?)].clone();
             if self.streams.len() as u64 >= self.max_streams.min(MAX_STREAMS) {
                 return Err(Refusal::Exhausted { what: "streams", limit: MAX_STREAMS });
             }
-            self.room(name)[0].check(0, name.len() as u64 + plan.bytes())?;
-            let stream = Stream::created(name, self.incarnations, plan, now, told);
+            check_instant(&plan, now, ahead)?;
+            let stream = Stream::created(name, self.incarnations, plan, (now, ahead), told);
             self.incarnations += 1;
             let state = stream.fact(now, Cause::Command);
             self.streams.insert(name, stream);
             return Ok(Answer::State(state));
         }
-        let room = self.room(name)[0];
+        self.check_expected(self.streams.get(name), expected)?;
         let stream = self.streams.get_mut(name).expect("it was just there");
-        conflict(stream.revision)?;
         if matches!(command, Order::Remove) {
             let last = stream.removed(now, false, told);
             self.unforgotten_bytes += bytes_of(&stream.audience);
@@ -632,7 +656,7 @@ impl Model {
             self.forget_absent();
             return Ok(Answer::State(last));
         }
-        stream.obey(now, command, &plans, room, told)?;
+        stream.obey(now, ahead, command, &plans, told)?;
         Ok(Answer::State(stream.fact(now, Cause::Command)))
     }
 

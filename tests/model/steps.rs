@@ -7,10 +7,13 @@
 use std::net::SocketAddr;
 
 use orchestrator_service::engine::{
-    Config, Draft, Limits, MAX_DURATION_MS, REMEMBER_MS, SNAPSHOT_INTERVAL_MS, STALE_LINGER_MS, Scene, Settings,
+    AtEnd, Config, Draft, Limits, MAX_DURATION_MS, REMEMBER_MS, SNAPSHOT_INTERVAL_MS, STALE_LINGER_MS, Scene, Settings,
     WhenEmpty,
 };
 use proptest::{collection::vec, prelude::*, sample::select};
+
+/// The beginning of every run: some day in 2023, ms since 1970.
+pub(crate) const T0: u64 = 1_700_000_000_000;
 
 /// Streams: one more than there is room for.
 pub(crate) const STREAMS: [&str; 4] = ["show", "6f9619ff-8b86-d011-b42d-00cf4fc964ff", "B_2", "last"];
@@ -25,8 +28,12 @@ pub(crate) const CLIENTS: [&str; 6] = [
     "a.b*>",
 ];
 
-/// Names of scenes; no plan uses the last one.
-pub(crate) const SCENES: [&str; 5] = ["Intro", "Main", "Outro", "Credits", "Nowhere"];
+/// What scenes are called, and what else somebody may call one: ids, of which one is a name as well, and nothing that is
+/// there.
+pub(crate) const SCENES: [&str; 7] = ["Intro", "Main", "Outro", "Credits", "Nowhere", "x", "y"];
+
+/// Ids of scenes.
+const IDS: [&str; 3] = ["x", "y", "Main"];
 
 /// Request ids.
 pub(crate) const REQUESTS: [&str; 4] = ["r0", "r1", "r2", "r3"];
@@ -80,12 +87,38 @@ impl ByteLimits {
 /// A configuration of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
-    pub(crate) scenes: Vec<(&'static str, u64)>,
+    pub(crate) scenes: Vec<PlanScene>,
     pub(crate) tick: u64,
     pub(crate) looping: bool,
     pub(crate) when_empty: WhenEmpty,
     pub(crate) grace: u64,
     pub(crate) idle: u64,
+    pub(crate) no_ticks: bool,
+    /// When it starts by the wall clock, ms from the beginning of the run.
+    pub(crate) starts: Option<i64>,
+}
+
+/// A scene of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PlanScene {
+    pub(crate) name: &'static str,
+    pub(crate) id: Option<&'static str>,
+    pub(crate) ms: u64,
+    pub(crate) hold: Option<Hold>,
+}
+
+/// How a scene holds at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hold {
+    pub(crate) max: Option<u64>,
+    pub(crate) fallback: Option<&'static str>,
+}
+
+impl PlanScene {
+    /// One with nothing but a name and a length.
+    pub(crate) const fn plain(name: &'static str, ms: u64) -> Self {
+        Self { name, id: None, ms, hold: None }
+    }
 }
 
 impl Plan {
@@ -97,13 +130,15 @@ impl Plan {
     /// The same for the engine, if it takes it.
     pub(crate) fn config(&self, bytes: ByteLimits) -> Option<Config> {
         let draft = Draft {
-            scenes: self.scenes.iter().map(|(name, duration_ms)| Scene::new(name, *duration_ms)).collect(),
+            scenes: self.scenes.iter().map(PlanScene::scene).collect(),
             tick_interval_ms: Some(self.tick),
             loop_scenes: self.looping,
             when_empty: self.when_empty,
             empty_grace_ms: Some(self.grace),
             idle_timeout_ms: Some(self.idle),
-            ..Draft::default()
+            starts_at_ms: self.starts_at(),
+            no_ticks: self.no_ticks,
+            title: if self.no_ticks { "Without ticks" } else { "" },
         };
         let limits = Limits {
             max_idle_timeout_ms: MAX_DURATION_MS,
@@ -111,6 +146,18 @@ impl Plan {
             ..Limits::default()
         };
         Config::new(&draft, &limits).ok()
+    }
+
+    /// The wall clock at which it starts, ms since 1970.
+    pub(crate) fn starts_at(&self) -> Option<u64> {
+        self.starts.map(|starts| T0.saturating_add_signed(starts))
+    }
+}
+
+impl PlanScene {
+    fn scene(&self) -> Scene<'static> {
+        let hold = |hold: Hold| AtEnd::Hold { max_hold_ms: hold.max, fallback: hold.fallback };
+        Scene { id: self.id, at_end: self.hold.map_or(AtEnd::Next, hold), ..Scene::new(self.name, self.ms) }
     }
 }
 
@@ -215,6 +262,10 @@ pub(crate) enum Say {
     ClockStalled {
         ms: u64,
     },
+    /// The wall clock is set: so far ahead of the time of the run, ms.
+    WallClock {
+        ahead: i64,
+    },
 }
 
 /// A connection.
@@ -242,12 +293,23 @@ pub(crate) enum Ticket {
     Forged(u8),
 }
 
-/// A revision that a command expects.
+/// What a command expects of its stream.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Expects {
-    /// What the stream is at, and so much more.
+    /// The revision that it is at, and so much more.
     Present(i8),
+    /// That revision.
     Exactly(u64),
+    /// The stream that is there; or one that never was.
+    Epoch(bool),
+    /// A scene.
+    Scene(u8),
+    /// The present scene by its name, or none.
+    PresentScene,
+    /// The present scene by its id if it has one.
+    PresentId,
+    /// No scene.
+    NoScene,
 }
 
 /// A command.
@@ -303,13 +365,46 @@ pub(crate) fn setup() -> impl Strategy<Value = Setup> {
         })
 }
 
-/// As a rule more than is ever needed, else about what two streams and some subscribers need.
-fn byte_limits() -> impl Strategy<Value = ByteLimits> {
-    let tight = (40..400_u64, prop_oneof![3 => Just(1 << 20), 1 => 20..90_u64], 0..300_u64);
-    prop_oneof![
-        3 => Just(ByteLimits::AMPLE),
-        1 => tight.prop_map(|(configs, config, clients)| ByteLimits { configs, config, clients }),
-    ]
+/// A scene without the things that depend on others: which name, which id, its length, how long it holds, and how many
+/// scenes behind it its fallback is.
+type Rough = (usize, Option<&'static str>, u64, Option<Option<u64>>, usize);
+
+/// Scenes of which the fallbacks lead to later ones and no id is there twice.
+fn scenes(first: usize, rough: &[Rough]) -> Vec<PlanScene> {
+    let mut scenes: Vec<PlanScene> = Vec::new();
+    for (name, id, ms, hold, _) in rough {
+        let id = id.filter(|id| scenes.iter().all(|scene| scene.id != Some(id)));
+        let hold = hold.map(|max| Hold { max, fallback: None });
+        scenes.push(PlanScene { name: SCENES[(first + name) % 4], id, ms: *ms, hold });
+    }
+    for (place, (.., ahead)) in rough.iter().enumerate() {
+        let Some(target) = scenes.get(place + ahead).filter(|_| *ahead > 0) else { continue };
+        let named = target.id.filter(|_| ahead % 2 == 1).unwrap_or(target.name);
+        // A name that is the id of an earlier scene names that one.
+        let by_id = scenes.iter().position(|scene| scene.id == Some(named));
+        if let Some(hold) = &mut scenes[place].hold
+            && by_id.is_none_or(|scene| scene > place)
+        {
+            hold.fallback = Some(named);
+        }
+    }
+    scenes
+}
+
+fn rough(length: impl Strategy<Value = u64>) -> impl Strategy<Value = Rough> {
+    let max = prop_oneof![
+        2 => Just(None),
+        2 => (1..20_u64).prop_map(Some),
+        3 => (100..3_000_u64).prop_map(Some),
+        1 => Just(Some(MAX_DURATION_MS)),
+    ];
+    (
+        0..3_usize,
+        proptest::option::weighted(0.3, select(&IDS[..])),
+        length,
+        proptest::option::weighted(0.3, max),
+        prop_oneof![2 => Just(0), 1 => 1..4_usize],
+    )
 }
 
 fn plan() -> impl Strategy<Value = Plan> {
@@ -321,22 +416,32 @@ fn plan() -> impl Strategy<Value = Plan> {
         1 => Just(MAX_DURATION_MS),
     ];
     (
-        // The first names from some place on, so that plans share some and not others, in different places.
-        (0..4_usize, vec(length, 1..=4)),
+        // Names from some place on, so that plans share some and not others, in different places.
+        (0..4_usize, vec(rough(length), 1..=4), any::<bool>()),
         prop_oneof![3 => Just(100), 1 => Just(10), 1 => Just(11), 2 => Just(1_000), 2 => Just(60_000)],
         any::<bool>(),
         select(&[WhenEmpty::Restart, WhenEmpty::Freeze, WhenEmpty::RunOn][..]),
         select(&[0, 1, 50, 2_000, 100_000, MAX_DURATION_MS][..]),
         prop_oneof![1 => select(&[1, 10, 300, 2_000][..]), 3 => Just(60_000), 2 => Just(MAX_DURATION_MS)],
+        proptest::bool::weighted(0.15),
+        proptest::option::weighted(0.25, starts()),
     )
-        .prop_map(|((first, lengths), tick, looping, when_empty, grace, idle)| Plan {
-            scenes: lengths.into_iter().enumerate().map(|(n, ms)| (SCENES[(first + n) % 4], ms)).collect(),
-            tick,
-            looping,
-            when_empty,
-            grace,
-            idle,
+        .prop_map(|((first, mut rough, plain), tick, looping, when_empty, grace, idle, no_ticks, starts)| {
+            if plain {
+                // As older gateways ask for them: with distinct names and nothing else.
+                rough = rough.into_iter().enumerate().map(|(n, (_, _, ms, ..))| (n, None, ms, None, 0)).collect();
+            }
+            Plan { scenes: scenes(first, &rough), tick, looping, when_empty, grace, idle, no_ticks, starts }
         })
+}
+
+fn starts() -> impl Strategy<Value = i64> {
+    let year = MAX_DURATION_MS as i64;
+    prop_oneof![
+        4 => 0..5_000_i64,
+        2 => -5_000..0_i64,
+        1 => select(vec![60_000, 86_400_000, -86_400_000, year, year + 1_000, 2 * year, -2 * year]),
+    ]
 }
 
 /// What a run has come to, as far as it matters for what is likely to happen next.
@@ -432,6 +537,13 @@ fn say() -> impl Strategy<Value = Say> {
         2 => Just(Some(Expects::Present(0))),
         1 => (-1..=1_i8).prop_map(|more| Some(Expects::Present(more))),
         1 => prop_oneof![Just(0), Just(1), Just(u64::MAX)].prop_map(|revision| Some(Expects::Exactly(revision))),
+        1 => any::<bool>().prop_map(|present| Some(Expects::Epoch(present))),
+        1 => (0..7_u8).prop_map(|scene| Some(Expects::Scene(scene))),
+        1 => select(&[Expects::PresentScene, Expects::PresentId, Expects::NoScene][..]).prop_map(Some),
+    ];
+    let ahead = prop_oneof![
+        3 => -3_000..3_000_i64,
+        1 => select(vec![0, 86_400_000, -86_400_000, MAX_DURATION_MS as i64]),
     ];
     let bytes = || prop_oneof![1 => 0..300_u64, 2 => Just(u64::MAX)];
     let room = (prop_oneof![0..4_u64, Just(u64::MAX)], prop_oneof![0..9_u64, Just(u64::MAX)], bytes(), bytes());
@@ -457,6 +569,7 @@ fn say() -> impl Strategy<Value = Say> {
         1 => (1..4_usize).prop_map(|limit| Say::ListStreams { limit }),
         1 => room,
         1 => select(&[0, 1, 700, 60_000, u64::MAX][..]).prop_map(|ms| Say::ClockStalled { ms }),
+        1 => ahead.prop_map(|ahead| Say::WallClock { ahead }),
     ]
 }
 
@@ -471,7 +584,7 @@ fn order() -> impl Strategy<Value = Order> {
         2 => Just(Order::Stop),
         3 => Just(Order::Pause),
         3 => Just(Order::Resume),
-        2 => (0..5_u8).prop_map(Order::ForceScene),
+        3 => (0..7_u8).prop_map(Order::ForceScene),
         4 => Just(Order::SkipScene),
         3 => Just(Order::PreviousScene),
         1 => prop_oneof![0..20_u64, 0..3_000_u64, Just(u64::MAX)].prop_map(Order::Seek),

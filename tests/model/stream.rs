@@ -4,8 +4,9 @@
 use orchestrator_service::engine::{Cause, Limits, MAX_DURATION_MS, Mode, SNAPSHOT_INTERVAL_MS, WhenEmpty};
 
 use crate::{
-    reference::{Fact, Happening, Refusal, Room, Told},
-    steps::{Order, Plan, SCENES, Status, TIMECODES},
+    head::{Chapter, Head, Landing},
+    reference::{Fact, Happening, Refusal, Told},
+    steps::{Order, Plan, PlanScene, SCENES, Status},
 };
 
 /// What the reference keeps of one stream.
@@ -32,6 +33,10 @@ pub(crate) struct Stream {
     scene_said: Option<u64>,
     /// A scene has begun that nobody was told of yet.
     scene_owed: bool,
+    /// The revision at which its scenes or their lengths changed last.
+    config_revision: u64,
+    /// Whether it waits for its instant, or plays since then and nobody has moved it.
+    on_schedule: bool,
 }
 
 /// A subscriber.
@@ -46,119 +51,18 @@ pub(crate) struct Member {
     pub(crate) ticket: usize,
 }
 
-/// Something that a walk through the story has to know.
-#[derive(Clone)]
-enum Chapter {
-    Plays,
-    Holds,
-    JumpsTo(u64),
-    BeginsNextPass,
-    Ends,
-    IsBackAtTheStart,
-    SceneBecomes(usize, u64),
-    /// Its plan from now on, and where it is on it.
-    Takes(Plan, u64),
-}
-
-/// Where a walk has got to.
-struct Head {
-    loops: u64,
-    position: u64,
-    /// The scenes in this pass.
-    scenes: Vec<(&'static str, u64)>,
-    ended: bool,
-}
-
-impl Head {
-    fn total(&self) -> u64 {
-        self.start_of(self.scenes.len())
-    }
-
-    fn start_of(&self, scene: usize) -> u64 {
-        self.scenes[..scene].iter().map(|(_, ms)| ms).sum()
-    }
-
-    /// The first scene that ends behind the position, or else the last.
-    fn scene(&self) -> usize {
-        let last = self.scenes.len() - 1;
-        (0..last).find(|scene| self.start_of(scene + 1) > self.position).unwrap_or(last)
-    }
-
-    fn scene_end(&self) -> u64 {
-        self.start_of(self.scene() + 1)
-    }
-
-    fn begin_pass(&mut self, plan: &Plan) {
-        self.loops += 1;
-        self.position = 0;
-        self.scenes.clone_from(&plan.scenes);
-    }
-
-    fn end(&mut self) {
-        self.loops += 1;
-        self.position = self.total();
-        self.ended = true;
-    }
-
-    fn play(&mut self, mut ms: u64, plan: &Plan) {
-        while !self.ended {
-            let left = self.total() - self.position;
-            if ms < left {
-                self.position += ms;
-                return;
-            }
-            if !plan.looping {
-                return self.end();
-            }
-            ms -= left;
-            self.begin_pass(plan);
-            // A week of a show of one millisecond in one step.
-            self.loops += ms / self.total();
-            ms %= self.total();
-        }
-    }
-
-    fn walk(story: &[(u64, Chapter)], until: u64) -> Self {
-        let [(begun, Chapter::Takes(plan, _)), rest @ ..] = story else { panic!("a story begins with a plan") };
-        let (mut at, mut plan) = (*begun, plan);
-        let mut head = Self { loops: 0, position: 0, scenes: plan.scenes.clone(), ended: false };
-        let mut plays = false;
-        for (when, chapter) in rest {
-            if plays {
-                head.play(when - at, plan);
-            }
-            at = *when;
-            match chapter {
-                Chapter::Plays => plays = true,
-                Chapter::Holds => plays = false,
-                Chapter::JumpsTo(position) => head.position = *position,
-                Chapter::BeginsNextPass => head.begin_pass(plan),
-                Chapter::Ends => head.end(),
-                Chapter::SceneBecomes(scene, ms) => head.scenes[*scene].1 = *ms,
-                Chapter::IsBackAtTheStart => {
-                    head = Self { loops: 0, position: 0, scenes: plan.scenes.clone(), ended: false };
-                    plays = false;
-                }
-                Chapter::Takes(new, position) => {
-                    plan = new;
-                    head.scenes.clone_from(&plan.scenes);
-                    head.position = *position;
-                }
-            }
-        }
-        if plays {
-            head.play(until - at, plan);
-        }
-        head
-    }
-}
-
 impl Stream {
-    pub(crate) fn created(name: &'static str, incarnation: usize, plan: Plan, now: u64, told: &mut Told) -> Self {
+    pub(crate) fn created(
+        name: &'static str,
+        incarnation: usize,
+        plan: Plan,
+        (now, ahead): (u64, i64),
+        told: &mut Told,
+    ) -> Self {
         let mut stream = Self {
             name,
             incarnation,
-            story: vec![(now, Chapter::Takes(plan.clone(), 0))],
+            story: vec![(now, Chapter::Takes(plan.clone(), Landing::Position(0)))],
             plan,
             mode: Mode::Idle,
             revision: 0,
@@ -172,34 +76,52 @@ impl Stream {
             snapshot_owed: false,
             scene_said: None,
             scene_owed: false,
+            config_revision: 1,
+            on_schedule: false,
         };
         told.happened(name, Happening::Created);
-        stream.becomes(now, Mode::Idle, Cause::Command, told);
+        if stream.plan.starts.is_some() {
+            stream.follows_schedule(now, ahead, Cause::Command, told);
+        } else {
+            stream.becomes(now, Mode::Idle, Cause::Command, told);
+        }
         stream
     }
 
     /// Its state, as somebody who asks is told.
     pub(crate) fn fact(&self, now: u64, cause: Cause) -> Fact {
         let head = self.head(now);
-        let inside = 0 < head.position && head.position < head.total();
-        let on_stage = match self.mode {
-            Mode::Running | Mode::Paused => true,
-            Mode::Idle | Mode::Stopped => inside,
-            Mode::Finished | Mode::Unknown => false,
-        };
+        let on_stage = self.is_on_stage(&head);
         Fact {
             stream: self.name,
             incarnation: self.incarnation,
             cause,
             mode: self.mode,
-            scene: on_stage.then(|| head.scene() as u32),
-            position: head.position,
+            scene: on_stage.then_some(head.scene as u32),
+            position: head.position(),
             loops: head.loops,
             status: self.status,
             revision: self.revision,
             sequence: self.sequence,
-            scenes: head.scenes,
+            scenes: head.scenes.iter().map(|scene| (scene.name, scene.ms)).collect(),
+            overtime: head.overtime.filter(|_| on_stage),
+            config_revision: self.config_revision,
+            starts: self.plan.starts_at().filter(|_| self.waits()),
         }
+    }
+
+    fn is_on_stage(&self, head: &Head) -> bool {
+        match self.mode {
+            Mode::Running | Mode::Paused => true,
+            Mode::Idle | Mode::Stopped => !head.is_at_start() && !head.is_at_end(),
+            Mode::Finished | Mode::Unknown => false,
+        }
+    }
+
+    /// The scene that is told as the present one.
+    pub(crate) fn present_scene(&self, now: u64) -> Option<PlanScene> {
+        let head = self.head(now);
+        self.is_on_stage(&head).then(|| head.scenes[head.scene])
     }
 
     pub(crate) fn active(&self) -> usize {
@@ -235,32 +157,46 @@ impl Stream {
     // --- time ---------------------------------------------------------------------------------------------------------
 
     /// When something will be due, unless something happens before.
-    pub(crate) fn dues(&self) -> Vec<u64> {
+    pub(crate) fn dues(&self, ahead: i64) -> Vec<u64> {
         let head = self.head(self.seen_to);
         let mut dues = Vec::new();
         let running = self.mode == Mode::Running;
+        if running && !self.plan.looping {
+            dues.extend(head.until_end().map(|ms| self.seen_to + ms));
+        }
+        if self.waits() {
+            dues.extend(self.instant(ahead));
+        }
         if let Some(empty_since) = self.empty_since {
-            dues.push(empty_since + self.plan.idle);
+            if !self.on_schedule {
+                dues.push(empty_since + self.plan.idle);
+            }
             if self.grace_applies() {
                 dues.push(empty_since + self.plan.grace);
-            }
-            if running && !self.plan.looping {
-                dues.push(self.seen_to + head.total() - head.position);
             }
             return dues;
         }
         if running {
-            dues.push(self.next_tick());
-            let boundary = if self.scene_owed { self.seen_to } else { self.seen_to + head.scene_end() - head.position };
-            dues.push(boundary.max(self.next_scene()));
-            if !self.plan.looping {
-                dues.push(self.seen_to + head.total() - head.position);
+            if !self.plan.no_ticks {
+                dues.push(self.next_tick());
             }
+            let boundary = if self.scene_owed { Some(0) } else { head.until_boundary() };
+            dues.extend(boundary.map(|ms| (self.seen_to + ms).max(self.next_scene())));
         }
         if self.snapshot_owed {
             dues.push(self.next_snapshot());
         }
         dues
+    }
+
+    /// Whether it waits for its instant.
+    fn waits(&self) -> bool {
+        self.on_schedule && self.mode == Mode::Idle
+    }
+
+    /// The time of the run at which its instant is.
+    fn instant(&self, ahead: i64) -> Option<u64> {
+        self.plan.starts_at().map(|starts| starts.saturating_add_signed(-ahead))
     }
 
     fn next_tick(&self) -> u64 {
@@ -276,29 +212,38 @@ impl Stream {
         self.scene_said.map_or(0, |said| said + Limits::default().min_tick_interval_ms)
     }
 
+    /// On schedule nothing stops for want of an audience.
+    fn when_empty(&self) -> WhenEmpty {
+        if self.on_schedule { WhenEmpty::RunOn } else { self.plan.when_empty }
+    }
+
     fn grace_applies(&self) -> bool {
-        self.plan.when_empty == WhenEmpty::Restart && matches!(self.mode, Mode::Running | Mode::Paused)
+        self.when_empty() == WhenEmpty::Restart && matches!(self.mode, Mode::Running | Mode::Paused)
     }
 
     /// Does what fell due by `now`. False when the stream is to be removed.
     #[must_use]
-    pub(crate) fn bring(&mut self, now: u64, told: &mut Told) -> bool {
+    pub(crate) fn bring(&mut self, now: u64, ahead: i64, told: &mut Told) -> bool {
+        if self.waits() && self.instant(ahead).is_some_and(|instant| instant <= now) {
+            self.follows_schedule(now, ahead, Cause::Lifecycle, told);
+        }
         if let Some(empty_since) = self.empty_since {
-            if empty_since + self.plan.idle <= now {
+            if !self.on_schedule && empty_since + self.plan.idle <= now {
                 return false;
             }
             self.end_grace(now, told);
         }
         let before = self.head(self.seen_to);
-        let tick = self.next_tick() <= now;
+        let tick = !self.plan.no_ticks && self.next_tick() <= now;
         self.seen_to = now;
         if self.mode == Mode::Running {
             let head = self.head(now);
             if head.ended {
-                self.add(now, Chapter::Holds);
+                self.add(now, Chapter::StandsStill);
                 self.becomes(now, Mode::Finished, Cause::Lifecycle, told);
             } else if self.watched() {
-                self.scene_owed |= (head.loops, head.scene()) != (before.loops, before.scene());
+                let act = |head: &Head| (head.loops, head.scene, head.overtime.is_some());
+                self.scene_owed |= act(&head) != act(&before);
                 if self.scene_owed && self.next_scene() <= now {
                     self.scene_said = Some(now);
                     self.say(now, Cause::Scene, told);
@@ -314,8 +259,10 @@ impl Stream {
     /// Nobody came back within the grace. An end that came before it stands.
     fn end_grace(&mut self, now: u64, told: &mut Told) {
         let Some(end) = self.empty_since.map(|since| since + self.plan.grace) else { return };
-        let ended = self.mode == Mode::Running && self.head(end.max(self.seen_to)).ended;
+        let head = self.head(end.max(self.seen_to));
+        let ended = self.mode == Mode::Running && head.ended;
         if self.grace_applies() && end <= now && !ended {
+            self.puts_lengths_back(&head);
             self.add(now, Chapter::IsBackAtTheStart);
             self.becomes(now, Mode::Idle, Cause::Lifecycle, told);
         }
@@ -336,15 +283,15 @@ impl Stream {
             (false, true) => {
                 self.empty_since = None;
                 self.scene_owed = false;
-                if self.mode == Mode::Idle {
+                if self.is_idle() {
                     self.plays(now, Cause::Lifecycle, told);
                 }
             }
             (true, false) => {
                 self.empty_since = Some(now);
                 self.snapshot_owed = false;
-                if self.mode == Mode::Running && self.plan.when_empty == WhenEmpty::Freeze {
-                    self.add(now, Chapter::Holds);
+                if self.mode == Mode::Running && self.when_empty() == WhenEmpty::Freeze {
+                    self.add(now, Chapter::StandsStill);
                     self.becomes(now, Mode::Idle, Cause::Lifecycle, told);
                 }
             }
@@ -354,7 +301,7 @@ impl Stream {
 
     /// Whether it waits for its first viewer.
     pub(crate) fn is_idle(&self) -> bool {
-        self.mode == Mode::Idle
+        self.mode == Mode::Idle && !self.on_schedule
     }
 
     /// Somebody joined whom no reply reaches, or came back from silence.
@@ -369,9 +316,9 @@ impl Stream {
     pub(crate) fn obey(
         &mut self,
         now: u64,
+        ahead: i64,
         order: Order,
         plans: &[Plan],
-        room: Room,
         told: &mut Told,
     ) -> Result<(), Refusal> {
         let head = self.head(now);
@@ -385,19 +332,27 @@ impl Stream {
                     return Err(Refusal::AlreadyExists);
                 }
                 if movable.is_err() {
-                    self.rewinds(now, told);
+                    if self.instant(ahead).is_some_and(|instant| now < instant) {
+                        self.puts_lengths_back(&head);
+                        self.add(now, Chapter::IsBackAtTheStart);
+                        self.follows_schedule(now, ahead, Cause::Command, told);
+                    } else {
+                        self.rewinds(now, told);
+                    }
                 }
             }
             Order::Reset => self.rewinds(now, told),
             Order::Stop => {
                 if mode != Mode::Stopped {
-                    self.add(now, Chapter::Holds);
+                    self.leaves_schedule(now);
+                    self.add(now, Chapter::StandsStill);
                     self.becomes(now, Mode::Stopped, Cause::Command, told);
                 }
             }
             Order::Pause => match mode {
                 Mode::Running => {
-                    self.add(now, Chapter::Holds);
+                    self.leaves_schedule(now);
+                    self.add(now, Chapter::StandsStill);
                     self.becomes(now, Mode::Paused, Cause::Command, told);
                 }
                 Mode::Paused => {}
@@ -408,29 +363,30 @@ impl Stream {
                 Mode::Running => {}
                 _ => return Err(Refusal::InvalidState(mode)),
             },
-            Order::ForceScene(name) => {
+            Order::ForceScene(named) => {
                 movable?;
-                let is_it = |(name_there, _): &(&str, u64)| *name_there == SCENES[name as usize];
-                let scene = head.scenes.iter().position(is_it).ok_or(Refusal::SceneNotFound)?;
-                self.moves(now, Chapter::JumpsTo(head.start_of(scene)), told);
+                let behind = self.is_on_stage(&head).then_some(head.scene);
+                let scene = head.find(SCENES[named as usize], behind).ok_or(Refusal::SceneNotFound)?;
+                self.jumps(now, Chapter::GoesTo(scene), told);
             }
             Order::SkipScene => {
                 movable?;
-                if head.scene() + 1 < head.scenes.len() {
-                    self.moves(now, Chapter::JumpsTo(head.scene_end()), told);
+                if head.scene + 1 < head.scenes.len() {
+                    self.jumps(now, Chapter::GoesTo(head.scene + 1), told);
                 } else if self.plan.looping {
-                    self.moves(now, Chapter::BeginsNextPass, told);
+                    self.jumps(now, Chapter::BeginsNextPass, told);
                 } else {
+                    self.leaves_schedule(now);
                     self.add(now, Chapter::Ends);
-                    self.add(now, Chapter::Holds);
+                    self.add(now, Chapter::StandsStill);
                     self.becomes(now, Mode::Finished, Cause::Command, told);
                 }
             }
             Order::PreviousScene => {
                 movable?;
                 // One that was shortened to nothing cannot be gone to.
-                let before = head.scenes[..head.scene()].iter().rposition(|(_, ms)| *ms > 0);
-                self.moves(now, Chapter::JumpsTo(head.start_of(before.unwrap_or(0))), told);
+                let before = head.scenes[..head.scene].iter().rposition(|scene| scene.ms > 0);
+                self.jumps(now, Chapter::GoesTo(before.unwrap_or(0)), told);
             }
             Order::Seek(_) | Order::SeekFromEnd(_) => {
                 movable?;
@@ -438,20 +394,15 @@ impl Stream {
                 if position >= head.total() {
                     return Err(Refusal::Invalid);
                 }
-                self.moves(now, Chapter::JumpsTo(position), told);
+                self.jumps(now, Chapter::JumpsTo(position), told);
             }
             Order::AdjustScene(delta) => {
                 movable?;
-                let scene = head.scene();
-                let played = head.position - head.start_of(scene);
-                let wanted = i128::from(head.scenes[scene].1) + i128::from(delta);
-                let length = wanted.max(i128::from(played));
+                let wanted = i128::from(head.scenes[head.scene].ms) + i128::from(delta);
+                let length = wanted.max(i128::from(head.elapsed()));
                 let length = u64::try_from(length).ok().filter(|ms| *ms <= MAX_DURATION_MS).ok_or(Refusal::Invalid)?;
-                let mut scenes = head.scenes.clone();
-                scenes[scene].1 = length;
-                let is_first = head.scenes == self.plan.scenes && scenes != self.plan.scenes;
-                room.check(0, if is_first { self.plan.bytes() } else { 0 })?;
-                self.moves(now, Chapter::SceneBecomes(scene, length), told);
+                self.config_revision = self.revision + 1;
+                self.moves(now, Chapter::SceneBecomes(head.scene, length), told);
             }
             Order::Status(status) => {
                 let was_streaming = self.status.is_some_and(|status| status.is_streaming);
@@ -461,10 +412,8 @@ impl Stream {
                 }
             }
             Order::Reconfigure(plan) => {
-                let plan = &plans[plan as usize];
-                let others = before - self.plan.bytes() * if head.scenes == self.plan.scenes { 1 } else { 2 };
-                room.check(before - others, plan.bytes())?;
-                self.reconfigures(now, &head, plan, told);
+                check_instant(&plans[plan as usize], now, ahead)?;
+                self.reconfigures((now, ahead), &head, &plans[plan as usize], told);
             }
             Order::Remove => unreachable!("removing is not the stream's to do"),
         }
@@ -480,23 +429,67 @@ impl Stream {
         }
     }
 
-    fn reconfigures(&mut self, now: u64, head: &Head, plan: &Plan, told: &mut Told) {
-        let present = self.fact(now, Cause::Command).scene.map(|scene| head.scenes[scene as usize].0);
-        let start_of = |place: usize| plan.scenes[..place].iter().map(|(_, ms)| ms).sum::<u64>();
-        let position = match plan.scenes.iter().position(|(name, _)| Some(*name) == present) {
-            Some(place) => start_of(place) + (head.position - head.start_of(head.scene())).min(plan.scenes[place].1),
-            None => head.position.min(start_of(plan.scenes.len())),
+    fn reconfigures(&mut self, (now, ahead): (u64, i64), head: &Head, plan: &Plan, told: &mut Told) {
+        let kept = self.is_on_stage(head).then(|| head.counterpart(plan)).flatten();
+        let total = plan.scenes.iter().map(|scene| scene.ms).sum::<u64>();
+        let landing = match kept {
+            // What is over stays over, at the end of whatever it is the end of.
+            _ if self.mode == Mode::Finished => Landing::End,
+            Some(scene) => Landing::Scene(scene, head.elapsed(), head.overtime),
+            None => Landing::Position(head.position().min(total)),
         };
-        // What is over stays over, at the end of whatever it is the end of.
-        let position = if self.mode == Mode::Finished { start_of(plan.scenes.len()) } else { position };
+        let is_rescheduled = plan.starts != self.plan.starts;
+        let movable = matches!(self.mode, Mode::Idle | Mode::Running | Mode::Paused);
         self.plan = plan.clone();
         self.beat_from = now;
-        self.moves(now, Chapter::Takes(plan.clone(), position), told);
+        self.config_revision = self.revision + 1;
+        let takes = Chapter::Takes(plan.clone(), landing);
+        if is_rescheduled && movable && plan.starts.is_some() {
+            self.add(now, takes);
+            self.add(now, Chapter::IsBackAtTheStart);
+            self.follows_schedule(now, ahead, Cause::Command, told);
+        } else if is_rescheduled {
+            self.jumps(now, takes, told);
+        } else {
+            self.moves(now, takes, told);
+        }
         self.end_grace(now, told);
+    }
+
+    /// Waits for its instant, or plays as if it had begun then, with the lengths that its scenes have now.
+    fn follows_schedule(&mut self, now: u64, ahead: i64, cause: Cause, told: &mut Told) {
+        let instant = self.instant(ahead).expect("it has one");
+        self.on_schedule = true;
+        if now < instant {
+            return self.becomes(now, Mode::Idle, cause, told);
+        }
+        let lengths = self.head(now).scenes.into_iter().map(|scene| scene.ms).enumerate();
+        self.story = vec![(instant, Chapter::Takes(self.plan.clone(), Landing::Position(0)))];
+        self.story.extend(lengths.map(|(scene, ms)| (instant, Chapter::LengthIs(scene, ms))));
+        self.story.push((instant, Chapter::GoesTo(0)));
+        self.story.push((instant, Chapter::Plays));
+        self.beat_from = instant;
+        self.becomes(now, Mode::Running, cause, told);
+    }
+
+    /// Goes by its own clock from now on. Who has not watched it until now has not since now.
+    fn leaves_schedule(&mut self, now: u64) {
+        if self.on_schedule && !self.watched() {
+            self.empty_since = Some(now);
+        }
+        self.on_schedule = false;
+    }
+
+    fn puts_lengths_back(&mut self, head: &Head) {
+        if head.scenes != self.plan.scenes {
+            self.config_revision = self.revision + 1;
+        }
     }
 
     /// Back to the start: plays if somebody watches, else waits.
     fn rewinds(&mut self, now: u64, told: &mut Told) {
+        self.puts_lengths_back(&self.head(now));
+        self.leaves_schedule(now);
         self.add(now, Chapter::IsBackAtTheStart);
         if self.watched() {
             self.plays(now, Cause::Command, told);
@@ -511,6 +504,18 @@ impl Stream {
         self.becomes(now, Mode::Running, cause, told);
     }
 
+    /// Elsewhere by its own clock, in the same mode; one that waited for its instant with somebody there plays.
+    fn jumps(&mut self, now: u64, chapter: Chapter, told: &mut Told) {
+        let waited = self.waits();
+        self.leaves_schedule(now);
+        if waited && self.watched() {
+            self.add(now, chapter);
+            self.plays(now, Cause::Command, told);
+        } else {
+            self.moves(now, chapter, told);
+        }
+    }
+
     /// Elsewhere, in the same mode.
     fn moves(&mut self, now: u64, chapter: Chapter, told: &mut Told) {
         self.add(now, chapter);
@@ -522,11 +527,14 @@ impl Stream {
         let was_live = matches!(self.mode, Mode::Running | Mode::Paused);
         let mode = match mode {
             Mode::Running if self.head(now).ended => Mode::Finished,
-            Mode::Running if !self.watched() && self.plan.when_empty == WhenEmpty::Freeze => Mode::Idle,
+            Mode::Running if !self.watched() && self.when_empty() == WhenEmpty::Freeze => Mode::Idle,
             mode => mode,
         };
+        if mode == Mode::Finished {
+            self.leaves_schedule(now);
+        }
         if mode != Mode::Running {
-            self.add(now, Chapter::Holds);
+            self.add(now, Chapter::StandsStill);
         }
         self.mode = mode;
         self.seen_to = now;
@@ -568,4 +576,10 @@ impl Stream {
             told.facts.push(self.fact(now, cause));
         }
     }
+}
+
+/// Refuses an instant that is more than a year ahead.
+pub(crate) fn check_instant(plan: &Plan, now: u64, ahead: i64) -> Result<(), Refusal> {
+    let latest = now.saturating_add_signed(ahead) + MAX_DURATION_MS;
+    if plan.starts_at().is_some_and(|starts| starts > latest) { Err(Refusal::Invalid) } else { Ok(()) }
 }

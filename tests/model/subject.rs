@@ -9,8 +9,8 @@ use orchestrator_service::engine::{
 };
 
 use crate::{
-    reference::{Answer, Fact, Happening, Holder, Model, Refusal, T0, Told},
-    steps::{CLIENTS, Many, Order, REQUESTS, SCENES, STREAMS, Say, Status, Step, TIMECODES, Who, source},
+    reference::{Answer, Expected, Fact, Happening, Holder, Model, Refusal, Told},
+    steps::{CLIENTS, Many, Order, REQUESTS, SCENES, STREAMS, Say, Status, Step, T0, TIMECODES, Who, source},
 };
 
 /// Turns without an end to what is due: far more than any step can need.
@@ -147,11 +147,11 @@ impl Subject {
         }
         let input = match say {
             Say::Again => unreachable!("the model has looked up what it means"),
-            Say::Command { stream, request, expects: _, command } => Input::Command(Request {
-                request_id: request.map(|request| REQUESTS[request as usize]),
-                expected_revision: model.last.expected_revision,
-                ..Request::new(stream_id(*stream), self.command(*command))
-            }),
+            Say::Command { stream, request, expects: _, command } => {
+                let request_id = request.map(|request| REQUESTS[request as usize]);
+                let command = Request::new(stream_id(*stream), self.command(*command));
+                Input::Command(self.expecting(model.last.expected, Request { request_id, ..command }))
+            }
             Say::Register { stream, who, answered } => {
                 Input::Register { stream_id: stream_id(*stream), subscriber: newcomer(*who), answered: *answered }
             }
@@ -174,6 +174,7 @@ impl Subject {
                 client_bytes: *client_bytes,
             }),
             Say::ClockStalled { ms } => Input::ClockStalled { ms: *ms },
+            Say::WallClock { ahead } => Input::WallClock { ms: self.now.0.saturating_add_signed(*ahead) },
         };
         let forged: Vec<(Handle, Holder)> = match &input {
             Input::HeartbeatBatch(batch) | Input::UnregisterBatch(batch) => {
@@ -190,8 +191,37 @@ impl Subject {
         self.check_moments(0);
         match result {
             Ok(accepted) => Ok(self.answer(accepted, &forged)),
-            Err(rejection) => Err(refusal(rejection)),
+            Err(rejection) => Err(self.refusal(rejection)),
         }
+    }
+
+    fn expecting<'a>(&self, expected: Option<Expected>, request: Request<'a>) -> Request<'a> {
+        match expected {
+            None => request,
+            Some(Expected::Revision(revision)) => Request { expected_revision: Some(revision), ..request },
+            Some(Expected::EpochOf(stream)) => {
+                Request { expected_epoch: Some(stream.map_or(0, |stream| self.epochs[stream])), ..request }
+            }
+            Some(Expected::NoEpoch) => Request { expected_epoch: Some(u64::MAX), ..request },
+            Some(Expected::Scene(named)) => Request { expected_scene: Some(named), ..request },
+        }
+    }
+
+    fn refusal(&self, rejection: Rejection) -> Refusal {
+        let Rejection::Conflict { mismatch, revision } = rejection else { return refusal(rejection) };
+        let known = |named: &str| SCENES.into_iter().find(|scene| *scene == named).unwrap_or_default();
+        let (expected, scene) = match mismatch {
+            Mismatch::Revision { expected, actual } => {
+                assert_eq!(actual, revision);
+                (Expected::Revision(expected), "")
+            }
+            Mismatch::Epoch { expected: u64::MAX, .. } => (Expected::NoEpoch, ""),
+            Mismatch::Epoch { expected, .. } => {
+                (Expected::EpochOf(self.epochs.iter().position(|epoch| *epoch == expected)), "")
+            }
+            Mismatch::Scene { expected, actual } => (Expected::Scene(known(&expected)), known(&actual)),
+        };
+        Refusal::Conflict { expected, revision, scene }
     }
 
     fn command(&self, order: Order) -> Command<'static> {
@@ -364,6 +394,9 @@ impl Subject {
             }),
             revision: state.revision,
             sequence: state.sequence,
+            overtime: state.overtime_ms,
+            config_revision: state.config_revision,
+            starts: state.starts_at_ms,
             scenes: scenes
                 .map(|scene| {
                     let name = SCENES[usize::from(place(&SCENES, state.timeline.name(scene)))];
@@ -384,15 +417,20 @@ fn written_and_read(show: &Show) -> Show {
     let Show { id, config, pass, lifecycle, status, revision, sequence, epoch, config_revision, empty_since } = show;
     let Config { timeline, tick_interval_ms, loop_scenes, when_empty, no_ticks, empty_grace_ms, idle_timeout_ms, more } =
         config;
-    let scenes = |timeline: &Timeline| -> Vec<(String, u64)> {
-        (0..timeline.scene_count())
-            .map(|scene| (timeline.name(scene).to_owned(), timeline.duration_ms(scene)))
-            .collect()
-    };
-    let (scenes, lengths) = (scenes(timeline), scenes(pass).into_iter().map(|(_, ms)| ms));
-    let draft: Vec<Scene<'_>> = scenes.iter().map(|(name, ms)| Scene::new(name, *ms)).collect();
-    let timeline = Timeline::new(&draft, SceneLimits::default()).expect("it was valid");
-    let pass = lengths.zip(0..).fold(timeline.clone(), |pass, (ms, scene)| pass.with_duration(scene, ms));
+    let scenes: Vec<Scene<'_>> = (0..timeline.scene_count())
+        .map(|scene| Scene {
+            name: timeline.name(scene),
+            duration_ms: timeline.duration_ms(scene),
+            id: timeline.scene_id(scene),
+            data: timeline.data(scene),
+            at_end: timeline.at_end(scene),
+            warn_ms: timeline.warn_ms(scene),
+            danger_ms: timeline.danger_ms(scene),
+        })
+        .collect();
+    let lengths = (0..pass.scene_count()).map(|scene| (pass.duration_ms(scene), scene));
+    let timeline = Timeline::new(&scenes, SceneLimits::default()).expect("it was valid");
+    let pass = lengths.fold(timeline.clone(), |pass, (ms, scene)| pass.with_duration(scene, ms));
     let head = |Playhead { loops, pass_ms }: Playhead| Playhead { loops, pass_ms };
     Show {
         id: id.to_string().into(),
@@ -439,10 +477,7 @@ fn refusal(rejection: Rejection) -> Refusal {
         Rejection::InvalidState { command: _, mode } => Refusal::InvalidState(mode),
         Rejection::SceneNotFound(_) => Refusal::SceneNotFound,
         Rejection::UnknownSubscriber { .. } => Refusal::UnknownSubscriber,
-        Rejection::Conflict { mismatch: Mismatch::Revision { expected, actual }, .. } => {
-            Refusal::Conflict { expected, actual }
-        }
-        Rejection::Conflict { .. } => unreachable!("nothing else is expected"),
+        Rejection::Conflict { .. } => unreachable!("only a command expects something"),
         Rejection::RequestIdTaken(_) => Refusal::RequestIdTaken,
         Rejection::Exhausted { what, limit } => Refusal::Exhausted { what, limit },
     }
