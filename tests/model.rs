@@ -220,7 +220,9 @@ fn features(model: &Model) -> Vec<String> {
                 facts.push(state);
             }
         }
-        Some(Err(Refusal::Conflict { expected, .. })) => met.push(format!("Conflict-{}", kind(format!("{expected:?}")))),
+        Some(Err(Refusal::Conflict { expected, .. })) => {
+            met.push(format!("Conflict-{}", kind(format!("{expected:?}"))))
+        }
         Some(Err(Refusal::Exhausted { what, .. })) => met.push(format!("Exhausted-{}", kind((*what).to_owned()))),
         Some(Err(refusal)) => met.push(kind(format!("{refusal:?}"))),
         None => {}

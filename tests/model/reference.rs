@@ -42,8 +42,8 @@ use proptest_state_machine::ReferenceStateMachine;
 
 use crate::{
     steps::{
-        CLIENTS, Expects, MAX_SESSIONS, MAX_STREAMS, MAX_SUBSCRIBERS, Many, Order, SCENES, STREAMS, Say, Setup, Span, Stage,
-        Status, Step, T0, Ticket, Who, setup, step,
+        CLIENTS, Expects, MAX_SESSIONS, MAX_STREAMS, MAX_SUBSCRIBERS, Many, Order, SCENES, STREAMS, Say, Setup, Span,
+        Stage, Status, Step, T0, Ticket, Who, setup, step,
     },
     stream::{Member, Stream, check_instant},
 };
@@ -162,7 +162,10 @@ pub(crate) enum Refusal {
         scene: &'static str,
     },
     RequestIdTaken,
-    Exhausted { what: &'static str, limit: u64 },
+    Exhausted {
+        what: &'static str,
+        limit: u64,
+    },
 }
 
 /// What a command expects, as it is in this run.
