@@ -665,6 +665,7 @@ async fn watch(
 ) -> Watched {
     let mut watched = Watched::default();
     let mut order = ids::Shuffled::new(11, plan.streams);
+    let mut streaming = std::collections::HashSet::new();
     let mut pace = tokio::time::interval(PERIOD);
     pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut busy = (Instant::now(), cpu_of(service.pid()));
@@ -672,9 +673,11 @@ async fn watch(
     let every = Duration::from_secs(if std::io::stderr().is_terminal() { 1 } else { 10 });
     while began.elapsed() < plan.span {
         pace.tick().await;
-        let stream = ids::stream(order.next().unwrap());
+        let place = order.next().unwrap();
+        let is_streaming = !streaming.remove(&place) && streaming.insert(place);
+        let status = messages::status(&ids::stream(place), is_streaming);
         let asked = Instant::now();
-        caller::done(client, subject::COMMAND, messages::status(&stream, 1)).await;
+        caller::done(client, subject::COMMAND, status).await;
         watched.commands.add(asked.elapsed());
         let asked = Instant::now();
         client.request(ECHO, Bytes::new()).await.expect("an echo");

@@ -14,6 +14,8 @@ const MAX_STEPS: usize = 200;
 const STREAMS: [&str; 3] = ["a", "b", "c"];
 const CLIENTS: [&str; 4] = ["x", "y", "6f9619ff-8b86-d011-b42d-00cf4fc964ff", "6F9619FF-8B86-D011-B42D-00CF4FC964FF"];
 const SCENES: [&str; 3] = ["one", "two", "three"];
+/// Ids of scenes, one of which is a name as well.
+const IDS: [&str; 4] = ["", "x", "y", "two"];
 const REQUESTS: [&str; 2] = ["r1", "r2"];
 
 pub fn check(input: &[u8]) {
@@ -93,11 +95,12 @@ fn step(
             };
             if kind == 9 { Input::HeartbeatBatch(batch) } else { Input::UnregisterBatch(batch) }
         }
-        11 => match choices.below(5) {
+        11 => match choices.below(6) {
             0 => Input::GetState(stream_id),
             1 => Input::GetStats(Some(stream_id)),
             2 => Input::ListStreams { from_slot: u32::from(choices.byte()), limit: 2 },
             3 => Input::ClockStalled { ms: choices.number() },
+            4 => Input::WallClock { ms: instant(choices, *now) },
             _ => Input::SetQuota(Quota {
                 streams: u64::from(choices.below(4)),
                 subscribers: u64::from(choices.below(8)),
@@ -107,11 +110,13 @@ fn step(
         },
         _ => {
             let request_id = (choices.below(4) == 0).then(|| REQUESTS[usize::from(choices.below(2))]);
-            let expected_revision = (choices.below(8) == 0).then(|| choices.number());
+            let expects = choices.below(24);
             Input::Command(Request {
                 request_id,
-                expected_revision,
-                ..Request::new(stream_id, command(choices, limits))
+                expected_revision: (expects < 3).then(|| choices.number()),
+                expected_epoch: (expects == 3).then(|| choices.number()),
+                expected_scene: (expects == 4).then(|| IDS[usize::from(choices.below(4))]),
+                ..Request::new(stream_id, command(choices, limits, *now))
             })
         }
     };
@@ -125,28 +130,60 @@ fn step(
     }
 }
 
-fn command(choices: &mut Choices<'_>, limits: &Limits) -> Command<'static> {
+/// A time by the wall clock: around now, or any.
+fn instant(choices: &mut Choices<'_>, now: Tick) -> u64 {
+    match choices.below(3) {
+        0 => now.0.saturating_add(choices.number()),
+        1 => now.0.saturating_sub(choices.number()),
+        _ => choices.number(),
+    }
+}
+
+fn command(choices: &mut Choices<'_>, limits: &Limits, now: Tick) -> Command<'static> {
     match choices.below(13) {
-        0 => Command::Start(config(choices, limits)),
+        0 => Command::Start(config(choices, limits, now)),
         1 => Command::Stop,
         2 => Command::Pause,
         3 => Command::Resume,
-        4 => Command::ForceScene(SCENES[usize::from(choices.below(3))]),
+        4 => Command::ForceScene([SCENES[usize::from(choices.below(3))], "x"][usize::from(choices.below(2))]),
         5 => Command::SkipScene,
         6 => Command::PreviousScene,
         7 => Command::Seek(choices.number()),
         8 => Command::AdjustScene(choices.number() as i64 * if choices.below(2) == 0 { 1 } else { -1 }),
-        9 => Command::UpdateStreamStatus { is_streaming: true, stream_time_ms: choices.number(), timecode: "00:01" },
-        10 => config(choices, limits).map_or(Command::Reset, Command::Reconfigure),
+        9 => Command::UpdateStreamStatus {
+            is_streaming: choices.below(2) == 0,
+            stream_time_ms: choices.number(),
+            timecode: "00:01",
+        },
+        10 => config(choices, limits, now).map_or(Command::Reset, Command::Reconfigure),
         11 => Command::Reset,
         _ => Command::Remove,
     }
 }
 
+/// A scene, or none where what it holds for or falls back to is refused.
+fn scene(choices: &mut Choices<'_>, place: usize) -> Scene<'static> {
+    // Names repeat now and then.
+    let name = SCENES[place.min(usize::from(choices.below(4)))];
+    let mut scene = Scene::new(name, choices.number());
+    let more = choices.byte();
+    if more & 1 != 0 {
+        scene.id = Some(IDS[usize::from(choices.below(4))]).filter(|id| !id.is_empty());
+    }
+    if more & 2 != 0 {
+        let fallback = (more & 4 != 0).then(|| IDS[usize::from(choices.below(4))]).filter(|named| !named.is_empty());
+        scene.at_end = AtEnd::Hold { max_hold_ms: Some(choices.number()).filter(|ms| *ms > 0), fallback };
+    }
+    if more & 8 != 0 {
+        (scene.data, scene.warn_ms) = ("data", Some(choices.number()));
+    }
+    scene
+}
+
 /// A configuration, or none where the numbers are refused.
-fn config(choices: &mut Choices<'_>, limits: &Limits) -> Option<Config> {
+fn config(choices: &mut Choices<'_>, limits: &Limits, now: Tick) -> Option<Config> {
     let count = 1 + usize::from(choices.below(3));
-    let scenes = SCENES[..count].iter().map(|name| Scene::new(name, choices.number())).collect();
+    let scenes = (0..count).map(|place| scene(choices, place)).collect();
     let draft = Draft {
         scenes,
         tick_interval_ms: Some(choices.number()).filter(|ms| *ms > 0),
@@ -154,7 +191,9 @@ fn config(choices: &mut Choices<'_>, limits: &Limits) -> Option<Config> {
         when_empty: [WhenEmpty::Restart, WhenEmpty::Freeze, WhenEmpty::RunOn][usize::from(choices.below(3))],
         empty_grace_ms: Some(choices.number()),
         idle_timeout_ms: Some(choices.number()).filter(|ms| *ms > 0),
-        ..Draft::default()
+        starts_at_ms: (choices.below(4) == 0).then(|| instant(choices, now)),
+        no_ticks: choices.below(4) == 0,
+        title: ["", "title"][usize::from(choices.below(2))],
     };
     Config::new(&draft, limits).ok()
 }

@@ -535,7 +535,7 @@ impl Engine {
     /// [`Engine::wake`], if there is anything to do: enough where the stream's state is not looked at.
     fn wake_if_due(&mut self, now: Tick, slot: u32, outbox: &mut Outbox) {
         let stream = self.streams.get(slot);
-        if stream.due <= now || stream.show.is_to_start(now, self.clock) {
+        if stream.due <= now || stream.show.begins(now, self.clock).is_some() {
             self.wake(now, slot, outbox);
         }
     }

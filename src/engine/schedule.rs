@@ -47,12 +47,15 @@ impl Waiting {
 impl Show {
     /// The instant that it waits for, ms since 1970.
     pub(super) fn waits_until(&self) -> Option<u64> {
-        self.config.starts_at_ms().filter(|_| self.lifecycle == Lifecycle::Scheduled)
+        match self.lifecycle {
+            Lifecycle::Scheduled => self.config.starts_at_ms(),
+            _ => None,
+        }
     }
 
-    /// Whether the instant that it waits for has come.
-    pub(super) fn is_to_start(&self, now: Tick, clock: WallClock) -> bool {
-        self.lifecycle == Lifecycle::Scheduled && self.waits_until().is_none_or(|at_ms| at_ms <= clock.at(now))
+    /// The instant that it waits for, if that has come.
+    pub(super) fn begins(&self, now: Tick, clock: WallClock) -> Option<u64> {
+        self.waits_until().filter(|at_ms| *at_ms <= clock.at(now))
     }
 }
 
@@ -77,8 +80,7 @@ impl Stream {
 
     /// Starts if that is what it waited for.
     pub(super) fn start_if_due(&mut self, now: Tick, clock: WallClock, outbox: &mut Outbox) {
-        if self.show.is_to_start(now, clock) {
-            let starts_at_ms = self.show.config.starts_at_ms().unwrap_or_default();
+        if let Some(starts_at_ms) = self.show.begins(now, clock) {
             self.follow_schedule(now, clock, starts_at_ms, Cause::Lifecycle, outbox);
         }
     }

@@ -25,7 +25,7 @@ use crate::{
     machine::{alone, clock_at, long_run, measured},
     observer::{Observer, Seen},
     support::caller::{Caller, say, say_subscription},
-    support::messages::{LONG_MS, config, heartbeat, long_config, register_from, start, status},
+    support::messages::{LONG_MS, config, heartbeat, long_config, register_from, seek, start},
     support::nats_server::NatsServer,
     support::program::Program,
     support::waiting::wall_ms,
@@ -117,7 +117,7 @@ struct Tally {
 impl Tally {
     /// False when nobody is there any more.
     async fn ask(&self, caller: &Caller, id: &str, number: u64) -> bool {
-        let payload = say(status(id, number, "00:00:00:00")).payload;
+        let payload = say(seek(id, number % LONG_MS)).payload;
         match caller.transport.request(subject::COMMAND, payload, 2 * STOP_LIMIT).await {
             Ok(answer) => {
                 let reply = Reply::decode(answer.payload).expect("an answer");

@@ -44,10 +44,10 @@ pub fn resume(stream_id: &str) -> Bytes {
     command(Command::Resume(Resume { stream_id: stream_id.to_owned() }))
 }
 
-/// Tells of a stream's encoder: a command that changes neither position nor beat.
-pub fn status(stream_id: &str, stream_time: u64) -> Bytes {
+/// Tells whether a stream's encoder sends: if that is news, a command that changes neither position nor beat.
+pub fn status(stream_id: &str, is_streaming: bool) -> Bytes {
     let timecode = "00:00:07:00".to_owned();
-    let status = UpdateStreamStatus { stream_id: stream_id.to_owned(), is_streaming: true, stream_time, timecode };
+    let status = UpdateStreamStatus { stream_id: stream_id.to_owned(), is_streaming, stream_time: 1, timecode };
     command(Command::UpdateStreamStatus(status))
 }
 

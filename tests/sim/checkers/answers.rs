@@ -67,7 +67,8 @@ impl Checker for AnswersAgreeWithUpdates {
             } else {
                 assert_same_course(state, said);
             }
-            assert_eq!(said.stream_timecode, state.stream_timecode, "status: {}", in_short(said));
+            // A newer timecode alone counts no revision.
+            assert_eq!(said.stream_is_streaming, state.stream_is_streaming, "status: {}", in_short(said));
         }
     }
 }
