@@ -111,7 +111,8 @@ fn a_thousand_holds_that_nobody_watches_wake_nobody() {
     for (when_empty, starts_at_ms) in [(WhenEmpty::RunOn, None), (WhenEmpty::Restart, Some(T0))] {
         let scenes = scenes.clone();
         let loop_scenes = true;
-        let draft = Draft { scenes, loop_scenes, when_empty, starts_at_ms, idle_timeout_ms: Some(86_400_000), ..show() };
+        let draft =
+            Draft { scenes, loop_scenes, when_empty, starts_at_ms, idle_timeout_ms: Some(86_400_000), ..show() };
         let mut world = World::with_show(&draft);
         world.join("a", 0);
         world.leave("a", 0).unwrap();
@@ -214,9 +215,7 @@ fn ten_thousand_passes_with_holds_do_not_drift_by_a_millisecond() {
     const PASS_MS: u64 = 200;
     let mut world = World::with_show(&draft);
     world.join("a", 0);
-    let mut expected = (0..).flat_map(|pass| {
-        [30, 100, 120, 160, 189, 200].map(|ms| pass * PASS_MS + ms)
-    });
+    let mut expected = (0..).flat_map(|pass| [30, 100, 120, 160, 189, 200].map(|ms| pass * PASS_MS + ms));
     for pass in 1..=10_000_u64 {
         if pass % 400 == 0 {
             world.beat("a", 0).unwrap();
@@ -617,7 +616,8 @@ fn an_instant_more_than_a_year_ahead_by_the_wall_clock_is_refused() {
     assert!(world.command("show", Command::Reconfigure(config(&starting(year + 1)))).is_err());
     world.handle(Input::WallClock { ms: T0 + 1 }).unwrap();
     assert!(world.command("other", start(year + 1)).is_ok());
-    let error = world.command("another", Command::Start(Some(config(&Draft { starts_at_ms: Some(u64::MAX), ..show() }))));
+    let error =
+        world.command("another", Command::Start(Some(config(&Draft { starts_at_ms: Some(u64::MAX), ..show() }))));
     assert!(error.is_err());
     // Any time ago will do: a loop of 15 s has been through many passes since 1970.
     let draft = Draft { starts_at_ms: Some(1), loop_scenes: true, ..show() };
