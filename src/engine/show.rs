@@ -105,9 +105,14 @@ impl Show {
         self.id.len() + self.config.bytes() + self.adjusted_bytes() + timecode
     }
 
+    /// Whether the present pass has lengths of its own.
+    pub(super) fn is_adjusted(&self) -> bool {
+        !Arc::ptr_eq(&self.pass, &self.config.timeline)
+    }
+
     /// What the present pass takes beside the configuration.
     pub(super) fn adjusted_bytes(&self) -> usize {
-        if Arc::ptr_eq(&self.pass, &self.config.timeline) { 0 } else { self.pass.bytes() }
+        if self.is_adjusted() { self.pass.bytes() } else { 0 }
     }
 
     pub(super) const fn mode(&self) -> Mode {

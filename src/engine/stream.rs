@@ -117,6 +117,16 @@ impl Stream {
 
     /// What it adds to the engine's counts: nothing once it is removed.
     pub(super) fn counts(&self) -> Counts {
+        Counts { config_bytes: self.config_bytes(), ..self.head_counts() }
+    }
+
+    /// What it keeps, bytes, as long as it is there.
+    pub(super) fn config_bytes(&self) -> u64 {
+        if self.is_removed() { 0 } else { self.show.bytes() as u64 }
+    }
+
+    /// Those of [`Stream::counts`] that are numbers of heads and streams.
+    pub(super) fn head_counts(&self) -> Counts {
         if self.is_removed() {
             return Counts::default();
         }
@@ -128,7 +138,7 @@ impl Stream {
             unique: unique.into(),
             streams: 1,
             running: u64::from(self.mode() == Mode::Running),
-            config_bytes: self.show.bytes() as u64,
+            config_bytes: 0,
             client_bytes: 0,
         }
     }

@@ -54,9 +54,9 @@ impl Router {
 
     /// Whether any of these shards takes no more batches and large messages.
     pub fn are_full_of_bulk(&self, shards: impl Iterator<Item = usize>) -> bool {
-        let mut asked = vec![false; self.shards()];
+        let mut asked = [false; MAX_SHARDS];
         shards.for_each(|shard| asked[shard] = true);
-        asked.iter().zip(&self.mailboxes).any(|(asked, mailbox)| *asked && mailbox.is_full_of_bulk())
+        self.mailboxes.iter().zip(asked).any(|(mailbox, asked)| asked && mailbox.is_full_of_bulk())
     }
 
     /// Puts mail into a shard's mailbox.

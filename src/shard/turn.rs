@@ -273,10 +273,17 @@ impl Shard {
     /// Counts what was given up: answers forgotten before their time, for want of room, and ticks that newer updates
     /// have replaced.
     fn tell_dropped(&mut self, queue: &mut PublishQueue) {
-        counter!("orchestrator_dropped_total", "reason" => "tick_superseded").increment(queue.take_superseded());
+        // As a rule nothing is, and a counter is looked up by its name: turns are short.
+        let superseded = queue.take_superseded();
+        if superseded > 0 {
+            counter!("orchestrator_dropped_total", "reason" => "tick_superseded").increment(superseded);
+        }
         let forgotten = self.engine.requests_forgotten_early();
-        counter!("orchestrator_dropped_total", "reason" => "request_forgotten").increment(forgotten - self.forgotten);
-        self.forgotten = forgotten;
+        if forgotten > self.forgotten {
+            counter!("orchestrator_dropped_total", "reason" => "request_forgotten")
+                .increment(forgotten - self.forgotten);
+            self.forgotten = forgotten;
+        }
     }
 
     /// Lets the look-ups of the next messages wait for memory together; batches do so by themselves. Says for each where
