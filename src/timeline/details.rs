@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{AtEnd, Scene, TimelineError};
+use super::{AtEnd, Scene, TimelineError, scene::beginning};
 
 /// How long a hold without an end is reckoned to be, ms: 35,000 years. A thousand of them, and of the longest scenes, do
 /// not overflow.
@@ -166,8 +166,7 @@ fn fallbacks(scenes: &[Scene<'_>], ids: &BTreeMap<&str, usize>) -> Result<Vec<(u
                     None => (later.get(named).copied(), Fallback::Name),
                 };
                 let next = next.filter(|next| *next > place);
-                let named = || named.chars().take(256).collect();
-                (next.ok_or_else(|| TimelineError::Fallback { place, named: named() })?, how)
+                (next.ok_or_else(|| TimelineError::Fallback { place, named: beginning(named) })?, how)
             }
             _ => (place + 1, Fallback::None),
         });

@@ -92,7 +92,7 @@ impl SceneLimits {
             return Err(TimelineError::Duration { place, duration_ms });
         }
         if let Some(id) = id.filter(|id| !is_scene_id(id)) {
-            return Err(TimelineError::Id { place, id: id.chars().take(MAX_SCENE_ID_BYTES + 1).collect() });
+            return Err(TimelineError::Id { place, id: beginning(id) });
         }
         if data.len() > MAX_SCENE_DATA_BYTES {
             return Err(TimelineError::Data { place, bytes: data.len() });
@@ -109,6 +109,11 @@ impl SceneLimits {
         }
         Ok(())
     }
+}
+
+/// Enough of a text to know it by, in a message.
+pub(super) fn beginning(text: &str) -> String {
+    text.chars().take(40).collect()
 }
 
 fn is_scene_id(id: &str) -> bool {

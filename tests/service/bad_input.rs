@@ -5,7 +5,7 @@ use orchestrator_service::{
     transport::Outgoing,
     wire::{
         proto::{
-            Code, Mode, OrchestratorCommand, OrchestratorConfig, Query, Reply, SceneConfig, StateUpdate, Stats,
+            AtEnd, Code, Mode, OrchestratorCommand, OrchestratorConfig, Query, Reply, SceneConfig, StateUpdate, Stats,
             SubscriptionCommand, orchestrator_command::Command, query, subscription_command,
         },
         subject::{COMMAND, QUERY, SUBSCRIPTION},
@@ -15,7 +15,7 @@ use prost::Message as _;
 
 use crate::{
     support::messages::*,
-    testbed::{Caller, Testbed, accepted, command_message},
+    world::{Caller, World, accepted, command_message, wall_ms},
 };
 
 on_both_transports! {
@@ -26,6 +26,7 @@ on_both_transports! {
     a_source_address_that_is_none_is_refused,
     numbers_out_of_their_limits_are_refused_with_the_limit,
     scenes_out_of_their_limits_are_refused_with_the_limit,
+    what_scenes_have_beside_names_is_refused_with_field_and_limit,
     texts_out_of_their_limits_are_refused_with_the_limit,
     a_message_of_2_mib_is_refused_and_the_next_one_is_taken,
     numbers_at_their_ends_that_mean_something_are_taken,
@@ -271,7 +272,6 @@ async fn scenes_out_of_their_limits_are_refused_with_the_limit(world: Testbed) {
             OrchestratorConfig { scenes: vec![SceneConfig::default(); 300_000], ..Default::default() },
             &["scenes", "1 to 1000", "300000"],
         ),
-        bad_config(config(&[("a", 1), ("b", 1), ("a", 1)]), &["scenes[2].name", "distinct", "\"a\""]),
         bad_config(config(&[("a", 1), ("", 1)]), &["scenes[1].name", "1 to 256 bytes"]),
         bad_config(config(&[(&long, 1)]), &["scenes[0].name", "1 to 256 bytes", "257"]),
         bad_config(
@@ -282,7 +282,43 @@ async fn scenes_out_of_their_limits_are_refused_with_the_limit(world: Testbed) {
     assert_refused(&caller, cases.into_iter().flatten()).await;
 }
 
-async fn texts_out_of_their_limits_are_refused_with_the_limit(world: Testbed) {
+async fn what_scenes_have_beside_names_is_refused_with_field_and_limit(world: World) {
+    let (_service, caller) = world.with_service().await;
+    paused_show(&caller).await;
+    let plain = || SceneConfig { name: "a".into(), duration_ms: 1, ..Default::default() };
+    let holding = || SceneConfig { at_end: AtEnd::Hold.into(), ..plain() };
+    let named = |scene_id: &str| SceneConfig { scene_id: scene_id.into(), ..plain() };
+    let (long, year_and_more) = ("x".repeat(129), Some(31_536_000_001));
+
+    let scenes: [(Vec<SceneConfig>, &[&str]); 12] = [
+        (vec![named("a.b")], &["scenes[0].scene_id", "1 to 128 bytes", "a.b"]),
+        (vec![named(&long)], &["scenes[0].scene_id", "1 to 128 bytes"]),
+        (vec![named("x"), plain(), named("x")], &["scenes[2].scene_id", "distinct", "\"x\""]),
+        (vec![SceneConfig { data: "d".repeat(4_097), ..plain() }], &["scenes[0].data", "4096 bytes", "4097"]),
+        (vec![SceneConfig { at_end: 2, ..plain() }], &["scenes[0].at_end", "HOLD", "2"]),
+        (vec![SceneConfig { max_hold_ms: Some(1), ..plain() }], &["scenes[0].max_hold_ms", "HOLD"]),
+        (vec![SceneConfig { fallback_scene: "b".into(), ..plain() }], &["scenes[0].fallback_scene", "HOLD"]),
+        (vec![SceneConfig { max_hold_ms: Some(0), ..holding() }], &["scenes[0].max_hold_ms", "1 to 31536000000"]),
+        (vec![SceneConfig { max_hold_ms: year_and_more, ..holding() }], &["scenes[0].max_hold_ms", "365 days"]),
+        (
+            vec![plain(), SceneConfig { fallback_scene: "\u{1}".repeat(256), ..holding() }],
+            &["scenes[1].fallback_scene", "later scene"],
+        ),
+        (vec![SceneConfig { warn_ms: year_and_more, ..plain() }], &["scenes[0].warn_ms", "31536000000"]),
+        (vec![SceneConfig { danger_ms: year_and_more, ..plain() }], &["scenes[0].danger_ms", "31536000000"]),
+    ];
+    let scenes = scenes.into_iter().map(|(scenes, words)| (OrchestratorConfig { scenes, ..Default::default() }, words));
+    let whole: [(OrchestratorConfig, &[&str]); 2] = [
+        (OrchestratorConfig { title: "t".repeat(257), ..config(&[("a", 1)]) }, &["title", "256 bytes", "257"]),
+        (
+            OrchestratorConfig { starts_at_ms: Some(u64::MAX), ..config(&[("a", 1)]) },
+            &["starts_at_ms", "365 days", "18446744073709551615"],
+        ),
+    ];
+    assert_refused(&caller, scenes.chain(whole).flat_map(|(config, words)| bad_config(config, words))).await;
+}
+
+async fn texts_out_of_their_limits_are_refused_with_the_limit(world: World) {
     let (_service, caller) = world.with_service().await;
     paused_show(&caller).await;
     let (request_id, scene, timecode) = ("r".repeat(129), "s".repeat(257), "t".repeat(257));
@@ -293,6 +329,14 @@ async fn texts_out_of_their_limits_are_refused_with_the_limit(world: Testbed) {
             bad_message(
                 &OrchestratorCommand { request_id, ..command_message(stop("show")) },
                 &["request_id", "128 bytes", "129"],
+            ),
+            bad_message(
+                &OrchestratorCommand { issued_by: "i".repeat(129), ..command_message(stop("show")) },
+                &["issued_by", "128 bytes", "129"],
+            ),
+            bad_message(
+                &OrchestratorCommand { expected_scene: Some(scene.clone()), ..command_message(stop("show")) },
+                &["expected_scene", "256 bytes", "257"],
             ),
             bad_command(force("show", &scene), &["scene_name", "256 bytes", "257"]),
             bad_command(force("show", ""), &["scene_name"]),
@@ -390,6 +434,19 @@ async fn values_at_their_limits_are_taken(world: Testbed) {
     assert_eq!(state.scene_index, Some(999));
     caller.done(force(&longest, &names[500])).await;
     caller.done(status(&longest, 0, &"t".repeat(256))).await;
+    let mut held = config(&[("a", year_ms), ("a", 1), ("b", 1)]);
+    held.title = "t".repeat(256);
+    held.starts_at_ms = Some(wall_ms() + year_ms - 60_000);
+    held.scenes[0].scene_id = "i".repeat(128);
+    held.scenes[0].data = "d".repeat(4_096);
+    held.scenes[0].at_end = AtEnd::Hold.into();
+    held.scenes[0].max_hold_ms = Some(year_ms);
+    held.scenes[0].fallback_scene = "b".into();
+    (held.scenes[1].warn_ms, held.scenes[1].danger_ms) = (Some(year_ms), Some(0));
+    caller.done(start("held", held)).await;
+    let request = OrchestratorCommand { issued_by: "i".repeat(128), ..command_message(pause(&longest)) };
+    accepted(caller.send(&request).await);
+    caller.done(remove("held")).await;
     let request_id = "r".repeat(128);
     accepted(caller.send(&OrchestratorCommand { request_id, ..command_message(pause(&longest)) }).await);
     assert_eq!(caller.query(get_state(&longest)).await.code(), Code::Ok);
