@@ -158,7 +158,7 @@ fn numbers_at_the_ends_are_refused_or_played_but_never_panic() {
         assert!(Config::new(&Draft { scenes, ..show() }, &limits).is_err(), "{duration_ms}");
     }
     let longest = vec![Scene::new("a", MAX_DURATION_MS)];
-    let mut world = World::with_show(&Draft { scenes: longest, ..show() });
+    let mut world = EngineDriver::with_show(&Draft { scenes: longest, ..show() });
     world.join("a", 0);
     for command in [
         Command::Seek(u64::MAX),
@@ -464,7 +464,7 @@ fn a_tick_does_not_carry_the_configuration() {
     let names: Vec<String> = (0..1_000).map(|n| format!("scene {n:04}")).collect();
     let sizes = [1, 1_000].map(|count| {
         let scenes = names[..count].iter().map(|name| Scene::new(name, 10_000)).collect();
-        let mut world = World::with_show(&Draft { scenes, ..show() });
+        let mut world = EngineDriver::with_show(&Draft { scenes, ..show() });
         world.join("a", 0);
         world.updates();
         world.sleep_until(1_000);

@@ -77,7 +77,7 @@ fn a_call_keeps_some_of_its_budget_for_the_silent_and_the_dead() {
 }
 
 /// Asks for a Reset with a request id. Returns whether that was done, rather than answered as before.
-fn is_executed(world: &mut World, id: &str, request: &str) -> bool {
+fn is_executed(world: &mut EngineDriver, id: &str, request: &str) -> bool {
     let before = world.state(id).map(|state| state.revision);
     let answer = world.handle(command(id, Some(request), Command::Reset));
     match before {
@@ -174,7 +174,7 @@ fn a_repeated_remove_gets_its_answer_though_the_stream_is_gone() {
 fn remembered_answers_of_one_stream_keep_a_mebibyte_at_most() {
     let names: Vec<String> = (0..1_000).map(|n| format!("{n:0>246}")).collect();
     let scenes: Vec<_> = names.iter().map(|name| Scene::new(name, 1_000)).collect();
-    let mut world = World::with_show(&Draft { scenes: scenes.clone(), ..show() });
+    let mut world = EngineDriver::with_show(&Draft { scenes: scenes.clone(), ..show() });
     // A timeline that answers share is there once.
     for number in 0..100 {
         assert!(is_executed(&mut world, "show", &number.to_string()));
@@ -455,7 +455,7 @@ fn a_hundred_thousand_guessed_handles_remove_nobody() {
 fn scenes_told(lengths: &[u64], loop_scenes: bool, ms: u64) -> Vec<(u64, u64)> {
     let names: Vec<String> = (0..lengths.len()).map(|number| number.to_string()).collect();
     let scenes = names.iter().zip(lengths).map(|(name, ms)| Scene::new(name, *ms)).collect();
-    let mut world = World::with_show(&Draft { scenes, loop_scenes, tick_interval_ms: Some(10), ..show() });
+    let mut world = EngineDriver::with_show(&Draft { scenes, loop_scenes, tick_interval_ms: Some(10), ..show() });
     world.join("a", 0);
     let told = world.until(ms);
     assert!(told.windows(2).all(|pair| pair[0].at < pair[1].at), "one update at a time: {told:?}");
@@ -486,9 +486,9 @@ fn scenes_are_told_no_more_often_than_the_least_tick_interval() {
 }
 
 #[test]
-fn a_scene_that_has_to_wait_is_told_as_a_change_though_a_snapshot_came_first() {
+fn a_scene_that_waits_is_a_change_though_a_snapshot_came_first() {
     let scenes = vec![Scene::new("Flash", 1), Scene::new("Short", 4), Scene::new("Main", 60_000)];
-    let mut world = World::with_show(&Draft { scenes, tick_interval_ms: Some(10), ..show() });
+    let mut world = EngineDriver::with_show(&Draft { scenes, tick_interval_ms: Some(10), ..show() });
     world.join("a", 0);
     world.until(7);
     world.register("show", "b", 0, false).unwrap();

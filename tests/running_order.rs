@@ -1,10 +1,10 @@
 //! Rules of a running order by name: scenes that hold, that are called alike, that begin at an instant; who may change it
 //! on what condition; and what is told of it without ticks. Random runs meet all of them, and say less of what they mean.
 
+use driver::{EngineDriver, Said, T0, config, said, show};
 use orchestrator_service::engine::*;
-use world::{Said, T0, World, config, said, show};
 
-mod world;
+mod driver;
 
 fn stream(id: &str) -> StreamId<'_> {
     StreamId::parse(id).expect("a valid id")
@@ -22,7 +22,7 @@ fn holding(max_hold_ms: Option<u64>, fallback: Option<&'static str>) -> Draft<'s
 }
 
 /// Scene, position and overtime of `show`.
-fn place(world: &mut World) -> (Option<String>, u64, Option<u64>) {
+fn place(world: &mut EngineDriver) -> (Option<String>, u64, Option<u64>) {
     let state = world.state("show").expect("the show is there");
     (state.scene.map(|scene| state.timeline.name(scene).to_owned()), state.position_ms, state.overtime_ms)
 }
@@ -40,7 +40,7 @@ fn scenes(said: &[Said]) -> Vec<(u64, Option<&str>)> {
 
 #[test]
 fn a_hold_keeps_the_position_until_somebody_goes_on() {
-    let mut world = World::with_show(&holding(None, None));
+    let mut world = EngineDriver::with_show(&holding(None, None));
     world.join("a", 0);
     let before = world.state("show").unwrap().revision;
     assert_eq!(scenes(&world.until(3_000)), [(3_000, Some("Intro"))], "its beginning is told");
@@ -62,9 +62,9 @@ fn a_hold_keeps_the_position_until_somebody_goes_on() {
 }
 
 #[test]
-fn a_hold_that_runs_out_leads_on_or_to_its_fallback_to_the_millisecond() {
+fn a_hold_that_runs_out_leads_on_or_to_its_fallback_punctually() {
     for (fallback, next) in [(None, "Main"), (Some("Outro"), "Outro")] {
-        let mut world = World::with_show(&holding(Some(700), fallback));
+        let mut world = EngineDriver::with_show(&holding(Some(700), fallback));
         world.join("a", 0);
         assert_eq!(scenes(&world.until(3_800)), [(3_000, Some("Intro")), (3_700, Some(next))]);
         let (_, position, overtime) = place(&mut world);
@@ -75,7 +75,7 @@ fn a_hold_that_runs_out_leads_on_or_to_its_fallback_to_the_millisecond() {
 #[test]
 fn unwatched_a_hold_comes_and_goes_without_a_wake_up() {
     let draft = Draft { when_empty: WhenEmpty::RunOn, ..holding(Some(700), Some("Outro")) };
-    let mut world = World::with_show(&draft);
+    let mut world = EngineDriver::with_show(&draft);
     world.join("a", 0);
     world.until(1);
     world.leave("a", 0).unwrap();
@@ -88,7 +88,7 @@ fn unwatched_a_hold_comes_and_goes_without_a_wake_up() {
 }
 
 /// How often the engine wants to be called until then. A timer that is far away is looked at a few times.
-fn calls_until(world: &mut World, at: u64) -> usize {
+fn calls_until(world: &mut EngineDriver, at: u64) -> usize {
     let mut calls = 0;
     while let Some(due) = world.engine.next_deadline().filter(|due| *due <= Tick(T0 + at)) {
         if due > Tick(T0 + world.at()) {
@@ -113,7 +113,7 @@ fn a_thousand_holds_that_nobody_watches_wake_nobody() {
         let loop_scenes = true;
         let draft =
             Draft { scenes, loop_scenes, when_empty, starts_at_ms, idle_timeout_ms: Some(86_400_000), ..show() };
-        let mut world = World::with_show(&draft);
+        let mut world = EngineDriver::with_show(&draft);
         world.join("a", 0);
         world.leave("a", 0).unwrap();
         world.heard();
@@ -131,7 +131,7 @@ fn a_thousand_holds_that_nobody_watches_wake_nobody() {
 
 #[test]
 fn an_endless_hold_has_no_end_to_wake_up_for() {
-    let mut world = World::with_show(&Draft { no_ticks: true, ..holding(None, None) });
+    let mut world = EngineDriver::with_show(&Draft { no_ticks: true, ..holding(None, None) });
     world.join("a", 0);
     world.until(3_000);
     assert!(calls_until(&mut world, 89_999) < 10, "until that one goes stale");
@@ -140,7 +140,7 @@ fn an_endless_hold_has_no_end_to_wake_up_for() {
 
 #[test]
 fn pause_resume_and_frozen_streams_keep_overtime() {
-    let mut world = World::with_show(&Draft { when_empty: WhenEmpty::Freeze, ..holding(Some(5_000), None) });
+    let mut world = EngineDriver::with_show(&Draft { when_empty: WhenEmpty::Freeze, ..holding(Some(5_000), None) });
     world.join("a", 0);
     world.until(4_000);
     world.command("show", Command::Pause).unwrap();
@@ -157,8 +157,8 @@ fn pause_resume_and_frozen_streams_keep_overtime() {
 }
 
 #[test]
-fn a_holding_scene_that_is_lengthened_plays_on_and_shortened_holds_on() {
-    let mut world = World::with_show(&holding(None, None));
+fn a_holding_scene_lengthened_plays_on_and_shortened_holds_on() {
+    let mut world = EngineDriver::with_show(&holding(None, None));
     world.join("a", 0);
     world.until(4_000);
     let revision = world.state("show").unwrap().revision;
@@ -173,7 +173,7 @@ fn a_holding_scene_that_is_lengthened_plays_on_and_shortened_holds_on() {
 
 #[test]
 fn a_scene_shortened_to_what_has_played_holds_at_once() {
-    let mut world = World::with_show(&holding(Some(1_000), None));
+    let mut world = EngineDriver::with_show(&holding(Some(1_000), None));
     world.join("a", 0);
     world.until(1_200);
     let state = world.command("show", Command::AdjustScene(i64::MIN)).unwrap();
@@ -184,7 +184,7 @@ fn a_scene_shortened_to_what_has_played_holds_at_once() {
 #[test]
 fn reconfigure_while_holding_holds_on_plays_on_or_goes_on() {
     let after = |draft: &Draft<'_>| {
-        let mut world = World::with_show(&holding(None, None));
+        let mut world = EngineDriver::with_show(&holding(None, None));
         world.join("a", 0);
         world.until(4_000);
         world.command("show", Command::Reconfigure(config(draft))).unwrap();
@@ -213,7 +213,7 @@ fn ten_thousand_passes_with_holds_do_not_drift_by_a_millisecond() {
     ];
     // 30 + 70, 20 + 40, never c, 29 + 11.
     const PASS_MS: u64 = 200;
-    let mut world = World::with_show(&draft);
+    let mut world = EngineDriver::with_show(&draft);
     world.join("a", 0);
     let mut expected = (0..).flat_map(|pass| [30, 100, 120, 160, 189, 200].map(|ms| pass * PASS_MS + ms));
     for pass in 1..=10_000_u64 {
@@ -244,8 +244,8 @@ fn rundown() -> Draft<'static> {
 
 #[test]
 fn a_scene_is_forced_by_its_id_and_else_the_next_of_its_name() {
-    let mut world = World::with_show(&rundown());
-    let force = |world: &mut World, named: &'static str| {
+    let mut world = EngineDriver::with_show(&rundown());
+    let force = |world: &mut EngineDriver, named: &'static str| {
         world.command("show", Command::ForceScene(named)).map(|state| state.scene.unwrap_or_default())
     };
     // Nothing is current: the first of that name. It is where it begins, before the start.
@@ -259,9 +259,9 @@ fn a_scene_is_forced_by_its_id_and_else_the_next_of_its_name() {
 }
 
 #[test]
-fn reconfigure_keeps_the_scene_of_that_id_and_else_the_same_one_of_its_name() {
+fn reconfigure_keeps_the_scene_of_that_id_or_the_same_of_its_name() {
     let after = |from: u64, scenes: Vec<Scene<'static>>| {
-        let mut world = World::with_show(&rundown());
+        let mut world = EngineDriver::with_show(&rundown());
         world.join("a", 0);
         world.until(1);
         world.command("show", Command::Seek(from + 300)).unwrap();
@@ -298,7 +298,7 @@ fn double_skips(expecting: bool) -> usize {
     for round in 0..1_000 {
         let names = ["One", "Two", "Three", "Four"];
         let scenes = names.iter().map(|name| Scene::new(name, 1_000)).collect();
-        let mut world = World::with_show(&Draft { scenes, tick_interval_ms: Some(60_000), ..show() });
+        let mut world = EngineDriver::with_show(&Draft { scenes, tick_interval_ms: Some(60_000), ..show() });
         world.join("a", 0);
         // Pressed in the last moments of the first scene, which both see; it comes before its end, or after.
         let mut presses = [980 + draw(40), 980 + draw(40)];
@@ -319,14 +319,14 @@ fn double_skips(expecting: bool) -> usize {
 }
 
 #[test]
-fn two_people_skipping_within_20_ms_of_a_boundary_never_skip_two_scenes() {
+fn two_who_skip_within_20_ms_of_a_boundary_never_skip_two_scenes() {
     assert_eq!(double_skips(true), 0);
     assert!(double_skips(false) > 500, "which happens to those who expect nothing");
 }
 
 #[test]
-fn a_command_that_expects_another_scene_is_refused_and_told_which_it_is() {
-    let mut world = World::with_show(&rundown());
+fn a_command_that_expects_another_scene_is_told_which_it_is() {
+    let mut world = EngineDriver::with_show(&rundown());
     world.join("a", 0);
     let revision = world.state("show").unwrap().revision;
     world.heard();
@@ -356,7 +356,7 @@ fn a_command_that_expects_another_scene_is_refused_and_told_which_it_is() {
 
 #[test]
 fn a_command_for_a_stream_that_was_created_again_meets_a_conflict() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let epoch = world.state("show").unwrap().epoch;
     let stop = |expected_epoch| Request { expected_epoch, ..Request::new(stream("show"), Command::Stop) };
     assert!(world.request(stop(Some(epoch))).is_ok());
@@ -375,7 +375,7 @@ fn a_command_for_a_stream_that_was_created_again_meets_a_conflict() {
 
 #[test]
 fn what_a_request_expects_and_who_asks_are_a_part_of_it() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("a", 0);
     let pause = Request { request_id: Some("r"), ..Request::new(stream("show"), Command::Pause) };
     world.request(pause.clone()).unwrap();
@@ -397,7 +397,7 @@ fn starting(in_ms: i64) -> Draft<'static> {
 
 #[test]
 fn a_thousand_streams_of_one_instant_begin_exactly_at_it() {
-    let mut world = World::new();
+    let mut world = EngineDriver::new();
     let names: Vec<String> = (0..1_000).map(|number| format!("s{number}")).collect();
     for (number, name) in names.iter().enumerate() {
         if number % 100 == 0 && number > 0 {
@@ -423,7 +423,7 @@ fn a_thousand_streams_of_one_instant_begin_exactly_at_it() {
 
 #[test]
 fn an_instant_is_waited_for_while_somebody_watches() {
-    let mut world = World::with_show(&starting(5_000));
+    let mut world = EngineDriver::with_show(&starting(5_000));
     let (_, state) = world.join("a", 0);
     assert_eq!((state.mode, state.starts_at_ms, state.scene), (Mode::Idle, Some(T0 + 5_000), None));
     // Who is not answered is told so by an update.
@@ -436,7 +436,7 @@ fn an_instant_is_waited_for_while_somebody_watches() {
 }
 
 #[test]
-fn noticed_late_a_show_is_where_it_would_be_holds_and_loops_included() {
+fn noticed_late_a_show_is_where_it_would_be_with_holds_and_loops() {
     let mut draft = Draft { loop_scenes: true, ..starting(5_000) };
     draft.scenes[0].at_end = hold(Some(1_000), None);
     for (late, expected) in [
@@ -446,22 +446,22 @@ fn noticed_late_a_show_is_where_it_would_be_holds_and_loops_included() {
         (16_000 * 7 + 3_999, at("Intro", 3_000, 999)),
     ] {
         // Whoever comes first finds it there, to the millisecond, whenever the engine was called.
-        let mut world = World::with_show(&draft);
+        let mut world = EngineDriver::with_show(&draft);
         world.sleep_until(5_000 + late);
         let (_, state) = world.join("a", 0);
         assert_eq!(state.mode, Mode::Running);
         assert_eq!(place(&mut world), expected);
         // The same show, that began so long before it was asked for.
-        let mut world = World::with_show(&Draft { starts_at_ms: Some(T0 - late), ..draft.clone() });
+        let mut world = EngineDriver::with_show(&Draft { starts_at_ms: Some(T0 - late), ..draft.clone() });
         assert_eq!(place(&mut world), expected);
     }
 }
 
 #[test]
-fn unwatched_a_show_plays_from_its_instant_and_goes_when_it_is_over() {
+fn unwatched_a_show_plays_from_its_instant_and_goes_when_over() {
     for when_empty in [WhenEmpty::Restart, WhenEmpty::Freeze, WhenEmpty::RunOn] {
         let draft = Draft { when_empty, idle_timeout_ms: Some(1_000), ..starting(90_000) };
-        let mut world = World::with_show(&draft);
+        let mut world = EngineDriver::with_show(&draft);
         // Nobody comes for longer than the idle timeout. It waits, begins, and is woken for its end alone.
         assert_eq!(world.until(90_000), [said(90_000, Cause::Lifecycle, Mode::Running, 0, "Intro")]);
         assert_eq!(world.until(100_000), []);
@@ -478,9 +478,9 @@ fn unwatched_a_show_plays_from_its_instant_and_goes_when_it_is_over() {
 }
 
 #[test]
-fn a_clock_that_is_set_is_obeyed_while_it_waits_and_not_while_it_plays() {
-    let mut world = World::with_show(&starting(60_000));
-    let set = |world: &mut World, wall: u64| {
+fn a_clock_that_is_set_is_obeyed_only_while_it_waits() {
+    let mut world = EngineDriver::with_show(&starting(60_000));
+    let set = |world: &mut EngineDriver, wall: u64| {
         world.handle(Input::WallClock { ms: T0 + wall }).unwrap();
     };
     world.until(1_000);
@@ -497,7 +497,7 @@ fn a_clock_that_is_set_is_obeyed_while_it_waits_and_not_while_it_plays() {
     }
     // Set beyond the instant, it is where it would be by then; beyond its end, it is over.
     for (wall, expected) in [(64_000, (Mode::Running, 4_000)), (75_000, (Mode::Finished, 15_000))] {
-        let mut world = World::with_show(&starting(60_000));
+        let mut world = EngineDriver::with_show(&starting(60_000));
         world.until(1_000);
         set(&mut world, wall);
         world.expire();
@@ -509,14 +509,14 @@ fn a_clock_that_is_set_is_obeyed_while_it_waits_and_not_while_it_plays() {
 fn a_jump_a_pause_and_a_reset_take_a_show_off_its_schedule() {
     // While it waits, whoever watches sees it play from there.
     for (command, position) in [(Command::ForceScene("Main"), 3_000), (Command::Seek(700), 700), (Command::Reset, 0)] {
-        let mut world = World::with_show(&starting(5_000));
+        let mut world = EngineDriver::with_show(&starting(5_000));
         world.join("a", 0);
         let state = world.command("show", command.clone()).unwrap();
         assert_eq!((state.mode, state.position_ms, state.starts_at_ms), (Mode::Running, position, None));
         world.until(6_000);
         assert_eq!(world.show(), (Mode::Running, position + 6_000), "the instant means nothing any more");
         // Unwatched it waits there for somebody, and for no longer than others do.
-        let mut world = World::with_show(&starting(500_000));
+        let mut world = EngineDriver::with_show(&starting(500_000));
         world.until(100_000);
         world.command("show", command).unwrap();
         assert_eq!(world.show(), (Mode::Idle, position));
@@ -527,7 +527,7 @@ fn a_jump_a_pause_and_a_reset_take_a_show_off_its_schedule() {
     }
     // While it plays unwatched, what it does then is what others do.
     for (when_empty, mode) in [(WhenEmpty::Freeze, Mode::Idle), (WhenEmpty::Restart, Mode::Running)] {
-        let mut world = World::with_show(&Draft { when_empty, ..starting(0) });
+        let mut world = EngineDriver::with_show(&Draft { when_empty, ..starting(0) });
         world.until(1_000);
         let state = world.command("show", Command::SkipScene).unwrap();
         assert_eq!((state.mode, state.position_ms), (mode, 3_000));
@@ -536,7 +536,7 @@ fn a_jump_a_pause_and_a_reset_take_a_show_off_its_schedule() {
         assert_eq!(world.show(), (Mode::Idle, expected), "the grace began when it left its schedule");
     }
     // One that is paused goes on from there.
-    let mut world = World::with_show(&starting(0));
+    let mut world = EngineDriver::with_show(&starting(0));
     world.join("a", 0);
     world.until(1_000);
     world.command("show", Command::Pause).unwrap();
@@ -548,7 +548,7 @@ fn a_jump_a_pause_and_a_reset_take_a_show_off_its_schedule() {
 
 #[test]
 fn adjusting_and_reporting_leave_a_show_on_its_schedule() {
-    let mut world = World::with_show(&starting(5_000));
+    let mut world = EngineDriver::with_show(&starting(5_000));
     let status = Command::UpdateStreamStatus { is_streaming: true, stream_time_ms: 0, timecode: "" };
     for command in [Command::AdjustScene(500), status, Command::Start(None)] {
         let state = world.command("show", command).unwrap();
@@ -567,7 +567,7 @@ fn adjusting_and_reporting_leave_a_show_on_its_schedule() {
 #[test]
 fn reconfigure_puts_a_show_on_another_schedule_or_on_none() {
     let reconfigured = |before: &Draft<'_>, watched: bool, after: &Draft<'_>| {
-        let mut world = World::with_show(before);
+        let mut world = EngineDriver::with_show(before);
         if watched {
             world.join("a", 0);
         }
@@ -592,7 +592,7 @@ fn reconfigure_puts_a_show_on_another_schedule_or_on_none() {
     assert_eq!(reconfigured(&starting(9_000), false, &show()), (Mode::Idle, 0, None));
     assert_eq!(reconfigured(&starting(0), true, &show()), (Mode::Running, 1_000, None));
     // What was stopped stays so, until it is started: on schedule while its instant is ahead.
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.command("show", Command::Stop).unwrap();
     world.command("show", Command::Reconfigure(config(&starting(5_000)))).unwrap();
     assert_eq!(world.show(), (Mode::Stopped, 0));
@@ -606,7 +606,7 @@ fn reconfigure_puts_a_show_on_another_schedule_or_on_none() {
 
 #[test]
 fn an_instant_more_than_a_year_ahead_by_the_wall_clock_is_refused() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let year = MAX_DURATION_MS.cast_signed();
     let start = |in_ms| Command::Start(Some(config(&starting(in_ms))));
     let error = world.command("other", start(year + 1)).unwrap_err().to_string();
@@ -628,10 +628,10 @@ fn an_instant_more_than_a_year_ahead_by_the_wall_clock_is_refused() {
 // --- what is told -----------------------------------------------------------------------------------------------------
 
 #[test]
-fn without_ticks_scenes_holds_commands_and_snapshots_are_told_and_nothing_else() {
+fn without_ticks_all_but_ticks_is_told() {
     let mut draft = Draft { no_ticks: true, tick_interval_ms: Some(10), ..holding(Some(1_000), None) };
     draft.loop_scenes = true;
-    let mut world = World::with_show(&draft);
+    let mut world = EngineDriver::with_show(&draft);
     world.join("a", 0);
     world.heard();
     let scene = |at, position, scene| said(at, Cause::Scene, Mode::Running, position, scene);
@@ -655,7 +655,7 @@ fn without_ticks_scenes_holds_commands_and_snapshots_are_told_and_nothing_else()
 
 #[test]
 fn what_an_encoder_reports_every_second_voids_no_expected_revision() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("a", 0);
     let report = |is_streaming, timecode| Command::UpdateStreamStatus { is_streaming, stream_time_ms: 7, timecode };
     let before = world.state("show").unwrap().revision;
@@ -679,7 +679,7 @@ fn what_an_encoder_reports_every_second_voids_no_expected_revision() {
 
 #[test]
 fn config_revision_is_that_of_the_last_change_of_scenes_or_lengths() {
-    let mut world = World::with_show(&Draft { loop_scenes: true, ..show() });
+    let mut world = EngineDriver::with_show(&Draft { loop_scenes: true, ..show() });
     let told = |state: StateUpdate| (state.revision, state.config_revision);
     assert_eq!(told(world.state("show").unwrap()), (1, 1));
     world.join("a", 0);

@@ -132,9 +132,11 @@ impl Stream {
         let place = pass.place(head.pass_ms);
         let duration_ms = adjusted(pass.duration_ms(place.scene), place.elapsed_ms, delta_ms)?;
         let adjusted = pass.with_duration(place.scene, duration_ms);
-        spare.check(self.show.adjusted_bytes(), adjusted.bytes())?;
+        let is_as_configured = adjusted == *self.show.config.timeline;
+        spare.check(self.show.adjusted_bytes(), if is_as_configured { 0 } else { adjusted.bytes() })?;
         let pass_ms = adjusted.pass_within(place.scene, place.elapsed_ms, place.overtime_ms.unwrap_or(0));
         self.show.pass = Arc::new(adjusted);
+        self.show.share_pass();
         self.show.note_change();
         self.relocate(now, Playhead { pass_ms, ..head }, self.show.is_on_schedule(), outbox);
         Ok(())

@@ -110,6 +110,13 @@ impl Show {
         !Arc::ptr_eq(&self.pass, &self.config.timeline)
     }
 
+    /// Lets a pass that is as configured be the configuration's, so that it takes nothing.
+    pub(super) fn share_pass(&mut self) {
+        if self.pass == self.config.timeline {
+            self.pass = Arc::clone(&self.config.timeline);
+        }
+    }
+
     /// What the present pass takes beside the configuration.
     pub(super) fn adjusted_bytes(&self) -> usize {
         if self.is_adjusted() { self.pass.bytes() } else { 0 }

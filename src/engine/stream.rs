@@ -393,7 +393,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_streams_record_is_as_small_as_it_was_without_holds_and_instants() {
+    fn a_streams_record_is_no_larger_for_holds_and_instants() {
         assert_eq!(size_of::<Stream>(), 232);
     }
 }

@@ -498,7 +498,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeline_without_details_takes_a_pointer_more_and_no_byte_elsewhere() {
+    fn a_timeline_without_details_takes_a_pointer_more_and_no_byte() {
         assert_eq!(size_of::<Timeline>(), 40);
         assert_eq!(timeline(&INTRO_MAIN).unwrap().bytes(), 2 * 16 + "IntroMain".len());
         // Two fat pointers and one for the turns; 40 bytes a scene; two ids and data; three turns.
@@ -521,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scene_has_its_counterpart_by_id_and_else_by_its_place_among_those_of_its_name() {
+    fn a_scenes_counterpart_is_that_of_its_id_or_its_place_of_a_name() {
         let id = |id, name| Scene { id: Some(id), ..Scene::new(name, 1) };
         let old =
             timeline(&[Scene::new("Break", 1), id("x", "Main"), Scene::new("Break", 1), id("y", "Break")]).unwrap();
@@ -555,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hold_has_a_boundary_at_its_beginning_and_at_its_end_if_it_has_one() {
+    fn a_hold_has_a_boundary_at_its_beginning_and_at_its_end() {
         let timeline = holding();
         let mut boundaries = vec![0];
         while let Some(next) = timeline.next_boundary(*boundaries.last().unwrap()) {

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn ten_thousand_passes_by_the_millisecond_end_where_one_calculation_does() {
+    fn many_passes_by_the_millisecond_end_where_one_calculation_does() {
         let hold = |max_hold_ms, fallback| AtEnd::Hold { max_hold_ms: Some(max_hold_ms), fallback };
         for (base, whole_ms) in [
             (plain(15), 15),

@@ -531,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_waits_tells_for_how_long_by_the_clock_that_it_tells() {
+    fn a_stream_that_waits_says_for_how_long_by_the_clock_it_tells() {
         let update = StateUpdate { starts_at_ms: Some(9_000), ..update_at(Tick(1_000)) };
         let told = |wall_ms| state(&update, Now { tick: Tick(1_500), wall_ms });
         assert_eq!((told(8_000).server_time_ms, told(8_000).starts_in), (7_500, Some(1_500)));
@@ -564,7 +564,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_too_large_is_refused_alike_to_commands_and_queries() {
+    fn too_large_an_answer_is_refused_alike_to_commands_and_queries() {
         let refusal = answer_too_large(716_000, 65_536);
         let message = "the answer has 716000 bytes, and the connection takes 65536";
         let code = proto::Code::ResourceExhausted.into();

@@ -181,21 +181,6 @@ pub(crate) enum Expected {
 
 type Outcome = Result<Answer, Refusal>;
 
-/// How many bytes more may be kept for streams, and of how many.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Room {
-    left: u64,
-    limit: u64,
-}
-
-impl Room {
-    /// What was `before` may become `after`, unless it takes more than there is.
-    pub(crate) fn check(self, before: u64, after: u64) -> Result<(), Refusal> {
-        let fits = after.saturating_sub(before) <= self.left;
-        if fits { Ok(()) } else { Err(Refusal::Exhausted { what: "bytes of configurations", limit: self.limit }) }
-    }
-}
-
 /// See the module.
 #[derive(Clone)]
 pub(crate) struct Model {
@@ -336,37 +321,6 @@ impl Model {
         self.streams.values().map(Stream::counts).fold(Counts::default(), |sum, one| sum + one)
     }
 
-    /// What is kept for all streams, in the fewest and in the most: see [`Stream::bytes`].
-    pub(crate) fn config_bytes(&self) -> (u64, u64) {
-        let bytes = self.streams.values().map(|stream| stream.bytes(self.now));
-        bytes.fold((0, 0), |(least, most), (one_least, one_most)| (least + one_least, most + one_most))
-    }
-
-    /// How much there is left of it for a command to a stream that was brought to the present, in the most and in the
-    /// fewest.
-    fn room(&self, stream: &str) -> [Room; 2] {
-        let limit = self.setup.bytes.configs;
-        let (least, most) = self.config_bytes();
-        let (own_least, own_most) = self.streams.get(stream).map_or((0, 0), |stream| stream.bytes(self.now));
-        let left = |kept: u64| Room { left: self.max_config_bytes.min(limit).saturating_sub(kept), limit };
-        [left(least), left(most - own_most + own_least)]
-    }
-
-    /// What is kept for all subscribers beside their records, in the fewest and in the most: ids that are no UUIDs in
-    /// small letters, and addresses that are longer than those of IPv4.
-    pub(crate) fn client_bytes(&self) -> (u64, u64) {
-        let least = self.streams.values().map(|stream| bytes_of(&stream.audience)).sum();
-        (least, least + self.unforgotten_bytes)
-    }
-
-    fn check_client_bytes(&self, more: u64) -> Result<(), Refusal> {
-        let limit = self.setup.bytes.clients;
-        if more == 0 || self.client_bytes().0 + more <= self.max_client_bytes.min(limit) {
-            return Ok(());
-        }
-        Err(Refusal::Exhausted { what: "bytes of client ids that are no UUIDs and of IPv6 addresses", limit })
-    }
-
     /// Answers that a repeat would get now.
     fn remembered(&self) -> impl Iterator<Item = &Answered> {
         self.answers.iter().filter(|answered| answered.when + REMEMBER_MS > self.now)
@@ -449,7 +403,6 @@ impl Model {
                 self.silence(stream, told);
             }
             if self.dues().into_iter().all(|due| due > self.now) {
-                self.unforgotten_bytes = 0;
                 return;
             }
         }
@@ -499,12 +452,6 @@ impl Model {
         }
         self.last.expected = expected;
         self.last.said = Some(say.clone());
-        if let Say::Command { command: Order::Start(Some(plan)) | Order::Reconfigure(plan), .. } = &say
-            && self.setup.plans[usize::from(*plan)].bytes() > self.setup.bytes.config
-        {
-            // Before anybody looks at the stream, or at the request's id.
-            return Err(Refusal::Invalid);
-        }
         match &say {
             Say::Again => unreachable!("it is another one again"),
             Say::Command { stream, request: None, command, .. } => self.command(*stream, expected, *command, told),
@@ -557,9 +504,8 @@ impl Model {
                     names.into_iter().filter_map(|name| Some(self.bring(name, told)?.fact(now, Cause::Snapshot)));
                 Ok(Answer::Streams(states.collect()))
             }
-            Say::SetRoom { streams, subscribers, config_bytes, client_bytes } => {
+            Say::SetRoom { streams, subscribers } => {
                 (self.max_streams, self.max_subscribers) = (*streams, *subscribers);
-                (self.max_config_bytes, self.max_client_bytes) = (*config_bytes, *client_bytes);
                 Ok(Answer::Noted)
             }
             Say::ClockStalled { ms } => {
@@ -654,7 +600,6 @@ impl Model {
         let stream = self.streams.get_mut(name).expect("it was just there");
         if matches!(command, Order::Remove) {
             let last = stream.removed(now, false, told);
-            self.unforgotten_bytes += bytes_of(&stream.audience);
             self.streams.remove(name);
             self.forget_absent();
             return Ok(Answer::State(last));
@@ -699,10 +644,8 @@ impl Model {
     /// what an earlier connection holds stands for nobody from then on.
     fn join(&mut self, name: &'static str, who: Who, told: &mut Told) -> Result<usize, Refusal> {
         let total = self.counts().total;
-        if let Some(place) = self.streams[name].place(who) {
-            let before = source_bytes(self.streams[name].audience[place].from);
-            self.check_client_bytes(source_bytes(who.from).saturating_sub(before))?;
-            let stream = self.streams.get_mut(name).expect("the caller has looked");
+        let stream = self.streams.get_mut(name).expect("the caller has looked");
+        if let Some(place) = stream.place(who) {
             let member = &mut stream.audience[place];
             (member.from, member.ticket) = (who.from, self.tickets);
             self.tickets += 1;
@@ -712,14 +655,12 @@ impl Model {
         if total >= self.max_subscribers.min(MAX_SUBSCRIBERS) {
             return Err(Refusal::Exhausted { what: "subscribers", limit: MAX_SUBSCRIBERS });
         }
-        let sessions = self.streams[name].audience.iter().filter(|member| member.client == who.client).count();
+        let sessions = stream.audience.iter().filter(|member| member.client == who.client).count();
         if sessions >= MAX_SESSIONS as usize {
             let limit = u64::from(MAX_SESSIONS);
             return Err(Refusal::Exhausted { what: "sessions of one client on a stream", limit });
         }
         let Who { client, session, from } = who;
-        self.check_client_bytes(id_bytes(client) + source_bytes(from))?;
-        let stream = self.streams.get_mut(name).expect("the caller has looked");
         let ticket = self.tickets;
         self.tickets += 1;
         // Behind the first session of the client, because a batch that names the client meets them in this order. It
@@ -815,21 +756,6 @@ impl Model {
             Ticket::Forged(how) => Holder::Nobody(how),
         }
     }
-}
-
-fn bytes_of(audience: &[Member]) -> u64 {
-    audience.iter().map(|member| id_bytes(member.client) + source_bytes(member.from)).sum()
-}
-
-/// What an id takes beside the record; a UUID in small letters is in it.
-fn id_bytes(client: u8) -> u64 {
-    let is_uuid = matches!(client, 1 | 4);
-    if is_uuid { 0 } else { 32 + CLIENTS[usize::from(client)].len() as u64 }
-}
-
-/// What an address takes beside the record; one of IPv4 is in it.
-fn source_bytes(from: u8) -> u64 {
-    if from < 2 { 0 } else { 28 }
 }
 
 impl Stream {

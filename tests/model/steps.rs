@@ -60,28 +60,11 @@ pub(crate) struct Setup {
     pub(crate) max_remembered: usize,
     /// How much the engine is allowed to look at in one call.
     pub(crate) budget: usize,
-    pub(crate) bytes: ByteLimits,
     /// Whether every stream is asked for its state after every step. Asking brings a stream to the present, so a run
     /// without it is not the same run.
     pub(crate) curious: bool,
     /// Whether every stream is taken out and put back after every step, as if it had been written down and read again.
     pub(crate) reloads: bool,
-}
-
-/// What may be kept for strangers, bytes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ByteLimits {
-    /// For all streams.
-    pub(crate) configs: u64,
-    /// The scenes of one configuration.
-    pub(crate) config: u64,
-    /// For all subscribers, beside their records.
-    pub(crate) clients: u64,
-}
-
-impl ByteLimits {
-    /// More than any run can need.
-    pub(crate) const AMPLE: Self = Self { configs: 1 << 20, config: 1 << 20, clients: 1 << 20 };
 }
 
 /// A configuration of a stream.
@@ -122,13 +105,8 @@ impl PlanScene {
 }
 
 impl Plan {
-    /// What its scenes take, bytes: for each its name, and where it ends and its name does.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.scenes.iter().map(|(name, _)| name.len() as u64 + 16).sum()
-    }
-
-    /// The same for the engine, if it takes it.
-    pub(crate) fn config(&self, bytes: ByteLimits) -> Option<Config> {
+    /// The same for the engine.
+    pub(crate) fn config(&self) -> Config {
         let draft = Draft {
             scenes: self.scenes.iter().map(PlanScene::scene).collect(),
             tick_interval_ms: Some(self.tick),
@@ -140,12 +118,8 @@ impl Plan {
             no_ticks: self.no_ticks,
             title: if self.no_ticks { "Without ticks" } else { "" },
         };
-        let limits = Limits {
-            max_idle_timeout_ms: MAX_DURATION_MS,
-            max_config_bytes_of_stream: bytes.config,
-            ..Limits::default()
-        };
-        Config::new(&draft, &limits).ok()
+        let limits = Limits { max_idle_timeout_ms: MAX_DURATION_MS, ..Limits::default() };
+        Config::new(&draft, &limits).expect("plans are valid")
     }
 
     /// The wall clock at which it starts, ms since 1970.
@@ -177,9 +151,6 @@ impl Setup {
             max_sessions_per_client: MAX_SESSIONS,
             max_remembered_requests: if self.max_remembered == 0 { 0 } else { 65_536 },
             max_remembered_of_stream: self.max_remembered,
-            max_config_bytes: self.bytes.configs,
-            max_config_bytes_of_stream: self.bytes.config,
-            max_client_bytes: self.bytes.clients,
             ..Limits::default()
         };
         Settings { limits, stale_after_ms: self.stale_after, seed: 7 }
@@ -256,8 +227,6 @@ pub(crate) enum Say {
     SetRoom {
         streams: u64,
         subscribers: u64,
-        config_bytes: u64,
-        client_bytes: u64,
     },
     ClockStalled {
         ms: u64,
@@ -350,16 +319,14 @@ pub(crate) fn setup() -> impl Strategy<Value = Setup> {
         prop_oneof![6 => Just(90_000), 1 => Just(1), 1 => Just(20), 2 => Just(700), 3 => Just(5_000)],
         prop_oneof![1 => Just(0), 1 => Just(1), 3 => Just(3)],
         prop_oneof![3 => Just(1 << 20), 1 => Just(1), 1 => Just(2), 1 => Just(5)],
-        byte_limits(),
         any::<bool>(),
         any::<bool>(),
     )
-        .prop_map(|(plans, stale_after, max_remembered, budget, bytes, curious, reloads)| Setup {
+        .prop_map(|(plans, stale_after, max_remembered, budget, curious, reloads)| Setup {
             plans,
             stale_after,
             max_remembered,
             budget,
-            bytes,
             curious,
             reloads,
         })
@@ -545,14 +512,7 @@ fn say() -> impl Strategy<Value = Say> {
         3 => -3_000..3_000_i64,
         1 => select(vec![0, 86_400_000, -86_400_000, MAX_DURATION_MS as i64]),
     ];
-    let bytes = || prop_oneof![1 => 0..300_u64, 2 => Just(u64::MAX)];
-    let room = (prop_oneof![0..4_u64, Just(u64::MAX)], prop_oneof![0..9_u64, Just(u64::MAX)], bytes(), bytes());
-    let room = room.prop_map(|(streams, subscribers, config_bytes, client_bytes)| Say::SetRoom {
-        streams,
-        subscribers,
-        config_bytes,
-        client_bytes,
-    });
+    let room = (prop_oneof![0..4_u64, Just(u64::MAX)], prop_oneof![0..9_u64, Just(u64::MAX)]);
     prop_oneof![
         20 => (stream(), request, expects, order())
             .prop_map(|(stream, request, expects, command)| Say::Command { stream, request, expects, command }),
@@ -567,7 +527,7 @@ fn say() -> impl Strategy<Value = Say> {
         2 => stream().prop_map(|stream| Say::GetState { stream }),
         1 => proptest::option::of(stream()).prop_map(|stream| Say::GetStats { stream }),
         1 => (1..4_usize).prop_map(|limit| Say::ListStreams { limit }),
-        1 => room,
+        1 => room.prop_map(|(streams, subscribers)| Say::SetRoom { streams, subscribers }),
         1 => select(&[0, 1, 700, 60_000, u64::MAX][..]).prop_map(|ms| Say::ClockStalled { ms }),
         1 => ahead.prop_map(|ahead| Say::WallClock { ahead }),
     ]

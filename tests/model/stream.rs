@@ -132,20 +132,6 @@ impl Stream {
         self.empty_since.is_none()
     }
 
-    /// What is kept for it, bytes, in the fewest and in the most: the engine keeps a pass that was adjusted until it
-    /// notices that another has begun, and of a stream that nobody watches it does so when it has to.
-    pub(crate) fn bytes(&self, now: u64) -> (u64, u64) {
-        let timecode = self.status.map_or(0, |status| TIMECODES[usize::from(status.timecode)].len() as u64);
-        let configured = self.name.len() as u64 + self.plan.bytes() + timecode;
-        let least = configured + if self.head(now).scenes == self.plan.scenes { 0 } else { self.plan.bytes() };
-        let resets = |chapter: &Chapter| {
-            matches!(chapter, Chapter::Takes(..) | Chapter::IsBackAtTheStart | Chapter::BeginsNextPass)
-        };
-        let of_present = self.story.iter().rev().map(|(_, chapter)| chapter).take_while(|chapter| !resets(chapter));
-        let was_adjusted = of_present.into_iter().any(|chapter| matches!(chapter, Chapter::SceneBecomes(..)));
-        (least, if was_adjusted { configured + self.plan.bytes() } else { least })
-    }
-
     fn head(&self, now: u64) -> Head {
         Head::walk(&self.story, now)
     }
@@ -322,7 +308,6 @@ impl Stream {
         told: &mut Told,
     ) -> Result<(), Refusal> {
         let head = self.head(now);
-        let (before, _) = self.bytes(now);
         let mode = self.mode;
         let playing = matches!(mode, Mode::Running | Mode::Paused);
         let movable = if playing || mode == Mode::Idle { Ok(()) } else { Err(Refusal::InvalidState(mode)) };
