@@ -15,7 +15,7 @@ use prost::Message as _;
 
 use crate::{
     support::messages::*,
-    world::{Caller, World, accepted, command_message, wall_ms},
+    testbed::{Caller, Testbed, accepted, command_message, wall_ms},
 };
 
 on_both_transports! {
@@ -282,7 +282,7 @@ async fn scenes_out_of_their_limits_are_refused_with_the_limit(world: Testbed) {
     assert_refused(&caller, cases.into_iter().flatten()).await;
 }
 
-async fn what_scenes_have_beside_names_is_refused_with_field_and_limit(world: World) {
+async fn what_scenes_have_beside_names_is_refused_with_field_and_limit(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     paused_show(&caller).await;
     let plain = || SceneConfig { name: "a".into(), duration_ms: 1, ..Default::default() };
@@ -318,7 +318,7 @@ async fn what_scenes_have_beside_names_is_refused_with_field_and_limit(world: Wo
     assert_refused(&caller, scenes.chain(whole).flat_map(|(config, words)| bad_config(config, words))).await;
 }
 
-async fn texts_out_of_their_limits_are_refused_with_the_limit(world: World) {
+async fn texts_out_of_their_limits_are_refused_with_the_limit(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     paused_show(&caller).await;
     let (request_id, scene, timecode) = ("r".repeat(129), "s".repeat(257), "t".repeat(257));

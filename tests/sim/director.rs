@@ -325,6 +325,7 @@ impl World {
             let scenes = (0..self.rng.within(2, 5)).map(|place| proto::SceneConfig {
                 name: format!("scene {place}"),
                 duration_ms: self.rng.within(least, most),
+                ..Default::default()
             });
             let config = Some(proto::OrchestratorConfig {
                 scenes: scenes.collect(),
