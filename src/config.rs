@@ -325,6 +325,14 @@ pub struct ServiceArgs {
     #[arg(long, env = "ORCH_MAX_CLIENT_BYTES", default_value_t = Limits::default().max_client_bytes,
           value_parser = clap::value_parser!(u64).range(1..=1 << 50), value_name = "BYTES")]
     pub max_client_bytes: u64,
+    /// Most filters that are followed.
+    #[arg(long, env = "ORCH_MAX_FILTERS", default_value_t = Limits::default().max_filters,
+          value_parser = clap::value_parser!(u64).range(0..=MAX_SLOTS), value_name = "N")]
+    pub max_filters: u64,
+    /// Most that all filters that are followed may take, bytes.
+    #[arg(long, env = "ORCH_MAX_FILTER_BYTES", default_value_t = Limits::default().max_filter_bytes,
+          value_parser = clap::value_parser!(u64).range(0..=1 << 50), value_name = "BYTES")]
+    pub max_filter_bytes: u64,
     /// Most sessions of one client on one stream.
     #[arg(long, env = "ORCH_MAX_SESSIONS", default_value_t = Limits::default().max_sessions_per_client,
           value_parser = clap::value_parser!(u32).range(1..=65_536), value_name = "N")]
@@ -375,6 +383,8 @@ impl ServiceArgs {
             max_idle_timeout_ms: ms(self.max_idle_timeout),
             max_config_bytes: self.max_config_bytes,
             max_client_bytes: self.max_client_bytes,
+            max_filters: self.max_filters,
+            max_filter_bytes: self.max_filter_bytes,
             max_streams: self.max_streams,
             max_subscribers: self.max_subscribers,
             max_sessions_per_client: self.max_sessions,

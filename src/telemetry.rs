@@ -60,6 +60,7 @@ fn describe() {
     counter!("orchestrator_received_total", "Requests received.");
     counter!("orchestrator_refused_total", "Requests refused, by code.");
     counter!("orchestrator_published_total", "State updates handed to the transport.");
+    counter!("orchestrator_filtered_total", "State updates handed to the transport for who follows a filter.");
     counter!("orchestrator_republished_total", "Changes published again because the broker may not have had them.");
     counter!(
         "orchestrator_dropped_total",
@@ -96,6 +97,8 @@ fn describe() {
     gauge!("orchestrator_unique_clients", "Clients, each once a stream.");
     gauge!("orchestrator_streams", "Streams.");
     gauge!("orchestrator_streams_running", "Streams that play.");
+    gauge!("orchestrator_filters", "Filters that are followed, each once a stream.");
+    gauge!("orchestrator_filter_bytes", "What they take, bytes.");
     gauge!("orchestrator_receive_dropped", "Messages lost because they were not read in time, as far as is known.");
     gauge!("orchestrator_ready", "1 when the service can do its work.");
     gauge!("orchestrator_mailbox_messages", "Messages that wait, by shard.");

@@ -106,6 +106,8 @@ fn step(
                 subscribers: u64::from(choices.below(8)),
                 config_bytes: u64::from(choices.byte()),
                 client_bytes: u64::from(choices.byte()),
+                filters: u64::from(choices.below(4)),
+                filter_bytes: u64::from(choices.byte()) * 16,
             }),
         },
         _ => {

@@ -32,6 +32,7 @@
 //! | `keeper` | the background task that asks |
 //! | `liveness` | whether there is a service |
 //! | `updates`, `plausible` | updates without old ones, and without those that cannot be true |
+//! | `follow` | updates that pass a filter, followed again and again |
 //! | `shared` | one task for all who share a subscription |
 //! | `feeds` | one subscription to a partition's feed for all who follow its streams |
 
@@ -51,7 +52,7 @@ pub use self::{
 };
 pub use crate::{
     transport::Connection,
-    wire::{ClientId, StreamId, json, proto},
+    wire::{ClientId, Filter, StreamId, json, proto},
 };
 
 use self::{
@@ -66,6 +67,7 @@ mod calls;
 mod core;
 mod error;
 mod feeds;
+mod follow;
 mod keeper;
 mod liveness;
 mod plausible;

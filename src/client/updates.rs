@@ -15,7 +15,13 @@ use futures_util::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture};
 use prost::Message as _;
 use tokio::time::Instant;
 
-use super::{ClientError, core::Core, feeds::Follower, plausible};
+use super::{
+    ClientError,
+    core::Core,
+    feeds::Follower,
+    follow::{Followed, News},
+    plausible,
+};
 use crate::{
     transport::{Denial, Subscription, TransportError},
     wire::proto::{Cause, Mode, StateUpdate},
@@ -63,7 +69,8 @@ impl HighWaterMark {
     }
 }
 
-/// The updates of one stream, from [`Client::updates`](super::Client::updates) on. Dropping it unsubscribes.
+/// The updates of one stream, from [`Client::updates`](super::Client::updates) on, or those of them that pass a filter,
+/// from [`Client::follow`](super::Client::follow) on. Dropping it unsubscribes.
 ///
 /// It ends when the transport is closed, and when the broker refuses the subscription later than it was made (a permission
 /// that was taken back, a limit after an outage): [`UpdateStream::end`] says why. Whoever wants to go on asks for another
@@ -86,6 +93,7 @@ pub struct UpdateStream {
 pub(super) enum Source {
     Subject(Subject),
     Feed(Follower),
+    Followed(Box<Followed>),
 }
 
 /// A subscription of one's own, and the broker's second thoughts about it.
@@ -101,7 +109,7 @@ impl Subject {
     }
 
     /// What comes next; an error when the broker refuses the subscription.
-    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<bytes::Bytes, ClientError>>> {
+    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<bytes::Bytes, ClientError>>> {
         // What had come before the refusal is still news.
         match self.subscription.poll_next_unpin(context) {
             Poll::Ready(message) => Poll::Ready(message.map(|message| Ok(message.payload))),
@@ -226,6 +234,16 @@ impl UpdateStream {
             Source::Feed(follower) => {
                 let update = ready!(follower.poll_next(context));
                 Poll::Ready(update.map(|update| self.seed(&update).then(|| Arc::unwrap_or_clone(update))))
+            }
+            Source::Followed(followed) => {
+                let update = match ready!(followed.poll_next(context))? {
+                    News::Message(payload) => self.read(payload),
+                    News::State(state) => self.seed(&state).then_some(*state),
+                };
+                if let (Source::Followed(followed), Some(update)) = (&mut self.source, &update) {
+                    followed.told(update);
+                }
+                Poll::Ready(Ok(update))
             }
         }
     }

@@ -23,6 +23,7 @@ impl Engine {
             timers,
             waiting,
             subscribers,
+            followers,
             requests,
             hasher: _,
             counts,
@@ -33,7 +34,7 @@ impl Engine {
         // A text that does not fit is no concern of this sink: it takes all.
         let _ = write!(
             digest,
-            "{settings:?} {quota:?} {clock:?} {streams:?} {by_id:?} {timers:?} {waiting:?} {subscribers:?} {requests:?} {counts:?} {last_epoch} \
+            "{settings:?} {quota:?} {clock:?} {streams:?} {by_id:?} {timers:?} {waiting:?} {subscribers:?} {followers:?} {requests:?} {counts:?} {last_epoch} \
              {removed:?}"
         );
         digest.0
@@ -46,6 +47,7 @@ impl Engine {
     pub fn check(&self) {
         self.subscribers.check();
         self.requests.check();
+        self.followers.check(|slot| self.streams.0.get(slot as usize).is_some_and(|stream| !stream.is_removed()));
         let mut counted = Counts::default();
         let (mut armed, mut removed, mut waiting) = (0, 0, std::collections::BTreeSet::new());
         for (slot, stream) in &self.streams.0 {
@@ -124,7 +126,7 @@ mod tests {
         let same = engine().digest();
         assert_eq!(same, engine().digest(), "the same history");
         type Change = fn(&mut Engine);
-        let changes: [(&str, Change); 15] = [
+        let changes: [(&str, Change); 17] = [
             ("settings", |engine| engine.settings.stale_after_ms += 1),
             ("quota", |engine| engine.quota.config_bytes -= 1),
             ("clock", |engine| engine.clock = crate::engine::WallClock::read(Tick(1), 2)),
@@ -140,6 +142,11 @@ mod tests {
             ("a source address", |engine| {
                 engine.subscribers.set_source(0, Some("[2001:db8::8]:443".parse().unwrap()));
             }),
+            ("followers", |engine| {
+                let state = engine.streams.get(0).state(Tick(1), crate::engine::Cause::Snapshot);
+                engine.followers.follow(crate::engine::Filter::default(), &state, Tick(2));
+            }),
+            ("when the next lease ends", |engine| engine.followers.extend(Tick(1))),
             ("requests", |engine| engine.requests.forget_until(Tick::NEVER, 1)),
             ("counts", |engine| engine.counts.active += 1),
             ("last_epoch", |engine| engine.last_epoch += 1),

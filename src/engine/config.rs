@@ -177,6 +177,10 @@ pub struct Limits {
     pub max_config_bytes_of_stream: u64,
     /// Most that all subscribers may give to keep beside their records, [`Counts::client_bytes`](super::Counts).
     pub max_client_bytes: u64,
+    /// Most filters that are followed, of all streams.
+    pub max_filters: u64,
+    /// Most that they may take, [`Counts::filter_bytes`](super::Counts).
+    pub max_filter_bytes: u64,
     /// Most sessions of one client on one stream: they share one entry of the index, so a look-up walks them.
     pub max_sessions_per_client: u32,
     /// Most answers that an engine remembers for repeated request ids. Beyond it the oldest of the stream whose answers
@@ -209,6 +213,8 @@ impl Default for Limits {
             max_config_bytes: 512 << 20,
             max_config_bytes_of_stream: 1 << 20,
             max_client_bytes: 1 << 30,
+            max_filters: 100_000,
+            max_filter_bytes: 64 << 20,
             max_sessions_per_client: 256,
             max_remembered_requests: 65_536,
             max_remembered_of_stream: 256,

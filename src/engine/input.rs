@@ -5,7 +5,7 @@ use std::{
     ops::{Add, AddAssign, SubAssign},
 };
 
-use super::{ClientId, Config, Handle, Invalid, Limits, Mode, StateUpdate, StreamId};
+use super::{ClientId, Config, Filter, Handle, Invalid, Limits, Mode, StateUpdate, StreamId};
 
 /// One thing to handle. Everything in it is checked already, except against the engine's own state.
 #[derive(Clone, Debug)]
@@ -20,6 +20,24 @@ pub enum Input<'a> {
         subscriber: Newcomer<'a>,
         /// Whether the answer reaches it. If not, it gets its snapshot as an update.
         answered: bool,
+    },
+    /// One subscriber joins and follows a filter: both, or neither.
+    RegisterFollowing {
+        /// What it watches.
+        stream_id: StreamId<'a>,
+        /// Who it is.
+        subscriber: Newcomer<'a>,
+        /// As in `Register`.
+        answered: bool,
+        /// What it follows.
+        filter: Filter,
+    },
+    /// Somebody wants the updates that pass a filter, until its lease ends. It watches nothing.
+    Follow {
+        /// Of which stream.
+        stream_id: StreamId<'a>,
+        /// Which updates.
+        filter: Filter,
     },
     /// Many subscribers of one stream join. A malformed one is refused alone.
     RegisterBatch {
@@ -68,7 +86,9 @@ impl<'a> Input<'a> {
     #[inline]
     pub(super) const fn one_subscriber(&self) -> Option<(StreamId<'a>, ClientId<'a>)> {
         match self {
-            Self::Register { stream_id, subscriber, .. } => Some((*stream_id, subscriber.client_id)),
+            Self::Register { stream_id, subscriber, .. } | Self::RegisterFollowing { stream_id, subscriber, .. } => {
+                Some((*stream_id, subscriber.client_id))
+            }
             Self::Heartbeat(subscriber) | Self::Unregister(subscriber) => {
                 Some((subscriber.stream_id, subscriber.client_id))
             }
@@ -233,6 +253,17 @@ pub enum Accepted {
         /// What the newcomer sees.
         state: StateUpdate,
     },
+    /// Follow, and Register with a filter.
+    Following {
+        /// Of the filter: names the subject.
+        token: u64,
+        /// For how long, unless it is repeated, ms.
+        lease_ms: u64,
+        /// Of Register: who joined.
+        joined: Option<Joined>,
+        /// What the follower sees.
+        state: StateUpdate,
+    },
     /// RegisterBatch.
     RegisteredBatch {
         /// In the order of the subscribers.
@@ -262,6 +293,17 @@ pub enum Accepted {
     },
     /// SetQuota, WallClock, ClockStalled.
     Noted,
+}
+
+/// A subscriber that was registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// What a batch may send instead of the client id.
+    pub handle: Handle,
+    /// False when the same subscriber was there before.
+    pub new: bool,
+    /// How many subscribers the stream has now.
+    pub total: u64,
 }
 
 impl Accepted {
@@ -324,6 +366,10 @@ pub struct Quota {
     pub config_bytes: u64,
     /// Most [`Counts::client_bytes`].
     pub client_bytes: u64,
+    /// Most filters that are followed.
+    pub filters: u64,
+    /// Most [`Counts::filter_bytes`].
+    pub filter_bytes: u64,
 }
 
 impl Quota {
@@ -335,6 +381,8 @@ impl Quota {
             subscribers: limits.max_subscribers,
             config_bytes: limits.max_config_bytes,
             client_bytes: limits.max_client_bytes,
+            filters: limits.max_filters,
+            filter_bytes: limits.max_filter_bytes,
         }
     }
 }
@@ -358,6 +406,10 @@ pub struct Counts {
     pub config_bytes: u64,
     /// What subscribers were given to keep beside their records, bytes: ids that are no UUIDs, and IPv6 addresses.
     pub client_bytes: u64,
+    /// Filters that are followed, each once a stream.
+    pub filters: u64,
+    /// What they take, bytes.
+    pub filter_bytes: u64,
 }
 
 impl Add for Counts {
@@ -371,7 +423,8 @@ impl Add for Counts {
 
 impl AddAssign for Counts {
     fn add_assign(&mut self, more: Self) {
-        let Self { total, active, stale, unique, streams, running, config_bytes, client_bytes } = more;
+        let Self { total, active, stale, unique, streams, running, config_bytes, client_bytes, filters, filter_bytes } =
+            more;
         self.total += total;
         self.active += active;
         self.stale += stale;
@@ -380,12 +433,15 @@ impl AddAssign for Counts {
         self.running += running;
         self.config_bytes += config_bytes;
         self.client_bytes += client_bytes;
+        self.filters += filters;
+        self.filter_bytes += filter_bytes;
     }
 }
 
 impl SubAssign for Counts {
     fn sub_assign(&mut self, less: Self) {
-        let Self { total, active, stale, unique, streams, running, config_bytes, client_bytes } = less;
+        let Self { total, active, stale, unique, streams, running, config_bytes, client_bytes, filters, filter_bytes } =
+            less;
         self.total -= total;
         self.active -= active;
         self.stale -= stale;
@@ -394,6 +450,8 @@ impl SubAssign for Counts {
         self.running -= running;
         self.config_bytes -= config_bytes;
         self.client_bytes -= client_bytes;
+        self.filters -= filters;
+        self.filter_bytes -= filter_bytes;
     }
 }
 

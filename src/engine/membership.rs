@@ -6,8 +6,8 @@
 use std::net::SocketAddr;
 
 use super::{
-    Accepted, Batch, Cause, ClientId, Engine, Event, Handle, Hint, Invalid, Limits, MAX_SLOTS, Newcomer, Outbox,
-    Rejection, StreamId, Subscriber, Tick, Unplaced,
+    Accepted, Batch, Cause, ClientId, Engine, Event, Filter, Handle, Hint, Invalid, Joined, Limits, MAX_SLOTS,
+    Newcomer, Outbox, Rejection, StreamId, Subscriber, Tick, Unplaced,
     subscribers::{IN_FLIGHT, Silent},
 };
 
@@ -21,17 +21,38 @@ impl Engine {
         outbox: &mut Outbox,
     ) -> Result<Accepted, Rejection> {
         let slot = self.wake_by_id(now, stream_id, outbox)?;
+        let Joined { handle, new, total } = self.join_and_see(now, slot, newcomer, answered, outbox)?;
+        Ok(Accepted::Registered { handle, new, total, state: self.streams.get(slot).state(now, Cause::Snapshot) })
+    }
+
+    pub(super) fn register_following(
+        &mut self,
+        now: Tick,
+        stream_id: StreamId<'_>,
+        (newcomer, answered): (Newcomer<'_>, bool),
+        filter: Filter,
+        outbox: &mut Outbox,
+    ) -> Result<Accepted, Rejection> {
+        let slot = self.wake_by_id(now, stream_id, outbox)?;
+        self.check_filter(slot, &filter)?;
+        let joined = self.join_and_see(now, slot, newcomer, answered, outbox)?;
+        Ok(self.follow(now, slot, filter, Some(joined)))
+    }
+
+    fn join_and_see(
+        &mut self,
+        now: Tick,
+        slot: u32,
+        newcomer: Newcomer<'_>,
+        answered: bool,
+        outbox: &mut Outbox,
+    ) -> Result<Joined, Rejection> {
         let before = self.counts.total;
         let made = outbox.updates.len();
         let handle = self.join(now, slot, newcomer, outbox)?;
         self.welcome(now, slot, answered || outbox.updates.len() > made, outbox);
-        let stream = self.streams.get(slot);
-        Ok(Accepted::Registered {
-            handle,
-            new: self.counts.total > before,
-            total: u64::from(stream.members.total),
-            state: stream.state(now, Cause::Snapshot),
-        })
+        let total = u64::from(self.streams.get(slot).members.total);
+        Ok(Joined { handle, new: self.counts.total > before, total })
     }
 
     pub(super) fn register_batch(

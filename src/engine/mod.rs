@@ -41,6 +41,8 @@
 //! | [`timeline`](crate::timeline) | where a playing stream is: arithmetic that is not the engine's alone |
 //! | `membership` | who comes and goes, and the counts that follow |
 //! | `subscribers` | the table of who is there, and who is stale |
+//! | `filter` | which filters mean the same |
+//! | `followers` | which filters are followed, and which updates pass them |
 //! | `handle` | how a registration is named, so that nobody guesses it |
 //! | `records` | how a subscriber's record is laid out, and when it is due |
 //! | `index` | which slot a key belongs to, of streams and of subscribers |
@@ -61,6 +63,8 @@ mod check;
 mod client_id;
 mod commands;
 mod config;
+mod filter;
+mod followers;
 mod handle;
 mod ids;
 mod index;
@@ -79,6 +83,8 @@ pub mod wheel;
 pub use crate::timeline::*;
 pub use client_id::ClientId;
 pub use config::*;
+pub use filter::*;
+pub use followers::MAX_FILTERS_OF_STREAM;
 pub use handle::Handle;
 pub use ids::*;
 pub use input::*;
@@ -90,6 +96,7 @@ pub use stream::SNAPSHOT_INTERVAL_MS;
 
 use check::Entries;
 use commands::Moment;
+use followers::{Followers, Room};
 use index::Index;
 use prefetch::prefetch;
 use records::NONE;
@@ -133,6 +140,7 @@ pub struct Engine {
     /// The streams that wait for an instant of the wall clock.
     waiting: Waiting,
     subscribers: Subscribers,
+    followers: Followers,
     requests: Requests,
     hasher: FixedState,
     counts: Counts,
@@ -193,6 +201,7 @@ impl Engine {
             timers: Wheel::new(),
             waiting: Waiting::default(),
             subscribers: Subscribers::new(settings.stale_after_ms, settings.seed),
+            followers: Followers::new(),
             requests: Requests::new(&settings.limits, settings.seed),
             hasher: FixedState::with_seed(settings.seed),
             counts: Counts::default(),
@@ -225,6 +234,19 @@ impl Engine {
         hint: Hint,
         outbox: &mut Outbox,
     ) -> Result<Accepted, Rejection> {
+        let made = outbox.updates.len();
+        let result = self.dispatch(now, input, hint, outbox);
+        self.followers.mark(&mut outbox.updates[made..]);
+        result
+    }
+
+    fn dispatch(
+        &mut self,
+        now: Tick,
+        input: Input<'_>,
+        hint: Hint,
+        outbox: &mut Outbox,
+    ) -> Result<Accepted, Rejection> {
         match input {
             Input::Command(request) => self.request(now, request, outbox),
             Input::Register { stream_id, subscriber, answered } => {
@@ -232,6 +254,14 @@ impl Engine {
             }
             Input::RegisterBatch { stream_id, subscribers, answered } => {
                 self.register_batch(now, stream_id, subscribers, answered, outbox)
+            }
+            Input::RegisterFollowing { stream_id, subscriber, answered, filter } => {
+                self.register_following(now, stream_id, (subscriber, answered), filter, outbox)
+            }
+            Input::Follow { stream_id, filter } => {
+                let slot = self.wake_by_id(now, stream_id, outbox)?;
+                self.check_filter(slot, &filter)?;
+                Ok(self.follow(now, slot, filter, None))
             }
             Input::Unregister(subscriber) => self.unregister(now, subscriber, hint, outbox),
             Input::Heartbeat(subscriber) => self.heartbeat(now, subscriber, hint, outbox),
@@ -252,7 +282,9 @@ impl Engine {
                 Ok(Accepted::Noted)
             }
             Input::ClockStalled { ms } => {
-                self.subscribers.extend_deadlines(now.after(ms.min(self.settings.stale_after_ms)));
+                let until = now.after(ms.min(self.settings.stale_after_ms));
+                self.subscribers.extend_deadlines(until);
+                self.followers.extend(until);
                 Ok(Accepted::Noted)
             }
         }
@@ -295,6 +327,7 @@ impl Engine {
     /// Does what has fallen due by `now`, looking at no more than about `budget` entries. What is left is due at once:
     /// [`Engine::next_deadline`] says so.
     pub fn expire(&mut self, now: Tick, budget: usize, outbox: &mut Outbox) {
+        let made = outbox.updates.len();
         // Streams first, because a beat is heard; but some is kept, so that the silent and the dead go in any case.
         let mut looks = budget - budget / 8 * 2;
         while let Some(slot) = self.waiting.due(self.clock.at(now)).filter(|_| looks > 0) {
@@ -311,6 +344,9 @@ impl Engine {
         looks += budget / 8;
         self.reap(&mut looks);
         self.requests.forget_until(now, looks);
+        self.followers.mark(&mut outbox.updates[made..]);
+        // Behind what they were to have.
+        self.followers.end_until(now, budget / 8);
     }
 
     /// When to call [`Engine::expire`] next; a time gone by means at once. Never later than what is due.
@@ -320,14 +356,20 @@ impl Engine {
             return Some(Tick(0));
         }
         let start = self.waiting.next().map(|at_ms| self.clock.tick_of(at_ms));
-        let looks = [self.timers.next_look(), self.subscribers.next_look(), self.requests.next_due(), start];
-        looks.into_iter().flatten().min()
+        let (streams, subscribers) = (self.timers.next_look(), self.subscribers.next_look());
+        let (requests, followers) = (self.requests.next_due(), self.followers.next_end());
+        [streams, start, subscribers, requests, followers].into_iter().flatten().min()
     }
 
     /// How many there are of everything.
     #[must_use]
-    pub const fn counts(&self) -> Counts {
-        Counts { client_bytes: self.subscribers.bytes(), ..self.counts }
+    pub fn counts(&self) -> Counts {
+        Counts {
+            client_bytes: self.subscribers.bytes(),
+            filters: self.followers.len() as u64,
+            filter_bytes: self.followers.bytes(),
+            ..self.counts
+        }
     }
 
     /// How many answers were forgotten before their time for want of room.
@@ -336,10 +378,13 @@ impl Engine {
         self.requests.forgotten_early()
     }
 
-    /// Whether nothing is left: no stream, no subscriber, no timer, no remembered answer.
+    /// Whether nothing is left: no stream, no subscriber, no filter, no timer, no remembered answer.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.streams.0.is_empty() && self.subscribers.len() == 0 && self.requests.len() == 0
+        self.streams.0.is_empty()
+            && self.subscribers.len() == 0
+            && self.followers.len() == 0
+            && self.requests.len() == 0
     }
 
     // --- what outlives a process ---------------------------------------------------------------------------------
@@ -353,6 +398,7 @@ impl Engine {
     /// Puts a stream back that was exported, in the place of the one of its id if there is one, whose audience it then
     /// has. If nobody watches it here, who did elsewhere has left now. Limits are not looked at: it was let in once.
     pub fn import(&mut self, now: Tick, mut show: Show, outbox: &mut Outbox) {
+        let made = outbox.updates.len();
         self.last_epoch = self.last_epoch.max(show.epoch);
         show.share_pass();
         let slot = match self.find_by_name(&show.id) {
@@ -363,6 +409,7 @@ impl Engine {
             None => self.add_stream(show),
         };
         self.with_stream(slot, |stream| stream.audience_changed(now, outbox));
+        self.followers.mark(&mut outbox.updates[made..]);
     }
 
     // --- commands ------------------------------------------------------------------------------------------------
@@ -457,6 +504,27 @@ impl Engine {
     fn spare(&self) -> Spare {
         let limit = self.settings.limits.max_config_bytes;
         Spare { bytes: self.quota.config_bytes.min(limit).saturating_sub(self.counts.config_bytes), limit }
+    }
+
+    // --- followers -----------------------------------------------------------------------------------------------
+
+    /// Refuses a filter for which there is no room.
+    fn check_filter(&self, slot: u32, filter: &Filter) -> Result<(), Rejection> {
+        let Limits { max_filters, max_filter_bytes, .. } = self.settings.limits;
+        let (filters, bytes) = (self.quota.filters.min(max_filters), self.quota.filter_bytes.min(max_filter_bytes));
+        let room = Room {
+            filters: (filters.saturating_sub(self.followers.len() as u64), max_filters),
+            bytes: (bytes.saturating_sub(self.followers.bytes()), max_filter_bytes),
+        };
+        self.followers.check_room(slot, filter, room)
+    }
+
+    /// Follows a filter for which there is room, of a stream that is at `now`.
+    fn follow(&mut self, now: Tick, slot: u32, filter: Filter, joined: Option<Joined>) -> Accepted {
+        let lease_ms = self.settings.stale_after_ms;
+        let state = self.streams.get(slot).state(now, Cause::Snapshot);
+        let token = self.followers.follow(filter, &state, now.after(lease_ms));
+        Accepted::Following { token, lease_ms, joined, state }
     }
 
     // --- questions -----------------------------------------------------------------------------------------------

@@ -91,8 +91,8 @@ pub struct StateUpdate {
     pub config_revision: u64,
     /// While it waits for it, the wall clock at which it starts, ms since 1970.
     pub starts_at_ms: Option<u64>,
-    /// The tokens of the filters that it passes; none if nobody follows the stream through one.
-    pub filtered: Option<Box<[u64]>>,
+    /// The filters that it passes, by token; none where it passes none, and in answers.
+    pub filtered: Option<Arc<[u64]>>,
 }
 
 /// What happened, for logs and counters. Not part of the state.

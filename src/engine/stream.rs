@@ -138,8 +138,7 @@ impl Stream {
             unique: unique.into(),
             streams: 1,
             running: u64::from(self.mode() == Mode::Running),
-            config_bytes: 0,
-            client_bytes: 0,
+            ..Counts::default()
         }
     }
 

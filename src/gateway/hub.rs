@@ -1,5 +1,5 @@
-//! One subscription to a stream's updates for all sockets that show it: a channel, there from its first subscriber to its
-//! last. Its task reads the updates, puts them up, and has them written (`fanout`).
+//! One subscription to a stream's updates, or to those that pass a filter, for all sockets that show them: a channel, there
+//! from its first subscriber to its last. Its task reads the updates, puts them up, and has them written (`fanout`).
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,8 +19,8 @@ use super::{
     line::{Line, text_frame},
 };
 use crate::client::{
-    Client, ClientError, ServiceState, UpdateStream,
-    proto::{Code, Mode, StateUpdate},
+    Client, ClientError, Filter, ServiceState, UpdateStream,
+    proto::{self, Code, Mode, StateUpdate},
     shared::{Holder, Shared},
 };
 
@@ -31,11 +31,14 @@ const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 /// How long an update that was held up waits for a newer one behind it.
 const LATE_PAUSE: Duration = Duration::from_millis(100);
 
-/// All channels, by stream.
+/// What the sockets of a channel have in common: their stream, and the filter if there is one.
+type Topic = (Arc<str>, Option<Filter>);
+
+/// All channels, by topic.
 #[derive(Debug)]
 pub(super) struct Hub {
     client: Client,
-    channels: Arc<Shared<Arc<str>, Channel>>,
+    channels: Arc<Shared<Topic, Channel>>,
     /// Measured for as long as there is a channel.
     lag: Arc<Shared<(), Lag>>,
     /// True once the gateway is ending.
@@ -56,7 +59,7 @@ struct Channel {
 /// A socket's part in a channel. With the last one the subscription ends.
 #[derive(Debug)]
 pub(super) struct Subscriber {
-    channel: Holder<Arc<str>, Channel>,
+    channel: Holder<Topic, Channel>,
     reader: Reader,
 }
 
@@ -66,8 +69,9 @@ impl Hub {
     }
 
     /// Subscribes to a channel. When it returns, whatever is published from now on will be among its latest updates.
-    pub(super) async fn join(&self, stream_id: &str) -> Result<Subscriber, ClientError> {
+    pub(super) async fn join(&self, stream_id: &str, filter: Option<Filter>) -> Result<Subscriber, ClientError> {
         let stream_id: Arc<str> = stream_id.into();
+        let follow = filter.as_ref().map(proto::Filter::from);
         let measuring = |lag: Arc<Lag>| async move { Ok(async move { match lag.measure().await {} }) };
         let lag = self.lag.join((), Lag::default, measuring).await?;
         let make = || Channel::new(Arc::clone(&stream_id), Fanout::new(lag, self.write_timeout));
@@ -75,7 +79,10 @@ impl Hub {
         let open = |channel: Arc<Channel>| {
             let (client, is_ending) = (self.client.clone(), self.is_ending.clone());
             async move {
-                let updates = client.updates(&channel.stream_id).await?;
+                let updates = match follow {
+                    None => client.updates(&channel.stream_id).await?,
+                    Some(filter) => client.follow(&channel.stream_id, &filter).await?,
+                };
                 // Boxed: it is moved from one future to another, and each would keep room for it.
                 Ok(Box::pin(async move {
                     let mut end = EndOnDrop(&channel, Ended::NoUpdates);
@@ -83,7 +90,7 @@ impl Hub {
                 }))
             }
         };
-        let channel = self.channels.join(Arc::clone(&stream_id), make, open).await?;
+        let channel = self.channels.join((Arc::clone(&stream_id), filter), make, open).await?;
         let reader = channel.fanout.reader();
         Ok(Subscriber { channel, reader })
     }

@@ -124,7 +124,7 @@ impl Gateway {
         Self { app: Arc::new(App { client, hub, options, is_ending }) }
     }
 
-    /// How many streams are watched here: for each, there is one subscription.
+    /// How many streams are watched here, each once a filter: for each, there is one subscription.
     #[must_use]
     pub fn watched_streams(&self) -> usize {
         self.app.hub.len()

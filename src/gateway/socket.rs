@@ -34,7 +34,10 @@ use super::{
     talk::Allowance,
 };
 use crate::{
-    client::{Registration, Standing, proto::Code},
+    client::{
+        Filter, Registration, Standing,
+        proto::{self, Code, StateUpdate},
+    },
     http::{ConnectionGuard, UpgradedStream, patience},
 };
 
@@ -46,6 +49,27 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct Viewer {
     client_id: Option<String>,
     session: Option<u64>,
+    scenes: Option<String>,
+    changes_only: Option<bool>,
+    min_interval_ms: Option<u32>,
+    min_progress: Option<f64>,
+}
+
+impl Viewer {
+    /// Which updates it wants; all, as they come, where it says nothing of it.
+    fn filter(&self) -> Result<Option<Filter>, ApiError> {
+        let Self { scenes, changes_only, min_interval_ms, min_progress, .. } = self;
+        if scenes.is_none() && changes_only.is_none() && min_interval_ms.is_none() && min_progress.is_none() {
+            return Ok(None);
+        }
+        let filter = proto::Filter {
+            scene: scenes.iter().flat_map(|scenes| scenes.split(',')).map(str::to_owned).collect(),
+            changes_only: changes_only.unwrap_or_default(),
+            min_interval_ms: min_interval_ms.unwrap_or_default(),
+            min_progress: min_progress.unwrap_or_default(),
+        };
+        Filter::try_from(&filter).map(Some).map_err(|error| ApiError::invalid(error.to_string()))
+    }
 }
 
 /// `GET /streams/{stream_id}/ws`: registers the viewer, then upgrades. A refusal is an ordinary answer.
@@ -56,9 +80,10 @@ pub(super) async fn open(
     QueryParams(viewer): QueryParams<Viewer>,
     extensions: Extensions,
 ) -> Result<Response, ApiError> {
+    let filter = viewer.filter()?;
     let client_id = viewer.client_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     let session = viewer.session.unwrap_or_else(|| app.client.random_session());
-    let subscriber = app.hub.join(&stream_id).await?;
+    let subscriber = app.hub.join(&stream_id, filter).await?;
     let registration = app.client.register(&stream_id, &client_id, peer(&extensions), session).await?;
     // The connection has its place for as long as the socket lives.
     let guard = extensions.get::<Arc<ConnectionGuard>>().cloned();

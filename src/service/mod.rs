@@ -251,6 +251,8 @@ impl Service {
             ("orchestrator_streams_running", counts.running),
             ("orchestrator_config_bytes", counts.config_bytes),
             ("orchestrator_client_bytes", counts.client_bytes),
+            ("orchestrator_filters", counts.filters),
+            ("orchestrator_filter_bytes", counts.filter_bytes),
             ("orchestrator_receive_dropped", self.transports.iter().map(|transport| transport.dropped()).sum()),
             ("orchestrator_ready", u64::from(self.ready().is_ok())),
         ] {

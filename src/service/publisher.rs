@@ -74,6 +74,7 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>, t
         match step {
             Step::Publish => {
                 counter!("orchestrator_published_total").increment(outlet.queue.borrow_mut().take_published());
+                counter!("orchestrator_filtered_total").increment(outlet.queue.borrow_mut().take_filtered());
                 outlet.drained.notify_one();
                 match transport.publish(delivery.taken()).await {
                     Ok(()) => {}

@@ -5,7 +5,7 @@ use tracing::{debug, info, trace, warn};
 
 use super::{engine_op::Message, throttle::Throttle};
 use crate::{
-    engine::{Accepted, Event, StateUpdate},
+    engine::{Accepted, Event, Joined, StateUpdate},
     wire::{
         Refusal, proto,
         subject::ReplyError,
@@ -56,7 +56,8 @@ pub(super) fn membership(message: &Message<'_>, result: &Result<Accepted, Refusa
     };
     let Named { client_id, source_addr, session } = *named;
     match accepted {
-        Accepted::Registered { new: true, total, .. } => debug!(
+        Accepted::Registered { new: true, total, .. }
+        | Accepted::Following { joined: Some(Joined { new: true, total, .. }), .. } => debug!(
             stream_id,
             client_id,
             session,
@@ -64,7 +65,8 @@ pub(super) fn membership(message: &Message<'_>, result: &Result<Accepted, Refusa
             subscribers = total,
             "Added subscriber {client_id} to stream {stream_id}"
         ),
-        Accepted::Registered { new: false, total, .. } => debug!(
+        Accepted::Registered { new: false, total, .. }
+        | Accepted::Following { joined: Some(Joined { new: false, total, .. }), .. } => debug!(
             stream_id,
             client_id,
             session,

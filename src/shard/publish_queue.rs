@@ -4,7 +4,7 @@
 //! |---|---|
 //! | a change (scene, command, lifecycle) | in order, until the broker is known to have it |
 //! | a tick or snapshot | the newest of each stream, until any newer update of that stream |
-//! | a change whose subject the broker refuses | so many of them, apart, tried again now and then (`held`) |
+//! | a change whose subject the broker refuses | so many of them, apart, tried again now and then (`held`); for who follows a filter alone, where only its subject is refused |
 //! | an answer | in order and behind the changes before it, until it is handed over (`answers`) |
 //!
 //! Which updates are which is the rule of `wire/replace`. A stream's tick is always newer than all its changes here,
@@ -25,14 +25,14 @@
 //! When [`PublishQueue::is_full`], the shard stops working rather than dropping a change: playback is arithmetic, so it loses
 //! nothing by standing still.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque, btree_map};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, hash_map::Entry};
 use metrics::counter;
 
-use super::{answers::Answers, batches::Batches, clock::Now};
+use super::{answers::Answers, batches::Batches, clock::Now, filtered::Filtered};
 use crate::{
     engine::{StateUpdate, StreamId},
     wire::{
@@ -179,6 +179,8 @@ struct Encoded {
     subject: Option<Subject>,
     /// Whether it goes into the feed.
     in_feed: bool,
+    /// Who else is to have it.
+    filtered: Option<Box<Filtered>>,
     partition: u8,
     payload: Bytes,
     /// Of changes: grows from each to the next.
@@ -191,6 +193,25 @@ impl Encoded {
     fn by_itself(self) -> Self {
         let own = |subject: Subject| Subject::from(subject.as_str());
         Self { subject: self.subject.map(own), payload: Bytes::copy_from_slice(&self.payload), ..self }
+    }
+
+    /// Whether all who read the stream are to have it, and not those alone who follow filters.
+    const fn is_for_all(&self) -> bool {
+        self.subject.is_some() || self.in_feed
+    }
+
+    /// The same for those alone.
+    fn for_followers(&self, filtered: Option<Box<Filtered>>) -> Self {
+        Self { subject: None, in_feed: false, filtered, payload: self.payload.clone(), ..*self }
+    }
+
+    fn bytes(&self) -> usize {
+        self.payload.len() + size_of_val(self.tokens())
+    }
+
+    /// The filters that it goes to.
+    fn tokens(&self) -> &[u64] {
+        self.filtered.as_ref().map_or(&[], |filtered| filtered.tokens())
     }
 }
 
@@ -207,6 +228,49 @@ struct PendingStream {
     held: usize,
 }
 
+/// Changes for who follows filters, held apart from those for all.
+#[derive(Debug, Default)]
+struct HeldFiltered {
+    changes: VecDeque<Encoded>,
+    /// Invariant: bytes in `changes`.
+    bytes: usize,
+    /// How many there are of each slot and token.
+    counts: BTreeMap<(u32, u64), usize>,
+}
+
+impl HeldFiltered {
+    /// Takes out of an update those who wait for an earlier change.
+    fn take_out(&self, update: &mut Encoded) -> Option<Box<Filtered>> {
+        if self.counts.is_empty() {
+            return None;
+        }
+        let slot = update.slot;
+        Filtered::split_off(&mut update.filtered, |token| self.counts.contains_key(&(slot, token)))
+    }
+
+    fn push(&mut self, change: Encoded) {
+        self.bytes += change.bytes();
+        for token in change.tokens() {
+            *self.counts.entry((change.slot, *token)).or_default() += 1;
+        }
+        self.changes.push_back(change);
+    }
+
+    fn pop(&mut self) -> Option<Encoded> {
+        let oldest = self.changes.pop_front()?;
+        self.bytes -= oldest.bytes();
+        for token in oldest.tokens() {
+            if let btree_map::Entry::Occupied(mut count) = self.counts.entry((oldest.slot, *token)) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
+        Some(oldest)
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct PublishQueue {
@@ -220,6 +284,8 @@ pub struct PublishQueue {
     held: VecDeque<Encoded>,
     /// Invariant: bytes in `held`.
     held_bytes: usize,
+    /// The same for those alone who follow filters. They hold up nobody else.
+    held_filtered: HeldFiltered,
     /// By the engine's slot. Invariant: those with a turn or changes, held ones too.
     places: HashMap<u32, PendingStream, FixedState>,
     /// The slots that have a turn for their tick, each once, in the order in which they got it.
@@ -239,6 +305,7 @@ pub struct PublishQueue {
     /// Where updates are encoded: one allocation serves many.
     buffer: BytesMut,
     published: u64,
+    filtered: u64,
     superseded: u64,
     too_large: Option<TooLarge>,
 }
@@ -261,6 +328,7 @@ impl PublishQueue {
             changes: VecDeque::new(),
             held: VecDeque::new(),
             held_bytes: 0,
+            held_filtered: HeldFiltered::default(),
             places: HashMap::with_hasher(FixedState::default()),
             order: VecDeque::new(),
             waiting: 0,
@@ -271,6 +339,7 @@ impl PublishQueue {
             change_bytes: 0,
             buffer: BytesMut::new(),
             published: 0,
+            filtered: 0,
             superseded: 0,
             too_large: None,
         }
@@ -323,7 +392,7 @@ impl PublishQueue {
     /// Whether changes wait for the broker to take messages for their subjects again.
     #[must_use]
     pub fn has_held(&self) -> bool {
-        !self.held.is_empty()
+        !self.held.is_empty() || !self.held_filtered.changes.is_empty()
     }
 
     /// Whether there is nothing to hand over.
@@ -340,10 +409,12 @@ impl PublishQueue {
 
     /// Owes an update.
     pub fn update(&mut self, update: &StateUpdate, now: Now) {
-        let encoded = self.encode(update, now);
+        let mut encoded = self.encode(update, now);
         let place = self.places.entry(update.slot).or_default();
-        let superseded = place.tick.take().is_some();
+        let before = place.tick.take();
+        let superseded = before.is_some();
         self.waiting -= usize::from(superseded);
+        Filtered::take_over(&mut encoded.filtered, before.and_then(|before| before.filtered));
         if update.is_replaceable() {
             place.tick = Some(encoded);
             self.waiting += 1;
@@ -352,7 +423,7 @@ impl PublishQueue {
             }
         } else {
             place.changes += 1;
-            self.change_bytes += encoded.payload.len();
+            self.change_bytes += encoded.bytes();
             self.changes.push_back(encoded);
         }
         self.superseded += u64::from(superseded);
@@ -392,14 +463,16 @@ impl PublishQueue {
             } else {
                 (None, self.answers.pop(self.gone))
             };
-            messages += 1;
             if let Some((to, payload)) = answer {
                 answer_is_next = false;
+                messages += 1;
                 bytes += payload.len();
                 self.publish_answer(to, payload, &mut publish);
             } else if let Some(update) = update {
                 answer_is_next = true;
-                bytes += update.payload.len();
+                let of_it = usize::from(update.is_for_all()) + update.tokens().len();
+                messages += of_it;
+                bytes += of_it * update.payload.len();
                 self.publish_update(update, &mut batches, &mut publish);
             } else {
                 break;
@@ -415,18 +488,21 @@ impl PublishQueue {
     }
 
     fn publish_update(&mut self, update: Encoded, batches: &mut Batches, publish: &mut impl FnMut(Publication)) {
-        let Encoded { subject, in_feed, partition, payload, .. } = update;
-        self.published += 1;
+        self.published += u64::from(update.is_for_all());
+        self.filtered += update.tokens().len() as u64;
+        let Encoded { subject, in_feed, filtered, partition, payload, .. } = update;
         let mut fits = true;
         if in_feed {
             fits &= batches.add(partition, &payload, |payload| publish(feed_message(partition, payload)));
         }
-        if let Some(subject) = subject {
-            if payload.len() <= self.max_payload {
-                publish(Publication { kind: Kind::Update, subject, payload: payload.clone() });
-            } else {
-                fits = false;
+        if payload.len() <= self.max_payload {
+            let mut on = |subject| publish(Publication { kind: Kind::Update, subject, payload: payload.clone() });
+            subject.into_iter().for_each(&mut on);
+            if let Some(filtered) = filtered {
+                filtered.subjects(&mut self.buffer).for_each(on);
             }
+        } else {
+            fits &= subject.is_none() && filtered.is_none();
         }
         if !fits {
             self.give_up_too_large(payload.len(), self.max_payload);
@@ -445,12 +521,14 @@ impl PublishQueue {
     /// Whether there is a change to hand over. Those of a stream with held ones go behind these.
     fn change_waits(&mut self) -> bool {
         while let Some(next) = self.changes.front() {
-            if self.held.is_empty() || self.places.get(&next.slot).is_none_or(|place| place.held == 0) {
+            let is_free = self.held.is_empty() || self.places.get(&next.slot).is_none_or(|place| place.held == 0);
+            // What is for followers alone waits for nothing that is for all.
+            if is_free || !next.is_for_all() {
                 return true;
             }
             let Some(change) = self.changes.pop_front() else { break };
             self.gone += 1;
-            self.change_bytes -= change.payload.len();
+            self.change_bytes -= change.bytes();
             self.change_goes(change.slot);
             self.hold(change);
         }
@@ -459,9 +537,14 @@ impl PublishQueue {
 
     /// The next change, which is handed over with that.
     fn next_change(&mut self) -> Option<Encoded> {
-        let change = self.changes.pop_front()?;
+        let mut change = self.changes.pop_front()?;
         self.gone += 1;
         self.change_goes(change.slot);
+        let bytes = change.bytes();
+        if let Some(behind) = self.held_filtered.take_out(&mut change) {
+            self.change_bytes -= bytes - change.bytes();
+            self.hold_filtered(change.for_followers(Some(behind)));
+        }
         self.unconfirmed.push_back(change.clone());
         self.handed_over += 1;
         Some(change)
@@ -475,8 +558,10 @@ impl PublishQueue {
             if place.get().changes + place.get().held > 0 {
                 // It gets another turn behind the last of them.
                 place.get_mut().has_turn = false;
-            } else if let Some(encoded) = place.remove().tick {
+            } else if let Some(mut encoded) = place.remove().tick {
                 self.waiting -= 1;
+                // Who waits for a change is told nothing newer before.
+                self.held_filtered.take_out(&mut encoded);
                 return Some(encoded);
             }
         }
@@ -521,6 +606,11 @@ impl PublishQueue {
         std::mem::take(&mut self.published)
     }
 
+    /// How many of them for who follows a filter, each once a filter, likewise.
+    pub fn take_filtered(&mut self) -> u64 {
+        std::mem::take(&mut self.filtered)
+    }
+
     /// How many ticks were replaced by a newer update before they were handed over, likewise.
     pub fn take_superseded(&mut self) -> u64 {
         std::mem::take(&mut self.superseded)
@@ -542,17 +632,20 @@ impl PublishQueue {
         let first = self.handed_over - self.unconfirmed.len() as u64;
         for _ in first..until {
             let Some(mut change) = self.unconfirmed.pop_front() else { return };
-            self.change_bytes -= change.payload.len();
+            self.change_bytes -= change.bytes();
             change.subject = change.subject.filter(|subject| refused(subject));
             change.in_feed = change.in_feed && refused(&subject::feed(change.partition));
-            if change.subject.is_some() || change.in_feed {
+            Filtered::keep(&mut change.filtered, &refused);
+            if change.is_for_all() {
                 self.hold(change);
+            } else if change.filtered.is_some() {
+                self.hold_filtered(change);
             }
         }
     }
 
     fn hold(&mut self, change: Encoded) {
-        self.held_bytes += change.payload.len();
+        self.held_bytes += change.bytes();
         self.places.entry(change.slot).or_default().held += 1;
         self.held.push_back(change);
         while self.held.len() > self.limits.max_held || self.held_bytes > self.limits.max_held_bytes {
@@ -563,17 +656,30 @@ impl PublishQueue {
     fn give_up_oldest_held(&mut self) {
         let Some(oldest) = self.held.pop_front() else { return };
         counter!("orchestrator_dropped_total", "reason" => "denied").increment(1);
-        self.held_bytes -= oldest.payload.len();
+        self.held_bytes -= oldest.bytes();
         if let Some(place) = self.places.get_mut(&oldest.slot) {
             place.held -= 1;
         }
         self.tick_may_go(oldest.slot);
     }
 
+    fn hold_filtered(&mut self, change: Encoded) {
+        self.held_filtered.push(change);
+        while self.held_filtered.changes.len() > self.limits.max_held
+            || self.held_filtered.bytes > self.limits.max_held_bytes
+        {
+            self.held_filtered.pop();
+            counter!("orchestrator_dropped_total", "reason" => "denied").increment(1);
+        }
+    }
+
     /// Gives up what is held: there is no time to wait for permission.
     pub fn give_up_held(&mut self) {
-        while self.has_held() {
+        while !self.held.is_empty() {
             self.give_up_oldest_held();
+        }
+        while self.held_filtered.pop().is_some() {
+            counter!("orchestrator_dropped_total", "reason" => "denied").increment(1);
         }
     }
 
@@ -585,12 +691,13 @@ impl PublishQueue {
 
     /// What was held, as changes that wait for nothing.
     fn take_held(&mut self) -> Vec<Encoded> {
-        let held = Vec::from(std::mem::take(&mut self.held));
+        let mut held = Vec::from(std::mem::take(&mut self.held));
         self.held_bytes = 0;
         for change in &held {
             self.places.entry(change.slot).or_default().held -= 1;
-            self.change_bytes += change.payload.len();
         }
+        held.extend(std::mem::take(&mut self.held_filtered).changes);
+        self.change_bytes += held.iter().map(Encoded::bytes).sum::<usize>();
         held
     }
 
@@ -621,7 +728,7 @@ impl PublishQueue {
     /// # Panics
     /// When it does not.
     pub fn check(&self) {
-        let change_bytes: usize = self.changes.iter().chain(&self.unconfirmed).map(|change| change.payload.len()).sum();
+        let change_bytes: usize = self.changes.iter().chain(&self.unconfirmed).map(Encoded::bytes).sum();
         assert_eq!(self.change_bytes, change_bytes, "bytes of changes");
         assert_eq!(self.waiting, self.places.values().filter(|place| place.tick.is_some()).count(), "ticks waiting");
         let turns = self.places.values().filter(|place| place.has_turn).count();
@@ -629,10 +736,18 @@ impl PublishQueue {
         assert!(self.order.iter().all(|slot| self.places[slot].has_turn), "a turn is a slot's");
         let waits = |place: &PendingStream| place.has_turn || place.changes + place.held > 0;
         assert!(self.places.values().all(waits), "a place waits for something");
-        let held_bytes: usize = self.held.iter().map(|change| change.payload.len()).sum();
+        let held_bytes: usize = self.held.iter().map(Encoded::bytes).sum();
         assert_eq!(self.held_bytes, held_bytes, "bytes held");
         let held: usize = self.places.values().map(|place| place.held).sum();
         assert_eq!(held, self.held.len(), "held changes of all streams");
+        let HeldFiltered { changes: held, bytes, counts } = &self.held_filtered;
+        assert_eq!(*bytes, held.iter().map(Encoded::bytes).sum::<usize>(), "bytes held for followers");
+        let mut counted: BTreeMap<(u32, u64), usize> = BTreeMap::new();
+        for change in held {
+            assert!(!change.is_for_all(), "{change:?} is held for followers alone");
+            change.tokens().iter().for_each(|token| *counted.entry((change.slot, *token)).or_default() += 1);
+        }
+        assert_eq!(*counts, counted, "held changes of each filter");
         let mut changes: HashMap<u32, usize, FixedState> = HashMap::default();
         for change in &self.changes {
             *changes.entry(change.slot).or_default() += 1;
@@ -655,7 +770,8 @@ impl PublishQueue {
         let subject = self.publish_to.subjects().then(|| self.subject(&update.stream_id));
         let in_feed = self.publish_to.feed();
         let number = self.numbered;
-        let encoded = Encoded { slot: update.slot, subject, in_feed, partition: update.partition, payload, number };
+        let (slot, partition, filtered) = (update.slot, update.partition, Filtered::of(update));
+        let encoded = Encoded { slot, subject, in_feed, filtered, partition, payload, number };
         if update.is_replaceable() {
             return encoded;
         }

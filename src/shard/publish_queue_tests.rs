@@ -397,3 +397,124 @@ fn of_two_subjects_only_the_refused_one_is_tried_again() {
     queue.hand_over(AtOnce::ALL, DEFAULT_MAX_PAYLOAD, |publication| subjects.push(publication.subject.to_string()));
     assert_eq!(subjects, ["orchestrator.feed.7"]);
 }
+
+/// [`update`] that passes these filters.
+fn filtered(slot: u32, sequence: u64, cause: Cause, tokens: &[u64]) -> StateUpdate {
+    StateUpdate { filtered: Some(tokens.into()), ..update(slot, sequence, cause) }
+}
+
+fn on_filter(slot: u32, token: u64, sequence: u64) -> (String, u64) {
+    (format!("stream.s{slot}.filtered.{token:016x}"), sequence)
+}
+
+#[test]
+fn an_update_goes_to_each_filter_that_it_passes_in_the_same_bytes() {
+    for (publish_to, expected) in [
+        (
+            PublishTo::Subjects,
+            &["stream.s7.updates", "stream.s7.filtered.0000000000000005", "stream.s7.filtered.000000000000001f"][..],
+        ),
+        (
+            PublishTo::Feed,
+            &["stream.s7.filtered.0000000000000005", "stream.s7.filtered.000000000000001f", "orchestrator.feed.7"],
+        ),
+    ] {
+        let mut queue = PublishQueue::new(publish_to);
+        queue.update(&filtered(7, 1, Cause::Scene, &[5, 31]), NOW);
+        let mut sent = Vec::new();
+        queue.hand_over(AtOnce::ALL, DEFAULT_MAX_PAYLOAD, |publication| sent.push(publication));
+        assert_eq!(sent.iter().map(|sent| sent.subject.as_str()).collect::<Vec<_>>(), expected);
+        let updates: Vec<_> = sent.iter().filter(|sent| sent.kind == Kind::Update).collect();
+        assert!(updates.iter().all(|sent| sent.payload.as_ptr() == updates[0].payload.as_ptr()), "encoded once");
+        assert_eq!((queue.take_published(), queue.take_filtered()), (1, 2));
+    }
+}
+
+#[test]
+fn a_tick_that_takes_anothers_place_goes_to_its_filters_too() {
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
+    queue.update(&filtered(0, 1, Cause::Tick, &[1, 2]), NOW);
+    queue.update(&update(0, 2, Cause::Tick), NOW);
+    queue.update(&filtered(0, 3, Cause::Tick, &[2, 3]), NOW);
+    let expected = [on(0, 3), on_filter(0, 2, 3), on_filter(0, 3, 3), on_filter(0, 1, 3)];
+    assert_eq!(sent(&mut queue, 100), expected);
+    assert!(queue.is_empty());
+}
+
+#[test]
+fn what_is_handed_over_at_once_counts_each_filter() {
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
+    for slot in 0..3 {
+        queue.update(&filtered(slot, 1, Cause::Scene, &[1, 2, 3]), NOW);
+    }
+    assert_eq!(sent(&mut queue, 5).len(), 8, "two updates, the second of which goes over it");
+    assert_eq!(sent(&mut queue, 5).len(), 4);
+}
+
+#[test]
+fn an_unconfirmed_change_is_owed_again_to_its_filters_too() {
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
+    queue.update(&filtered(0, 1, Cause::Scene, &[1]), NOW);
+    let both = [on(0, 1), on_filter(0, 1, 1)];
+    assert_eq!(sent(&mut queue, 100), both);
+    queue.requeue_unconfirmed();
+    assert_eq!(sent(&mut queue, 100), both);
+    queue.confirm(queue.handed_over());
+    assert!(queue.is_settled());
+}
+
+#[test]
+fn a_refused_filter_waits_by_itself_and_in_order() {
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
+    let refused = |subject: &str| subject == "stream.s0.filtered.0000000000000001";
+    queue.update(&filtered(0, 1, Cause::Scene, &[1, 2]), NOW);
+    assert_eq!(sent(&mut queue, 100).len(), 3);
+    queue.confirm_but(queue.handed_over(), refused);
+    queue.check();
+    assert!(queue.has_held() && queue.is_settled());
+
+    // All others go on: what is for it waits behind the first, and a tick is not for it.
+    queue.update(&filtered(0, 2, Cause::Scene, &[1, 2]), NOW);
+    assert_eq!(sent(&mut queue, 100), [on(0, 2), on_filter(0, 2, 2)]);
+    queue.update(&filtered(0, 3, Cause::Tick, &[1, 2]), NOW);
+    assert_eq!(sent(&mut queue, 100), [on(0, 3), on_filter(0, 2, 3)]);
+    queue.update(&filtered(1, 1, Cause::Scene, &[1]), NOW);
+    assert_eq!(sent(&mut queue, 100), [on(1, 1), on_filter(1, 1, 1)], "another stream's filter is another");
+
+    queue.release_held();
+    queue.update(&filtered(0, 4, Cause::Scene, &[1]), NOW);
+    let again = [on_filter(0, 1, 1), on_filter(0, 1, 2), on(0, 4), on_filter(0, 1, 4)];
+    assert_eq!(sent(&mut queue, 100), again);
+    queue.confirm(queue.handed_over());
+    queue.check();
+    assert!(!queue.has_held() && queue.is_settled());
+}
+
+#[test]
+fn changes_held_for_filters_are_bounded_and_push_out_none_for_all() {
+    let limits = PublishLimits { max_held: 2, ..PublishLimits::default() };
+    let mut queue = PublishQueue::with_limits(PublishTo::Subjects, limits);
+    for slot in 0..4 {
+        queue.update(&filtered(slot, 1, Cause::Scene, &[1]), NOW);
+    }
+    sent(&mut queue, 100);
+    queue.confirm_but(queue.handed_over(), |subject| subject == "stream.s0.updates" || subject.contains("filtered"));
+    queue.check();
+    queue.release_held();
+    let expected = [on(0, 1), on_filter(0, 1, 1), on_filter(2, 1, 1), on_filter(3, 1, 1)];
+    assert_eq!(sent(&mut queue, 100), expected, "that of the second stream was given up");
+    queue.confirm_but(queue.handed_over(), |subject| subject.contains("filtered"));
+    queue.give_up_held();
+    queue.check();
+    assert!(!queue.has_held());
+}
+
+#[test]
+fn an_update_that_fits_nowhere_is_given_up_once_for_all() {
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
+    queue.update(&filtered(0, 1, Cause::Scene, &[1, 2]), NOW);
+    queue.hand_over(AtOnce::ALL, 10, |publication| panic!("{publication:?}"));
+    assert!(queue.take_too_large().is_some_and(|too_large| too_large.limit == 10));
+    queue.confirm(queue.handed_over());
+    assert!(queue.is_settled());
+}

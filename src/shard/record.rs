@@ -120,6 +120,12 @@ pub struct Quota {
     /// Most bytes of client ids and addresses.
     #[prost(uint64, tag = "4")]
     pub client_bytes: u64,
+    /// Most filters.
+    #[prost(uint64, tag = "5")]
+    pub filters: u64,
+    /// Most bytes of filters.
+    #[prost(uint64, tag = "6")]
+    pub filter_bytes: u64,
 }
 
 /// A recording being made. Shards share it; each write is whole.
@@ -157,8 +163,8 @@ impl Recorder {
             EngineOp::Query(bytes) => What::Query(bytes),
             EngineOp::List { from_slot, limit } => What::List(List { from_slot, limit: limit as u64 }),
             EngineOp::Quota(quota) => {
-                let engine::Quota { streams, subscribers, config_bytes, client_bytes } = quota;
-                What::Quota(Quota { streams, subscribers, config_bytes, client_bytes })
+                let engine::Quota { streams, subscribers, config_bytes, client_bytes, filters, filter_bytes } = quota;
+                What::Quota(Quota { streams, subscribers, config_bytes, client_bytes, filters, filter_bytes })
             }
             EngineOp::WallClock(ms) => What::WallClock(ms),
             EngineOp::ClockStalled(ms) => What::ClockStalled(ms),
@@ -206,6 +212,8 @@ fn numbers(wire: &WireLimits, limits: &Limits) -> Vec<u64> {
         max_config_bytes,
         max_config_bytes_of_stream,
         max_client_bytes,
+        max_filters,
+        max_filter_bytes,
         max_sessions_per_client,
         max_remembered_requests,
         max_remembered_of_stream,
@@ -225,6 +233,8 @@ fn numbers(wire: &WireLimits, limits: &Limits) -> Vec<u64> {
         *max_config_bytes,
         *max_config_bytes_of_stream,
         *max_client_bytes,
+        *max_filters,
+        *max_filter_bytes,
         u64::from(*max_sessions_per_client),
         *max_remembered_requests as u64,
         *max_remembered_of_stream as u64,
@@ -247,6 +257,8 @@ fn limits(numbers: &[u64]) -> Option<WireLimits> {
         config_bytes,
         config_bytes_of_stream,
         client_bytes,
+        filters,
+        filter_bytes,
         sessions,
         remembered,
         remembered_of_stream,
@@ -270,6 +282,8 @@ fn limits(numbers: &[u64]) -> Option<WireLimits> {
             max_config_bytes: config_bytes,
             max_config_bytes_of_stream: config_bytes_of_stream,
             max_client_bytes: client_bytes,
+            max_filters: filters,
+            max_filter_bytes: filter_bytes,
             max_sessions_per_client: u32::try_from(sessions).ok()?,
             max_remembered_requests: usize::try_from(remembered).ok()?,
             max_remembered_of_stream: usize::try_from(remembered_of_stream).ok()?,
@@ -370,8 +384,8 @@ fn fed(what: What) -> EngineOp {
         What::List(List { from_slot, limit }) => {
             EngineOp::List { from_slot, limit: usize::try_from(limit).unwrap_or(usize::MAX) }
         }
-        What::Quota(Quota { streams, subscribers, config_bytes, client_bytes }) => {
-            EngineOp::Quota(engine::Quota { streams, subscribers, config_bytes, client_bytes })
+        What::Quota(Quota { streams, subscribers, config_bytes, client_bytes, filters, filter_bytes }) => {
+            EngineOp::Quota(engine::Quota { streams, subscribers, config_bytes, client_bytes, filters, filter_bytes })
         }
         What::WallClock(ms) => EngineOp::WallClock(ms),
         What::ClockStalled(ms) => EngineOp::ClockStalled(ms),

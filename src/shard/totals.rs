@@ -20,6 +20,8 @@ struct ShardTotals {
     running: AtomicU64,
     config_bytes: AtomicU64,
     client_bytes: AtomicU64,
+    filters: AtomicU64,
+    filter_bytes: AtomicU64,
 }
 
 impl Totals {
@@ -40,6 +42,8 @@ impl Totals {
         own.running.store(counts.running, Ordering::Relaxed);
         own.config_bytes.store(counts.config_bytes, Ordering::Relaxed);
         own.client_bytes.store(counts.client_bytes, Ordering::Relaxed);
+        own.filters.store(counts.filters, Ordering::Relaxed);
+        own.filter_bytes.store(counts.filter_bytes, Ordering::Relaxed);
     }
 
     /// How many streams these shards counted last.
@@ -61,6 +65,8 @@ impl Totals {
                 running: own.running.load(Ordering::Relaxed),
                 config_bytes: own.config_bytes.load(Ordering::Relaxed),
                 client_bytes: own.client_bytes.load(Ordering::Relaxed),
+                filters: own.filters.load(Ordering::Relaxed),
+                filter_bytes: own.filter_bytes.load(Ordering::Relaxed),
             }
         })
     }

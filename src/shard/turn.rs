@@ -245,6 +245,9 @@ impl Shard {
         const SLACK: u64 = 65_536;
         /// The same in bytes.
         const SLACK_BYTES: u64 = 64 << 20;
+        /// Of filters, for which there is less room: a turn takes as many as messages, of 17 KB each at the most.
+        const FILTER_SLACK: u64 = 16_384;
+        const FILTER_SLACK_BYTES: u64 = 16 << 20;
         let own = self.engine.counts();
         self.totals.set(self.number, &own);
         let sum = self.totals.sum();
@@ -262,6 +265,8 @@ impl Shard {
             subscribers: share(SLACK, limits.subscribers, sum.total, own.total),
             config_bytes: share(SLACK_BYTES, limits.config_bytes, sum.config_bytes, own.config_bytes),
             client_bytes: share(SLACK_BYTES, limits.client_bytes, sum.client_bytes, own.client_bytes),
+            filters: share(FILTER_SLACK, limits.filters, sum.filters, own.filters),
+            filter_bytes: share(FILTER_SLACK_BYTES, limits.filter_bytes, sum.filter_bytes, own.filter_bytes),
         };
         if quota != self.quota {
             self.quota = quota;

@@ -9,7 +9,7 @@ use prost::{
     encoding::{WireType, encode_key, encode_varint},
 };
 
-use super::{Refusal, proto};
+use super::{Refusal, proto, subject};
 use crate::engine::{
     Accepted, AtEnd, Cause, Config, Counts, Mode, Rejection, StateUpdate, Tick, Timeline, Unplaced, WhenEmpty,
 };
@@ -311,6 +311,12 @@ pub fn reply(accepted: &Accepted, stream_id: &str, now: Now) -> proto::Reply {
     match accepted {
         Accepted::State(update) => with_state(update),
         Accepted::Registered { handle, state, .. } => proto::Reply { handle: handle.0, ..with_state(state) },
+        Accepted::Following { token, lease_ms, joined, state } => proto::Reply {
+            handle: joined.map_or(0, |joined| joined.handle.0),
+            updates_subject: subject::filtered(&state.stream_id, *token).to_string(),
+            lease_ms: *lease_ms,
+            ..with_state(state)
+        },
         Accepted::RegisteredBatch { handles, state } => {
             let refused = handles.iter().enumerate().find_map(|(place, handle)| Some((place, handle.as_ref().err()?)));
             let (code, message) = refused.map_or((proto::Code::Ok, String::new()), |(place, rejection)| {

@@ -6,6 +6,7 @@
 //! | file | job |
 //! |---|---|
 //! | `commands`, `subscriptions`, `queries` | each kind of request: where it belongs, what it says, the input it makes |
+//! | `filters` | which updates somebody follows |
 //! | `reader` | the pieces of a message, read in place |
 //! | `decode` | what all readings share: sizes, and the words of a refusal |
 //! | `encode` | updates and answers |
@@ -17,6 +18,7 @@ pub mod commands;
 pub mod decode;
 pub mod encode;
 pub mod feed;
+mod filters;
 pub mod json;
 pub mod presence;
 pub mod queries;
@@ -26,7 +28,7 @@ pub mod subject;
 pub mod subscriptions;
 
 pub use self::reader::is_fields_without_groups;
-pub use crate::engine::{ClientId, StreamId};
+pub use crate::engine::{ClientId, Filter, StreamId};
 
 /// The messages of `proto/orchestrator.proto`, as prost generates them.
 pub mod proto {

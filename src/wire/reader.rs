@@ -60,6 +60,15 @@ pub(super) fn number(wire_type: WireType, bytes: &mut &[u8]) -> Result<u64, Deco
     varint(bytes)
 }
 
+/// A field that is a `double`.
+#[inline]
+pub(super) fn double(wire_type: WireType, bytes: &mut &[u8]) -> Result<f64, DecodeError> {
+    if wire_type != WireType::SixtyFourBit {
+        return Err(other_type());
+    }
+    bytes.try_get_f64_le().map_err(|_| cut_off())
+}
+
 /// A field that is a `repeated fixed64`, packed or one by one as older writers have them: adds each to `list`.
 #[inline]
 pub(super) fn fixed64s<T>(

@@ -1,5 +1,7 @@
 //! Subjects: where what is said. What a subject is and may look like: [`subject`](crate::subject).
 
+use bytes::BufMut;
+
 pub use crate::subject::{MAX_SUBJECT_BYTES, Subject};
 use crate::{
     engine::StreamId,
@@ -23,6 +25,33 @@ pub fn updates(stream: StreamId<'_>) -> Subject {
     Subject::from(format!("stream.{stream}.updates"))
 }
 
+/// `StateUpdate`s of one stream that pass the filter of this token, service → who follows it.
+#[must_use]
+pub fn filtered(stream_id: &str, token: u64) -> Subject {
+    let mut bytes = Vec::with_capacity(32 + stream_id.len());
+    write_filtered(&mut bytes, stream_id, token);
+    Subject::from_utf8(bytes).unwrap_or_else(|_| Subject::from_static("stream.invalid.filtered"))
+}
+
+/// Writes the text of [`filtered`].
+pub fn write_filtered(buffer: &mut impl BufMut, stream_id: &str, token: u64) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    buffer.put_slice(b"stream.");
+    buffer.put_slice(stream_id.as_bytes());
+    buffer.put_slice(b".filtered.");
+    let token: [u8; 16] = std::array::from_fn(|place| DIGITS[(token >> (60 - 4 * place) & 0xf) as usize]);
+    buffer.put_slice(&token);
+}
+
+/// Whether the updates of a stream that pass a filter may be published there: what an answer says is not believed
+/// unseen.
+#[must_use]
+pub fn is_filtered(subject: &str, stream: StreamId<'_>) -> bool {
+    let token = subject.strip_prefix("stream.").and_then(|rest| rest.strip_prefix(stream.as_str()));
+    let token = token.and_then(|rest| rest.strip_prefix(".filtered."));
+    token.is_some_and(|token| StreamId::parse(token).is_ok())
+}
+
 /// `Presence` of all instances.
 pub const ALL_PRESENCES: &str = "orchestrator.i.*.presence";
 
@@ -32,10 +61,12 @@ pub fn presence(instance: &str) -> Subject {
     Subject::from(format!("orchestrator.i.{instance}.presence"))
 }
 
-/// Whether updates of streams go there, one by one or in feeds.
+/// Whether updates of streams go there for all who read them, one by one or in feeds. Not those that pass a filter: whoever
+/// follows one can name new subjects all the time, and that the broker refuses these is for them alone.
 #[must_use]
 pub fn carries_updates(subject: &str) -> bool {
-    subject.starts_with("stream.") || subject.starts_with("orchestrator.feed.")
+    let of_stream = subject.starts_with("stream.") && subject.split('.').nth(2) != Some("filtered");
+    of_stream || subject.starts_with("orchestrator.feed.")
 }
 
 /// `UpdateBatch` of one partition, service → gateways.
@@ -74,6 +105,41 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_filters_subject_is_one_of_its_stream_and_of_no_other() {
+        let show = StreamId::parse("show").unwrap();
+        assert_eq!(filtered("show", 0x1f).as_str(), "stream.show.filtered.000000000000001f");
+        assert!(is_filtered(&filtered("show", u64::MAX), show));
+        assert!(is_filtered("stream.show.filtered.of-another-form", show));
+        for other in [
+            "stream.show.updates",
+            "stream.show.filtered",
+            "stream.show.filtered.",
+            "stream.show.filtered.*",
+            "stream.show.filtered.>",
+            "stream.show.filtered.a.b",
+            "stream.shows.filtered.a",
+            "stream.sho.filtered.a",
+            "orchestrator.feed.7",
+            ">",
+        ] {
+            assert!(!is_filtered(other, show), "{other}");
+        }
+    }
+
+    #[test]
+    fn updates_for_all_go_to_streams_subjects_and_feeds() {
+        for (subject, expected) in [
+            ("stream.show.updates", true),
+            ("orchestrator.feed.7", true),
+            ("stream.show.filtered.0123456789abcdef", false),
+            ("_INBOX.1", false),
+            ("orchestrator.i.1.presence", false),
+        ] {
+            assert_eq!(carries_updates(subject), expected, "{subject}");
+        }
+    }
+
+    #[test]
     fn no_answer_goes_where_it_would_be_something_else() {
         let long = format!("_INBOX.{}", "x".repeat(MAX_SUBJECT_BYTES));
         let reserved = [
@@ -82,6 +148,7 @@ mod tests {
             "orchestrator.i.1.presence",
             "orchestrator",
             "stream.show.updates",
+            "stream.show.filtered.0123456789abcdef",
             "stream.x",
             "$JS.API.STREAM.DELETE.orders",
             "$SYS.REQ.SERVER.PING",

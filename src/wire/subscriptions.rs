@@ -8,11 +8,13 @@ use bytes::Bytes;
 use prost::{DecodeError, Message as _, encoding::WireType};
 
 use super::{
-    Refusal, WireLimits, decode,
+    Refusal, WireLimits, decode, filters,
     proto::{self, subscription_command::Command},
     reader::{block, each_field, fixed64s, number, skip, text, utf8},
 };
-use crate::engine::{Batch, ClientId, Handle, Input, Invalid, Newcomer, StreamId, Subscriber, parse_source_addr};
+use crate::engine::{
+    Batch, ClientId, Filter, FilterDraft, Handle, Input, Invalid, Newcomer, StreamId, Subscriber, parse_source_addr,
+};
 
 /// Names the commands once, with their numbers in the oneof.
 macro_rules! kinds {
@@ -86,7 +88,7 @@ impl SubscriptionRoute<'_> {
 
 /// A command with the fields that it has; the others are empty. Not checked, but for the clients of a batch: a UUID, as
 /// most are, is checked by being read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Subscription<'a> {
     /// Which command.
     pub kind: Kind,
@@ -94,6 +96,8 @@ pub struct Subscription<'a> {
     pub stream_id: &'a str,
     /// Of a command for one subscriber.
     pub named: Named<'a>,
+    /// `filter`. Boxed, since few have one.
+    pub filter: Option<Box<FilterDraft<'a>>>,
     /// `client_id` of a batch, up to the first one that is refused.
     pub clients: Vec<ClientId<'a>>,
     /// That one, and all behind it.
@@ -118,7 +122,16 @@ impl<'a> Subscription<'a> {
     #[must_use]
     pub fn empty(kind: Kind) -> Self {
         let (clients, handles, subscribers) = (Vec::new(), Vec::new(), Vec::new());
-        Self { kind, stream_id: "", named: Named::default(), clients, refused: None, handles, subscribers }
+        Self {
+            kind,
+            stream_id: "",
+            named: Named::default(),
+            filter: None,
+            clients,
+            refused: None,
+            handles,
+            subscribers,
+        }
     }
 
     /// Reads a `SubscriptionCommand`; none if it names no command.
@@ -164,6 +177,9 @@ impl<'a> Subscription<'a> {
                         self.subscribers.reserve(1 + rest.len() / USUAL);
                     }
                     self.subscribers.push(named);
+                }
+                (Kind::Register, 5) | (Kind::Follow, 2) => {
+                    filters::merge(self.filter.get_or_insert_default(), block(wire_type, rest)?)?;
                 }
                 (Kind::Register, tag) => self.named.merge([2, 3, 4], tag, wire_type, rest)?,
                 (Kind::Unregister | Kind::Heartbeat, tag) => self.named.merge([2, 0, 3], tag, wire_type, rest)?,
@@ -217,10 +233,9 @@ impl<'a> Subscription<'a> {
         let (stream_id, client_id, source_addr) = (self.stream_id.into(), client_id.into(), source_addr.into());
         let clients = || self.clients.iter().map(ClientId::to_string).collect();
         let handle = self.handles.iter().map(|handle| handle.0).collect();
+        let filter = self.filter.as_deref().map(filters::to_proto);
         let command = match self.kind {
-            Kind::Register => {
-                Command::Register(proto::Register { stream_id, client_id, source_addr, session, ..Default::default() })
-            }
+            Kind::Register => Command::Register(proto::Register { stream_id, client_id, source_addr, session, filter }),
             Kind::Unregister => Command::Unregister(proto::Unregister { stream_id, client_id, session }),
             Kind::Heartbeat => Command::Heartbeat(proto::Heartbeat { stream_id, client_id, session }),
             Kind::HeartbeatBatch => {
@@ -229,7 +244,7 @@ impl<'a> Subscription<'a> {
             Kind::UnregisterBatch => {
                 Command::UnregisterBatch(proto::UnregisterBatch { stream_id, client_id: clients(), handle })
             }
-            Kind::Follow => Command::Follow(proto::Follow { stream_id, filter: None }),
+            Kind::Follow => Command::Follow(proto::Follow { stream_id, filter }),
             Kind::RegisterBatch => {
                 let subscriber = self.subscribers.iter().map(|named| proto::Subscriber {
                     client_id: named.client_id.into(),
@@ -346,7 +361,7 @@ impl<'a> Named<'a> {
 pub fn read<'a>(bytes: &'a [u8], limits: &WireLimits) -> Result<Subscription<'a>, Refusal> {
     decode::check_size(bytes, limits)?;
     let read = Subscription::read(bytes).map_err(|error| Refusal::Undecodable(error.to_string()))?;
-    read.ok_or_else(|| decode::missing("command", "Register to UnregisterBatch").into())
+    read.ok_or_else(|| decode::missing("command", "Register to Follow").into())
 }
 
 /// The input that a message makes. `answered` says whether it came with a reply subject.
@@ -356,7 +371,8 @@ pub fn read<'a>(bytes: &'a [u8], limits: &WireLimits) -> Result<Subscription<'a>
 pub fn input<'a>(message: Subscription<'a>, answered: bool) -> Result<Input<'a>, Invalid> {
     check_entry_count(message.entries())?;
     let names_nobody = message.names_nobody();
-    let Subscription { kind, stream_id, named, clients, refused, handles, subscribers, .. } = message;
+    let Subscription { kind, stream_id, named, filter, clients, refused, handles, subscribers } = message;
+    let filter = filter.map(|draft| Filter::new(&draft)).transpose()?;
     let one = || {
         let stream_id = StreamId::parse(stream_id)?;
         Ok(Subscriber { stream_id, client_id: ClientId::parse(named.client_id)?, session: named.session })
@@ -368,13 +384,17 @@ pub fn input<'a>(message: Subscription<'a>, answered: bool) -> Result<Input<'a>,
     };
     Ok(match kind {
         Kind::Register => {
-            Input::Register { stream_id: StreamId::parse(stream_id)?, subscriber: newcomer(&named)?, answered }
+            let (stream_id, subscriber) = (StreamId::parse(stream_id)?, newcomer(&named)?);
+            match filter {
+                None => Input::Register { stream_id, subscriber, answered },
+                Some(filter) => Input::RegisterFollowing { stream_id, subscriber, answered, filter },
+            }
         }
+        Kind::Follow => Input::Follow { stream_id: StreamId::parse(stream_id)?, filter: filter.unwrap_or_default() },
         Kind::Unregister => Input::Unregister(one()?),
         Kind::Heartbeat => Input::Heartbeat(one()?),
         Kind::HeartbeatBatch => Input::HeartbeatBatch(batch()?),
         Kind::UnregisterBatch => Input::UnregisterBatch(batch()?),
-        Kind::Follow => return Err(Invalid::new("follow is not possible yet")),
         Kind::RegisterBatch => Input::RegisterBatch {
             stream_id: StreamId::parse(stream_id)?,
             subscribers: subscribers.iter().map(newcomer).collect(),
@@ -431,6 +451,7 @@ mod tests {
             Command::Register(m) => Subscription {
                 stream_id: &m.stream_id,
                 named: named(&m.client_id, &m.source_addr, m.session),
+                filter: m.filter.as_ref().map(|filter| Box::new(filters::draft(filter))),
                 ..Subscription::empty(Kind::Register)
             },
             Command::Unregister(m) => Subscription {
@@ -451,7 +472,11 @@ mod tests {
                 handles: handles(&m.handle),
                 ..named_batch(Kind::UnregisterBatch, &m.stream_id, &m.client_id)
             },
-            Command::Follow(m) => Subscription { stream_id: &m.stream_id, ..Subscription::empty(Kind::Follow) },
+            Command::Follow(m) => Subscription {
+                stream_id: &m.stream_id,
+                filter: m.filter.as_ref().map(|filter| Box::new(filters::draft(filter))),
+                ..Subscription::empty(Kind::Follow)
+            },
             Command::RegisterBatch(m) => Subscription {
                 stream_id: &m.stream_id,
                 subscribers: m.subscriber.iter().map(|s| named(&s.client_id, &s.source_addr, s.session)).collect(),
@@ -472,16 +497,18 @@ mod tests {
         let by_prost = proto::SubscriptionCommand::decode(bytes);
         match (Subscription::read(bytes), &by_prost) {
             (Ok(read), Ok(message)) => {
-                prop_assert_eq!(&read, &message.command.as_ref().map(of));
+                // As texts and bytes: a number that is none differs from itself.
+                prop_assert_eq!(format!("{read:?}"), format!("{:?}", message.command.as_ref().map(of)));
                 if read.as_ref().is_none_or(|read| read.refused.is_none()) {
-                    prop_assert_eq!(&read.map(|read| read.to_proto()).unwrap_or_default(), message);
+                    let again = read.map(|read| read.to_proto()).unwrap_or_default();
+                    prop_assert_eq!(again.encode_to_vec(), message.encode_to_vec());
                 }
             }
             (Err(_), Err(_)) => {}
             (read, _) => prop_assert!(false, "read {:?}, by prost {:?}", read, by_prost),
         }
         if let Ok(Some(batch)) = Subscription::read(bytes)
-            && !matches!(batch.kind, Kind::Register | Kind::Unregister | Kind::Heartbeat)
+            && !matches!(batch.kind, Kind::Register | Kind::Unregister | Kind::Heartbeat | Kind::Follow)
         {
             let checked = check_batch(&batch);
             prop_assert_eq!(checked, input(batch, true).map(drop));
@@ -501,14 +528,18 @@ mod tests {
         let one = || (text(), text(), text(), any::<u64>());
         let batch = || (text(), texts(), prop::collection::vec(any::<u64>(), 0..4));
         let subscribers = prop::collection::vec((text(), text(), 0..3u64), 0..4);
+        let filter =
+            || {
+                let filter = (texts(), any::<bool>(), any::<u32>(), any::<f64>());
+                prop::option::of(filter.prop_map(|(scene, changes_only, min_interval_ms, min_progress)| {
+                    proto::Filter { scene, changes_only, min_interval_ms, min_progress }
+                }))
+            };
         prop_oneof![
-            one().prop_map(|(stream_id, client_id, source_addr, session)| Command::Register(proto::Register {
-                stream_id,
-                client_id,
-                source_addr,
-                session,
-                ..Default::default()
-            })),
+            (one(), filter()).prop_map(|((stream_id, client_id, source_addr, session), filter)| {
+                Command::Register(proto::Register { stream_id, client_id, source_addr, session, filter })
+            }),
+            (text(), filter()).prop_map(|(stream_id, filter)| Command::Follow(proto::Follow { stream_id, filter })),
             one().prop_map(|(stream_id, client_id, _, session)| Command::Unregister(proto::Unregister {
                 stream_id,
                 client_id,

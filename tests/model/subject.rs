@@ -315,6 +315,7 @@ impl Subject {
             Accepted::Stats(counts) => Answer::Stats(without_bytes(counts)),
             Accepted::Streams { .. } => unreachable!("pages are put together elsewhere"),
             Accepted::Noted => Answer::Noted,
+            Accepted::Following { .. } => unreachable!("nobody follows a filter here"),
         }
     }
 

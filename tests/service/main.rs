@@ -33,6 +33,7 @@ mod support;
 mod bad_input;
 mod commands;
 mod drain;
+mod filters;
 mod instances;
 mod limits;
 mod outages;

@@ -2,22 +2,25 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use orchestrator_service::{
     service::Service,
     transport::{
-        Operation, Transport,
+        Operation, Subscription, Transport,
         memory::MemoryBus,
         nats::{NatsOptions, NatsTransport},
     },
-    wire::proto::{Cause, Code, Mode},
+    wire::proto::{Cause, Code, Filter, Mode, StateUpdate},
 };
+use prost::Message as _;
 
 use crate::{
+    filters::follow,
     support::{
         messages::*,
         nats_server::{NatsServer, ServerOptions},
     },
-    testbed::{Caller, Testbed, assert_gapless, eventually, settings, within_limit},
+    testbed::{Caller, LIMIT, Testbed, assert_gapless, eventually, settings, within_limit},
 };
 
 fn says(service: &Service, word: &str) -> bool {
@@ -78,6 +81,51 @@ async fn changes_that_the_broker_refused_arrive_when_it_takes_them_again() {
         let changes = seen.iter().map(|update| update.cause()).filter(|cause| *cause != Cause::Tick).count();
         assert_eq!((changes, seen[0].mode()), (5, Mode::Idle), "each of them, in order");
         eventually("it is ready", async || service.ready().is_ok()).await;
+        service.drain().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_filter_holds_up_nobody_else_and_misses_no_change() {
+    within_limit(async {
+        let bus = MemoryBus::new();
+        let service = start_service(&bus).await;
+        let caller = Caller { transport: bus.connect() };
+        let mut updates = caller.updates("show").await;
+        caller.done(start("show", long_config())).await;
+        let changes_only = |scene: Vec<String>| Filter { scene, changes_only: true, ..Filter::default() };
+        let refused = caller.subscription(follow("show", changes_only(vec![]))).await.updates_subject;
+        let taken = caller.subscription(follow("show", changes_only(vec!["Intro".into()]))).await.updates_subject;
+        let (mut followed, mut others) = (caller.listen(&refused).await, caller.listen(&taken).await);
+        bus.deny(Operation::Publish, &refused);
+        caller.subscription(register("show", "viewer")).await;
+        for _ in 0..5 {
+            caller.done(seek("show", 1_000)).await;
+        }
+        let seen = updates.until(|update| update.revision == 7).await;
+        assert_gapless(&seen);
+        let sequence = async |messages: &mut Subscription| {
+            let message = tokio::time::timeout(LIMIT, messages.next()).await.expect("an update").expect("open");
+            StateUpdate::decode(message.payload).expect("an update").sequence
+        };
+        let mut passed = Vec::new();
+        while passed.last() != Some(&7) {
+            passed.push(sequence(&mut others).await);
+        }
+        passed.dedup();
+        assert_eq!(passed, [2, 3, 4, 5, 6, 7], "who follows another filter misses nothing");
+        assert_eq!(service.ready(), Ok(()), "strangers do not make it unready");
+        assert!(followed.next().now_or_never().is_none());
+
+        bus.allow(Operation::Publish, &refused);
+        caller.done(seek("show", 1_000)).await;
+        let mut passed = Vec::new();
+        while passed.last() != Some(&8) {
+            passed.push(sequence(&mut followed).await);
+        }
+        passed.dedup();
+        assert_eq!(passed, [2, 3, 4, 5, 6, 7, 8], "each of them, in order");
         service.drain().await;
     })
     .await;
