@@ -6,7 +6,7 @@
 //! | when | because |
 //! |---|---|
 //! | a third of the lease is over | it would end |
-//! | the connection is another, or the service is there again | updates may have been missed, and the lease with them |
+//! | the connection is another, the service is there again, or the stream is seen in a new epoch | updates may have been missed, and the lease with them |
 //! | a question got no answer, or a refusal | the stream may come, or there may be room |
 //!
 //! What such an answer says is told only if a change was missed, see [`Followed::is_news`]: of ticks there are few on
@@ -136,11 +136,11 @@ impl Followed {
         if let Some(state) = self.first.take() {
             return Poll::Ready(Ok(News::State(Box::new(state))));
         }
-        // Updates first: those that were published before an answer tell of their changes themselves.
-        if let Poll::Ready(message) = self.subject.poll_next(context) {
-            return Poll::Ready(message.unwrap_or_else(|| Err(ClientError::closed())).map(News::Message));
-        }
         loop {
+            // Updates first: those that were published before an answer tell of their changes themselves.
+            if let Poll::Ready(message) = self.subject.poll_next(context) {
+                return Poll::Ready(message.unwrap_or_else(|| Err(ClientError::closed())).map(News::Message));
+            }
             let answer = ready!(self.poll_answer(context))?;
             if let Some(state) = self.learn(answer)? {
                 return Poll::Ready(Ok(News::State(Box::new(state))));
@@ -153,13 +153,18 @@ impl Followed {
         self.last = Some(update.clone());
     }
 
+    /// There is reason to ask again.
+    pub(super) fn ask_soon(&mut self, core: &Core) {
+        self.due.as_mut().reset(Instant::now() + core.random.below(RETURN_SPREAD));
+        // What is under way may have been sent to who is not there any more.
+        self.asking = None;
+    }
+
     /// Asks when it is time, and gives what came of it.
     fn poll_answer(&mut self, context: &mut Context<'_>) -> Poll<Result<Result<Answer, ClientError>, ClientError>> {
         while let Poll::Ready(Some(())) = self.reasons.poll_next_unpin(context) {
             let core = self.core()?;
-            self.due.as_mut().reset(Instant::now() + core.random.below(RETURN_SPREAD));
-            // What is under way may have been sent to who is not there any more.
-            self.asking = None;
+            self.ask_soon(&core);
         }
         if self.asking.is_none() {
             ready!(self.due.as_mut().poll(context));

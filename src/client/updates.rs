@@ -156,6 +156,19 @@ impl UpdateStream {
     /// Takes a snapshot as the high-water mark: updates that it already contains are dropped. True if it is news itself.
     /// One that cannot be true is skipped: its epoch is a day or more ahead of the clock, or its sequence beyond its age.
     pub fn seed(&mut self, snapshot: &StateUpdate) -> bool {
+        let before = self.mark.map(|mark| mark.epoch);
+        let is_news = self.admit(snapshot);
+        if is_news
+            && before.is_some_and(|before| snapshot.epoch > before)
+            && let (Source::Followed(followed), Some(core)) = (&mut self.source, self.core.upgrade())
+        {
+            // Whoever plays the stream now has not been asked for the filter.
+            followed.ask_soon(&core);
+        }
+        is_news
+    }
+
+    fn admit(&mut self, snapshot: &StateUpdate) -> bool {
         if let Some(why) = plausible::doubt(snapshot, (self.now)()) {
             self.skip("implausible", &why);
             return false;
@@ -206,7 +219,7 @@ impl UpdateStream {
 
     fn read(&mut self, payload: bytes::Bytes) -> Option<StateUpdate> {
         match StateUpdate::decode(payload) {
-            Ok(update) if update.stream_id == self.stream_id => self.seed(&update).then_some(update),
+            Ok(update) if update.stream_id == self.stream_id => self.admit(&update).then_some(update),
             Ok(update) => {
                 self.skip("other_stream", &format_args!("it is of stream {:?}", update.stream_id));
                 None
@@ -233,12 +246,12 @@ impl UpdateStream {
             }
             Source::Feed(follower) => {
                 let update = ready!(follower.poll_next(context));
-                Poll::Ready(update.map(|update| self.seed(&update).then(|| Arc::unwrap_or_clone(update))))
+                Poll::Ready(update.map(|update| self.admit(&update).then(|| Arc::unwrap_or_clone(update))))
             }
             Source::Followed(followed) => {
                 let update = match ready!(followed.poll_next(context))? {
                     News::Message(payload) => self.read(payload),
-                    News::State(state) => self.seed(&state).then_some(*state),
+                    News::State(state) => self.admit(&state).then_some(*state),
                 };
                 if let (Source::Followed(followed), Some(update)) = (&mut self.source, &update) {
                     followed.told(update);

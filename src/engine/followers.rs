@@ -284,9 +284,9 @@ mod tests {
         followers.ends = BTreeSet::from([(Tick(9), 0, token)]);
         assert_eq!(followers.follow(every(2), &state(0), Tick(9)), token.wrapping_add(1));
         followers.check(|_| true);
-        let mut updates = [state(0), state(1)];
+        let mut updates = [0, 1].map(|slot| StateUpdate { at: Tick(5), ..state(slot) });
         followers.mark(&mut updates);
-        assert_eq!(updates[0].filtered.as_deref(), Some(&[token.wrapping_add(1)][..]));
+        assert_eq!(updates[0].filtered.as_deref(), Some(&[token, token.wrapping_add(1)][..]));
         assert_eq!(updates[1].filtered, None, "another stream's");
         // Wherever its subject is, it is found as what it is.
         assert_eq!(followers.follow(every(1), &state(0), Tick(10)), token);

@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod filters;
 mod http;
 mod rest;
 mod sockets;

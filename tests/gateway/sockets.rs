@@ -20,14 +20,17 @@ use crate::{
     under_test::{GatewayUnderTest, Options},
 };
 
-type Viewer<S> = WebSocketStream<S>;
+pub(crate) type Viewer<S> = WebSocketStream<S>;
 
 impl GatewayUnderTest {
-    async fn watch(&self, name: &str) -> Viewer<impl AsyncRead + AsyncWrite + Unpin + use<>> {
+    pub(crate) async fn watch(&self, name: &str) -> Viewer<impl AsyncRead + AsyncWrite + Unpin + use<>> {
         self.try_watch(&format!("/streams/{name}/ws")).await.expect("upgraded")
     }
 
-    async fn try_watch(&self, path: &str) -> Result<Viewer<impl AsyncRead + AsyncWrite + Unpin + use<>>, Error> {
+    pub(crate) async fn try_watch(
+        &self,
+        path: &str,
+    ) -> Result<Viewer<impl AsyncRead + AsyncWrite + Unpin + use<>>, Error> {
         watch_at(&self.address, path).await
     }
 
@@ -48,7 +51,7 @@ async fn watch_at(address: &str, path: &str) -> Result<Viewer<tokio::net::TcpStr
 }
 
 /// The next update.
-async fn next<S: AsyncRead + AsyncWrite + Unpin>(viewer: &mut Viewer<S>) -> Value {
+pub(crate) async fn next<S: AsyncRead + AsyncWrite + Unpin>(viewer: &mut Viewer<S>) -> Value {
     match read(viewer).await {
         Ok(update) => update,
         Err(close) => panic!("closed: {close:?}"),
@@ -56,7 +59,9 @@ async fn next<S: AsyncRead + AsyncWrite + Unpin>(viewer: &mut Viewer<S>) -> Valu
 }
 
 /// The next update, or how the socket was closed.
-async fn read<S: AsyncRead + AsyncWrite + Unpin>(viewer: &mut Viewer<S>) -> Result<Value, Option<CloseFrame>> {
+pub(crate) async fn read<S: AsyncRead + AsyncWrite + Unpin>(
+    viewer: &mut Viewer<S>,
+) -> Result<Value, Option<CloseFrame>> {
     loop {
         let message = tokio::time::timeout(Duration::from_secs(20), viewer.next()).await.expect("not for ever");
         match message {

@@ -481,12 +481,16 @@ impl World {
     fn check_quiet_clients(&mut self, stream: usize, answer: &proto::QueryReply) {
         let views: Vec<_> = (self.real_viewers())
             .filter(|(_, viewer)| self.truth.subs[viewer.sub].stream == stream)
-            .map(|(client, viewer)| (client, viewer.view.clone(), viewer.since))
+            .map(|(client, viewer)| (client, viewer.view.clone(), viewer.since, viewer.filter))
             .collect();
-        for (client, view, since) in views {
+        for (client, view, since, filter) in views {
             let connected_since = self.clients.each[client].connected_since.max(since);
             let (gateway, view) = (self.gateways.len() + client, view.as_ref().map(|(_, view)| &**view));
             let reads_feed = self.clients.each[client].reads_feed();
+            if let Some(filter) = filter {
+                self.fact(&Fact::QuietFiltered { gateway, stream, filter, answer, view });
+                continue;
+            }
             let watched = true;
             self.fact(&Fact::QuietView { gateway, stream, answer, view, connected_since, reads_feed, watched });
         }

@@ -99,6 +99,11 @@ pub enum What {
     /// Subscribers, each with the handle it is called by if it is not by name.
     Leave(Vec<(SubId, Option<u64>)>),
     Beat(Vec<(SubId, Option<u64>)>),
+    /// A filter, by its number among those of this world.
+    Follow {
+        stream: usize,
+        filter: usize,
+    },
     State {
         stream: usize,
     },
@@ -114,7 +119,7 @@ impl What {
         match self {
             Self::Join(subs) => subs.len(),
             Self::Beat(subs) | Self::Leave(subs) => subs.len(),
-            Self::Command { .. } | Self::State { .. } | Self::Stats { .. } | Self::List => 1,
+            Self::Command { .. } | Self::Follow { .. } | Self::State { .. } | Self::Stats { .. } | Self::List => 1,
         }
     }
 }
@@ -148,6 +153,8 @@ pub struct Updates {
     pub subject: String,
     pub payload: Bytes,
     pub feed: bool,
+    /// Whether it is for those alone who follow a filter.
+    pub filtered: bool,
     pub updates: Vec<Rc<Update>>,
 }
 

@@ -90,6 +90,8 @@ pub struct Plan {
     pub unanswered: u64,
     /// Viewers that come as somebody who watches at another gateway, session and all, per mille.
     pub shared: u64,
+    /// Viewers of clients that follow a filter, per mille.
+    pub filtered: u64,
     /// Whether gateways register and leave in batches of thousands.
     pub large_batches: bool,
     /// Somebody floods a stream with commands, one in so many ms.
@@ -161,6 +163,8 @@ impl Plan {
             others_answer: rng.pick(&[0, 0, 100]),
             unanswered: rng.pick(&[0, 100, 600]),
             shared: rng.pick(&[0, 100, 400]),
+            // Where more is to be published than can be, it is known how much.
+            filtered: if congested { 0 } else { rng.pick(&[0, 300, 800]) },
             large_batches: crowd && rng.chance(500),
             flood_every_ms: (congested || rng.chance(100))
                 .then(|| if congested { rng.within(2, 4) } else { rng.within(5, 200) }),

@@ -3,7 +3,10 @@
 use std::{rc::Rc, sync::LazyLock};
 
 use bytes::Bytes;
-use orchestrator_service::{engine::partition, wire::proto};
+use orchestrator_service::{
+    engine::partition,
+    wire::{StreamId, proto, subject},
+};
 use prost::Message as _;
 
 use crate::{
@@ -62,16 +65,15 @@ pub fn read(subject: &str, payload: Bytes, requests: &[Request]) -> Read {
     if subject.starts_with("orchestrator.feed.") {
         let batch = proto::UpdateBatch::decode(payload.clone()).expect("a feed decodes");
         let updates = batch.update.into_iter().map(|state| update(hash_of(&state.encode_to_vec()), state)).collect();
-        return Read::Updates(Updates { subject: subject.to_owned(), payload, feed: true, updates });
+        return Read::Updates(Updates { subject: subject.to_owned(), payload, feed: true, filtered: false, updates });
     }
     let state = proto::StateUpdate::decode(payload.clone()).expect("an update decodes");
-    assert!(
-        subject.strip_prefix("stream.").and_then(|rest| rest.strip_suffix(".updates")) == Some(&state.stream_id),
-        "an update of {} on {subject}",
-        state.stream_id
-    );
+    let id = StreamId::parse(&state.stream_id).expect("a stream's name");
+    let filtered = subject::is_filtered(subject, id);
+    let is_its = filtered || subject == subject::updates(id).as_str();
+    assert!(is_its, "an update of {} on {subject}", state.stream_id);
     let updates = vec![update(hash_of(&payload), state)];
-    Read::Updates(Updates { subject: subject.to_owned(), payload, feed: false, updates })
+    Read::Updates(Updates { subject: subject.to_owned(), payload, feed: false, filtered, updates })
 }
 
 fn update(bytes_hash: u64, state: proto::StateUpdate) -> Rc<Update> {

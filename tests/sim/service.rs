@@ -329,7 +329,7 @@ impl World {
                 // Four handles are found in the time of one name.
                 own.count() - handles + handles.div_ceil(4)
             }
-            What::Command { .. } | What::State { .. } | What::Stats { .. } | What::List => 1,
+            What::Command { .. } | What::Follow { .. } | What::State { .. } | What::Stats { .. } | What::List => 1,
         }
     }
 
@@ -457,7 +457,10 @@ impl World {
         let read = std::mem::take(&mut self.service.seats[shard].read);
         let (updates, answers): (Vec<&Read>, Vec<&Read>) =
             read.iter().partition(|read| matches!(read, Read::Updates(_)));
-        updates.into_iter().chain(answers).for_each(|read| self.learn(shard, read));
+        // As those for who follows filters may stand before the same ones in a feed.
+        let (filtered, for_all): (Vec<&Read>, Vec<&Read>) =
+            updates.into_iter().partition(|read| matches!(read, Read::Updates(Updates { filtered: true, .. })));
+        for_all.into_iter().chain(filtered).chain(answers).for_each(|read| self.learn(shard, read));
         self.service.seats[shard].read = read;
     }
 
@@ -479,6 +482,9 @@ impl World {
     /// What is handed over is said by the service, wherever it gets.
     fn learn(&mut self, shard: usize, read: &Read) {
         match read {
+            Read::Updates(Updates { updates, subject, filtered: true, .. }) => {
+                updates.iter().for_each(|update| self.fact(&Fact::SaidFiltered { subject, update }));
+            }
             Read::Updates(Updates { updates, feed, .. }) => {
                 for update in updates {
                     self.log.tell(|| reading::in_short(update));
@@ -724,7 +730,9 @@ pub fn round(service: &Service, stream_id: &str, handles: &[u64], what: &What) -
             owners.collect::<BTreeSet<usize>>().into_iter().collect()
         }
         What::Stats { stream: None } | What::List => (0..service.seats.len()).collect(),
-        What::Command { .. } | What::Join(_) | What::State { .. } | What::Stats { .. } => Vec::new(),
+        What::Command { .. } | What::Follow { .. } | What::Join(_) | What::State { .. } | What::Stats { .. } => {
+            Vec::new()
+        }
     };
     if all.len() > 1 { all } else { Vec::new() }
 }

@@ -130,6 +130,8 @@ pub struct Truth {
     pub requests: Vec<Request>,
     pub streams: Vec<StreamTruth>,
     pub subs: Vec<Sub>,
+    /// When somebody asked for a filter of a stream, in order.
+    follows: BTreeMap<(usize, usize), Vec<u64>>,
     by_name: BTreeMap<(usize, Rc<str>, u64), SubId>,
     /// The handles that were given out.
     pub handles: BTreeMap<u64, Given>,
@@ -154,6 +156,7 @@ impl Truth {
             requests: Vec::new(),
             streams: streams.collect(),
             subs: Vec::new(),
+            follows: BTreeMap::new(),
             by_name: BTreeMap::new(),
             handles: BTreeMap::new(),
             stale_after_ms: plan.stale_after_ms,
@@ -316,6 +319,7 @@ impl Truth {
                     }
                 }
             }
+            What::Follow { stream, filter } => self.follows.entry((*stream, *filter)).or_default().push(now),
             What::Command { .. } | What::State { .. } | What::Stats { .. } | What::List => {}
         }
         Handled { serial: self.serial, tick: now }
@@ -518,6 +522,19 @@ impl Truth {
             .iter()
             .rev()
             .any(|sub| self.subs[*sub].may_be_there(tick, self.stale_after_ms, pardoned))
+    }
+
+    /// Whether a filter of a stream was followed all the time from then to then, if the stream was there.
+    pub fn is_followed(&self, stream: usize, filter: usize, from: u64, to: u64) -> bool {
+        let Some(asked) = self.follows.get(&(stream, filter)) else { return false };
+        let mut until = 0;
+        for at in asked.iter().take_while(|at| **at <= to) {
+            if until <= *at && *at > from {
+                return false;
+            }
+            until = at + self.stale_after_ms;
+        }
+        to < until
     }
 
     /// Who is surely there by that handle, as far as all that was handed over says.

@@ -386,11 +386,12 @@ impl World {
             }
             Message::Updates(updates) => {
                 for gateway in 0..self.gateways.len() {
-                    if self.gateways[gateway].alive && self.gateways[gateway].reads_feed == updates.feed {
+                    let reads = self.gateways[gateway].reads_feed == updates.feed && !updates.filtered;
+                    if self.gateways[gateway].alive && reads {
                         self.deliver(Party::Gateway(gateway), message.clone());
                     }
                 }
-                for update in &updates.updates {
+                for update in updates.updates.iter().filter(|_| !updates.filtered) {
                     self.unpublished.remove(&(update.stream, update.epoch, update.sequence, updates.feed));
                 }
                 self.broker_forwards(updates);

@@ -7,6 +7,7 @@ mod answers;
 mod audience;
 mod beats;
 mod convergence;
+mod filters;
 mod repeats;
 mod viewing;
 
@@ -27,8 +28,12 @@ use crate::{
 pub enum Fact<'a> {
     /// A shard handed an update over to be published, for the first time or again. `truth` is as it was before it.
     Said { shard: usize, update: &'a Rc<Update>, first_time: bool },
+    /// The same for who follows a filter.
+    SaidFiltered { subject: &'a str, update: &'a Rc<Update> },
     /// A gateway shows an update. `covered` says that its connection held since `before`, which it showed last.
     Seen { before: Option<&'a Update>, covered: bool, update: &'a Update },
+    /// The same to somebody who follows the filter of that number.
+    SeenFiltered { filter: usize, before: Option<&'a Update>, covered: bool, update: &'a Update },
     /// A shard has taken a turn, and has done with messages that weigh this at the least.
     Turned { weights: &'a [usize], most: TurnLimits },
     /// A shard handled a request, or its part of one.
@@ -48,6 +53,14 @@ pub enum Fact<'a> {
         connected_since: u64,
         reads_feed: bool,
         watched: bool,
+    },
+    /// The same of somebody who follows a filter and watches.
+    QuietFiltered {
+        gateway: usize,
+        stream: usize,
+        filter: usize,
+        answer: &'a proto::QueryReply,
+        view: Option<&'a Update>,
     },
     /// Everybody has left, and everything is gone.
     Ended,
@@ -81,6 +94,9 @@ impl Checkers {
             Box::new(answers::TheLivingAreKnown),
             Box::new(answers::AnswersAgreeWithUpdates),
             Box::new(convergence::ViewsConverge),
+            Box::new(filters::FiltersSayWhatIsSaid::default()),
+            Box::new(filters::WhoFollowsMissesNoChange),
+            Box::new(filters::FollowersConverge),
         ])
     }
 

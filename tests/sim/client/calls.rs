@@ -12,7 +12,7 @@ use orchestrator_service::{
 };
 use prost::Message as _;
 
-use super::{Subscribed, Waiting, transport::Call};
+use super::{Subscribed, Waiting, transport::Call, viewer::filters};
 use crate::{
     net::{Answer, AnswerBody, Link, Message, Party, Sent, Updates, What},
     reading::stream_number,
@@ -166,7 +166,11 @@ impl World {
                 by_name(&batch.stream_id, &batch.client_id);
                 (&batch.stream_id, &batch.handle, What::Leave(by_handle(&batch.handle)))
             }
-            Command::Follow(follow) => panic!("no client of this world follows {follow:?}"),
+            Command::Follow(follow) => {
+                let filter = follow.filter.as_ref().expect("a filter");
+                let filter = filters().iter().position(|known| known == filter).expect("a filter of this world");
+                (&follow.stream_id, &[], What::Follow { stream: stream_number(&follow.stream_id), filter })
+            }
         }
     }
 

@@ -8,7 +8,7 @@
 mod ask;
 mod calls;
 mod transport;
-mod viewer;
+pub mod viewer;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -110,6 +110,8 @@ struct Subscribed {
 /// A viewer of such a gateway.
 pub struct RealViewer {
     pub sub: SubId,
+    /// Which of the filters it follows, if any.
+    pub filter: Option<usize>,
     /// The client says that the service knows it.
     pub registered: bool,
     /// The last that was heard is that its stream is not there.
@@ -319,7 +321,8 @@ impl World {
         self.clients.viewers += 1;
         let known = &self.truth.subs[sub];
         let (stream_id, client_id, session) = (stream_id(known.stream), known.client.to_string(), known.session);
-        let who = Who { viewer, stream_id, client_id, session };
+        let filter = self.rng.chance(self.plan.filtered).then(|| self.rng.below(viewer::filters().len()));
+        let who = Who { viewer, stream_id, client_id, session, filter };
         self.log.note(self.clock(), "viewer of a client comes", &[client as u64, sub as u64, viewer as u64], &[]);
         self.log.tell(|| format!("{who:?}"));
         let (leave, leaving) = oneshot::channel();
@@ -327,6 +330,7 @@ impl World {
         let task = self.clients.runtime().spawn(task);
         let viewer_of = RealViewer {
             sub,
+            filter,
             registered: false,
             misses_stream: false,
             view: None,
@@ -375,11 +379,14 @@ impl World {
                 let update = Rc::new(Update { stream, bytes_hash: 0, state: *state });
                 // The snapshot, which comes first, is news since the subscription.
                 let seen_on = if known.view.is_none() { known.opened_on } else { generation };
-                let before = known.view.replace((seen_on, Rc::clone(&update)));
+                let (filter, before) = (known.filter, known.view.replace((seen_on, Rc::clone(&update))));
                 self.log.note(self.clock(), "shown", &[viewer as u64, update.epoch, update.sequence], &[]);
                 let covered = before.as_ref().is_some_and(|(seen_on, _)| *seen_on == generation);
                 let before = before.as_ref().map(|(_, before)| &**before);
-                self.fact(&Fact::Seen { before, covered, update: &update });
+                self.fact(&match filter {
+                    None => Fact::Seen { before, covered, update: &update },
+                    Some(filter) => Fact::SeenFiltered { filter, before, covered, update: &update },
+                });
             }
         }
     }

@@ -8,7 +8,7 @@ use std::{
 
 use orchestrator_service::{
     client::{Client, ClientError, Registration, Standing, UpdateStream},
-    wire::proto::StateUpdate,
+    wire::proto::{self, StateUpdate},
 };
 use tokio::sync::oneshot;
 
@@ -54,6 +54,16 @@ impl Tale {
     }
 }
 
+/// The filters of this world, as the client sends them. Scenes have names such that some streams have all of them.
+pub fn filters() -> [proto::Filter; 3] {
+    let scenes = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    [
+        proto::Filter { changes_only: true, ..Default::default() },
+        proto::Filter { min_interval_ms: 1_000, min_progress: 1.0, ..Default::default() },
+        proto::Filter { scene: scenes(&["last", "scene 1"]), ..Default::default() },
+    ]
+}
+
 /// Who watches what.
 #[derive(Debug)]
 pub struct Who {
@@ -61,6 +71,8 @@ pub struct Who {
     pub stream_id: String,
     pub client_id: String,
     pub session: u64,
+    /// Which of the filters it follows, if any.
+    pub filter: Option<usize>,
 }
 
 /// Watches until `leave`, at whichever point that comes.
@@ -86,11 +98,15 @@ async fn watch(client: &Client, who: &Who, tale: &Tale) {
 }
 
 async fn begin(client: &Client, who: &Who, tale: &Tale) -> Result<(UpdateStream, Registration), ClientError> {
-    let mut updates = client.updates(&who.stream_id).await?;
+    let mut updates = match who.filter {
+        None => client.updates(&who.stream_id).await?,
+        Some(filter) => client.follow(&who.stream_id, &filters()[filter]).await?,
+    };
     tale.push(who.viewer, Told::Opened);
     let address = (who.session % 3 == 1).then(|| ([192, 0, 2, 7], 51_000).into());
     let registration = client.register(&who.stream_id, &who.client_id, address, who.session).await?;
-    if updates.seed(registration.state()) {
+    // Who follows a filter begins with the state that it was answered.
+    if who.filter.is_none() && updates.seed(registration.state()) {
         tale.push(who.viewer, Told::Shown(Box::new(registration.state().clone())));
     }
     Ok((updates, registration))
