@@ -2,7 +2,7 @@
 
 use ::bytes::Bytes;
 use orchestrator_service::{
-    engine::{ClientId, Engine, Hint, Outbox, Settings, Tick},
+    engine::{ClientId, Engine, Hint, MAX_FILTER_SCENES, Outbox, Settings, Tick},
     shard::engine_op::{EngineOp, Message},
     wire::{
         WireLimits,
@@ -93,7 +93,21 @@ fn read_by_hand(message: &[u8]) {
     assert_eq!((read.stream_id, route.stream_id), (&**stream_id, &**stream_id));
     assert_eq!(read.handles.iter().map(|handle| handle.0).collect::<Vec<_>>(), handles);
     assert_eq!(route.handles, read.handles);
-    assert_eq!((read.entries(), route.entries), (clients.len() + handles.len(), clients.len() + handles.len()));
+    let entries = if let Command::Follow(_) = command { 1 } else { clients.len() + handles.len() };
+    assert_eq!((read.entries(), route.entries), (entries, entries));
+    let filter = match &command {
+        Command::Register(m) => m.filter.as_ref(),
+        Command::Follow(m) => m.filter.as_ref(),
+        _ => None,
+    };
+    assert_eq!(read.filter.is_some(), filter.is_some());
+    if let (Some(read), Some(filter)) = (&read.filter, filter) {
+        let rates = (read.changes_only, read.min_interval_ms, read.min_progress.to_bits());
+        assert_eq!(rates, (filter.changes_only, filter.min_interval_ms, filter.min_progress.to_bits()));
+        // Behind the first one too many none is read: it is refused.
+        let read_ones = filter.scene.iter().take(MAX_FILTER_SCENES + 1);
+        assert!(read.scenes.iter().copied().eq(read_ones.map(String::as_str)));
+    }
     let named = match command {
         Command::Register(_) | Command::Unregister(_) | Command::Heartbeat(_) => {
             vec![read.named.client_id.to_owned()]

@@ -95,12 +95,14 @@ fn step(
             };
             if kind == 9 { Input::HeartbeatBatch(batch) } else { Input::UnregisterBatch(batch) }
         }
-        11 => match choices.below(6) {
+        11 => match choices.below(8) {
             0 => Input::GetState(stream_id),
             1 => Input::GetStats(Some(stream_id)),
             2 => Input::ListStreams { from_slot: u32::from(choices.byte()), limit: 2 },
             3 => Input::ClockStalled { ms: choices.number() },
             4 => Input::WallClock { ms: instant(choices, *now) },
+            5 => Input::Follow { stream_id, filter: filter(choices) },
+            6 => Input::RegisterFollowing { stream_id, subscriber: newcomer, answered: true, filter: filter(choices) },
             _ => Input::SetQuota(Quota {
                 streams: u64::from(choices.below(4)),
                 subscribers: u64::from(choices.below(8)),
@@ -130,6 +132,18 @@ fn step(
         assert_ne!(handle.0, 0);
         handles.push(handle);
     }
+}
+
+/// One of few, so that some are followed again.
+fn filter(choices: &mut Choices<'_>) -> Filter {
+    let scenes = SCENES[..usize::from(choices.below(3))].to_vec();
+    let draft = FilterDraft {
+        scenes,
+        changes_only: choices.below(2) == 0,
+        min_interval_ms: u32::from(choices.byte()) * 10,
+        min_progress: f64::from(choices.below(4)),
+    };
+    Filter::new(&draft).expect("within the limits")
 }
 
 /// A time by the wall clock: around now, or any.

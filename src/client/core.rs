@@ -1,7 +1,10 @@
 //! What all clones of a client, its registrations and its background task share.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -28,6 +31,8 @@ pub(super) struct Core {
     pub(super) wake: Notify,
     /// Whether there is a service: kept by the task that a [`Lease`] starts when it is first asked for.
     pub(super) service: watch::Sender<ServiceState>,
+    /// How often it was there again.
+    pub(super) returns: Arc<Returns>,
     /// True when the background task has ended.
     pub(super) ended: watch::Sender<bool>,
 }
@@ -64,6 +69,39 @@ impl Core {
     }
 }
 
+/// Counts something for those who wait for the next time. A watch would wake them in an order that chance decides, and a
+/// run of a client could not be repeated.
+#[derive(Debug, Default)]
+pub(super) struct Returns {
+    count: AtomicU64,
+    changed: Notify,
+}
+
+impl Returns {
+    /// It has happened again.
+    pub(super) fn count_one(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.changed.notify_waiters();
+    }
+
+    /// How often it has happened.
+    pub(super) fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// The count, once it is not `seen` any more.
+    pub(super) async fn next(&self, seen: u64) -> u64 {
+        loop {
+            // Before the look: whatever is counted behind it wakes this.
+            let changed = self.changed.notified();
+            if self.count() != seen {
+                return self.count();
+            }
+            changed.await;
+        }
+    }
+}
+
 /// What clients and registrations hold; with the last of them the background task ends.
 #[derive(Debug)]
 pub(super) struct Lease {
@@ -78,8 +116,8 @@ impl Lease {
         let table = Mutex::new(RegistrationTable::new(options.max_registrations, options.max_unregisters));
         let random = Random::new(options.seed);
         let (feeds, wake, ended) = (Feeds::default(), Notify::new(), watch::Sender::new(false));
-        let service = watch::Sender::new(ServiceState::Unknown);
-        let core = Arc::new(Core { transport, options, table, feeds, random, wake, service, ended });
+        let (service, returns) = (watch::Sender::new(ServiceState::Unknown), Arc::default());
+        let core = Arc::new(Core { transport, options, table, feeds, random, wake, service, returns, ended });
         let ending = Ending(Arc::clone(&core));
         tokio::spawn(async move {
             keeper::run(Arc::clone(&ending.0)).await;

@@ -33,10 +33,10 @@ use tokio::{
 };
 
 use super::{
-    Client, ClientError, ServiceState, UpdateStream,
+    Client, ClientError, UpdateStream,
     answer::Expected,
     calls::accepted,
-    core::{Core, subscribe},
+    core::{Core, Returns, subscribe},
     plausible,
     request::Request,
     updates::{Source, Subject},
@@ -81,7 +81,9 @@ impl Client {
         let filter = Filter::try_from(filter).map_err(|error| ClientError::invalid(error.to_string()))?;
         let core = self.lease().core();
         // From before the first question, so that nothing is missed behind it.
-        let reasons = stream::select(reconnections(self.connection()), returns(self.service())).boxed();
+        // Whether there is a service is asked for as long as there is a client.
+        drop(self.service());
+        let reasons = stream::select(reconnections(self.connection()), returns(Arc::clone(&core.returns))).boxed();
         let question = Question::new(stream_id, &filter);
         let Answer { subscribed, lease, state } = question.clone().ask(Arc::clone(core), None).await?;
         let (name, subscription) = subscribed.ok_or_else(ClientError::closed)?;
@@ -290,10 +292,10 @@ fn reconnections(connection: watch::Receiver<Connection>) -> impl Stream<Item = 
 }
 
 /// Each time that the service is there again.
-fn returns(service: watch::Receiver<ServiceState>) -> impl Stream<Item = ()> + Send {
-    stream::unfold(service, |mut service| async move {
-        service.wait_for(|now| matches!(now, ServiceState::Away { .. })).await.ok()?;
-        service.wait_for(ServiceState::is_alive).await.ok()?;
-        Some(((), service))
+fn returns(returns: Arc<Returns>) -> impl Stream<Item = ()> + Send {
+    let seen = returns.count();
+    stream::unfold((returns, seen), |(returns, seen)| async move {
+        let seen = returns.next(seen).await;
+        Some(((), (returns, seen)))
     })
 }

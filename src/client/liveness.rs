@@ -205,6 +205,7 @@ impl Observer<'_> {
         });
         if let ServiceState::Away { since, reason } = before {
             self.log_return(since, &reason);
+            self.core.returns.count_one();
         }
         if let (ServiceState::Elsewhere { .. }, Err(why)) = (&now, now.ready())
             && self.logged_elsewhere.is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL)

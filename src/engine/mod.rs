@@ -346,7 +346,7 @@ impl Engine {
         self.requests.forget_until(now, looks);
         self.followers.mark(&mut outbox.updates[made..]);
         // Behind what they were to have.
-        self.followers.end_until(now, budget / 8);
+        self.followers.end_until(now, looks.max(budget / 8));
     }
 
     /// When to call [`Engine::expire`] next; a time gone by means at once. Never later than what is due.

@@ -47,8 +47,8 @@ async fn a_viewer_with_a_filter_sees_the_state_and_then_what_passes() {
         let told = |scene: Value| (json!("COMMAND"), scene);
         let last = (json!("LIFECYCLE"), Value::Null);
         let all = ["Outro", "Main", "Intro", "Outro"].map(|scene| told(json!(scene)));
-        assert_eq!(until_removed(&mut changes).await, [&all[..], &[last.clone()]].concat());
-        assert_eq!(until_removed(&mut coarse).await, [&all[..], &[last.clone()]].concat());
+        assert_eq!(until_removed(&mut changes).await, [&all[..], std::slice::from_ref(&last)].concat());
+        assert_eq!(until_removed(&mut coarse).await, [&all[..], std::slice::from_ref(&last)].concat());
         assert_eq!(until_removed(&mut main).await, [told(json!("Main")), told(json!("Intro")), last]);
         assert!(until_removed(&mut plain).await.len() >= 5);
     }
