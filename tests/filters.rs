@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use driver::{EngineDriver, T0, config, show};
 use orchestrator_service::engine::*;
 use proptest::prelude::*;
-use world::{T0, World, config, show};
 
-mod world;
+mod driver;
 
 /// No scenes: everything.
 const ALL: FilterDraft<'static> =
@@ -24,7 +24,7 @@ fn stream(id: &str) -> StreamId<'_> {
     StreamId::parse(id).expect("a valid id")
 }
 
-impl World {
+impl EngineDriver {
     fn try_follow(&mut self, id: &str, draft: &FilterDraft<'_>) -> Result<(u64, StateUpdate), Rejection> {
         match self.handle(Input::Follow { stream_id: stream(id), filter: filter(draft) })? {
             Accepted::Following { token, joined: None, state, .. } => Ok((token, state)),
@@ -69,7 +69,7 @@ fn at(ms: u64, cause: Cause, scene: &str) -> (u64, Cause, Option<String>) {
 
 #[test]
 fn without_a_condition_all_passes_and_with_changes_only_the_changes() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let (all, changes) = (world.follow(&ALL), world.follow(&FilterDraft { changes_only: true, ..ALL }));
     world.join("viewer", 0);
     let (mut of_all, mut of_changes) = (Vec::new(), Vec::new());
@@ -96,7 +96,7 @@ fn without_a_condition_all_passes_and_with_changes_only_the_changes() {
 
 #[test]
 fn with_scenes_what_passes_is_of_them_and_the_change_that_leaves() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let main = world.follow(&scenes(&["Main"]));
     world.join("viewer", 0);
     let passed = world.passing_until(main, 20_000);
@@ -108,7 +108,7 @@ fn with_scenes_what_passes_is_of_them_and_the_change_that_leaves() {
 
 #[test]
 fn commands_of_other_scenes_stay_away_and_one_that_leaves_comes() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let main = world.follow(&scenes(&["Main"]));
     world.join("viewer", 0);
     let mut of_main = |command: Command<'_>| {
@@ -128,7 +128,7 @@ fn commands_of_other_scenes_stay_away_and_one_that_leaves_comes() {
 
 #[test]
 fn whoever_follows_within_a_scene_is_told_when_it_is_left() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("viewer", 0);
     world.until(1_000);
     let changes = FilterDraft { changes_only: true, ..scenes(&["Intro"]) };
@@ -138,7 +138,7 @@ fn whoever_follows_within_a_scene_is_told_when_it_is_left() {
 
 #[test]
 fn a_tick_passes_so_long_after_what_passed_before() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let seldom = world.follow(&FilterDraft { min_interval_ms: 2_500, ..ALL });
     world.join("viewer", 0);
     let expected = [
@@ -157,7 +157,7 @@ fn a_tick_passes_so_long_after_what_passed_before() {
 #[test]
 fn a_tick_passes_so_far_from_what_passed_before() {
     let draft = Draft { scenes: vec![Scene::new("Main", 10_000)], ..show() };
-    let mut world = World::with_show(&draft);
+    let mut world = EngineDriver::with_show(&draft);
     let coarse = world.follow(&FilterDraft { min_progress: 30.0, ..ALL });
     world.join("viewer", 0);
     let expected = [at(0, Cause::Lifecycle, "Main"), at(3_000, Cause::Tick, "Main"), at(6_000, Cause::Tick, "Main")];
@@ -170,7 +170,7 @@ fn a_tick_passes_so_far_from_what_passed_before() {
 
 #[test]
 fn a_snapshot_passes_as_a_tick_does() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("viewer", 0);
     let (all, changes) = (world.follow(&ALL), world.follow(&FilterDraft { changes_only: true, ..ALL }));
     let (main, seldom) = (world.follow(&scenes(&["Main"])), world.follow(&FilterDraft { min_interval_ms: 500, ..ALL }));
@@ -185,7 +185,7 @@ fn a_snapshot_passes_as_a_tick_does() {
 
 #[test]
 fn equal_filters_are_followed_once() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let token = world.follow(&scenes(&["Main", "Intro"]));
     assert_eq!(world.follow(&scenes(&["Intro", "Main", "Intro"])), token);
     assert_ne!(world.follow(&scenes(&["Intro"])), token);
@@ -198,7 +198,7 @@ fn equal_filters_are_followed_once() {
 
 #[test]
 fn who_follows_again_makes_nobody_wait_longer_for_a_tick() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("viewer", 0);
     let seldom = FilterDraft { min_interval_ms: 2_000, ..ALL };
     let token = world.follow(&seldom);
@@ -212,7 +212,7 @@ fn who_follows_again_makes_nobody_wait_longer_for_a_tick() {
 
 #[test]
 fn a_stream_has_64_filters_and_one_that_is_there_is_followed_again() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let every = |ms: u32| FilterDraft { min_interval_ms: ms, ..ALL };
     for ms in 0..MAX_FILTERS_OF_STREAM as u32 {
         world.follow(&every(ms));
@@ -233,11 +233,11 @@ fn a_stream_has_64_filters_and_one_that_is_there_is_followed_again() {
 #[test]
 fn filters_and_their_bytes_have_a_limit_for_the_service() {
     let limits = Limits { max_filters: 2, max_filter_bytes: 1_000, ..Limits::default() };
-    let mut world = World::with(Settings { limits, ..Settings::default() });
+    let mut world = EngineDriver::with(Settings { limits, ..Settings::default() });
     world.command("show", Command::Start(Some(config(&show())))).expect("it starts");
     let name = "x".repeat(256);
     let long: Vec<&str> = (0..4).map(|less| &name[less..]).collect();
-    let refused = |world: &mut World, draft: &FilterDraft<'_>| {
+    let refused = |world: &mut EngineDriver, draft: &FilterDraft<'_>| {
         world.try_follow("show", draft).expect_err("there is no room").to_string()
     };
     assert_eq!(refused(&mut world, &scenes(&long)), "the service is at its limit of 1000 bytes of filters");
@@ -252,11 +252,11 @@ fn filters_and_their_bytes_have_a_limit_for_the_service() {
 
 #[test]
 fn a_lease_ends_with_the_stale_timeout_unless_it_is_repeated() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("viewer", 0);
     let (once, again) = (world.follow(&scenes(&["Main"])), scenes(&["Intro"]));
     world.follow(&again);
-    let filters = |world: &mut World, ms: u64| {
+    let filters = |world: &mut EngineDriver, ms: u64| {
         world.until(ms);
         world.engine.counts().filters
     };
@@ -275,7 +275,7 @@ fn a_lease_ends_with_the_stale_timeout_unless_it_is_repeated() {
 
 #[test]
 fn no_lease_ends_for_a_process_that_stood_still() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.join("viewer", 0);
     world.follow(&ALL);
     world.until(80_000);
@@ -292,7 +292,7 @@ fn no_lease_ends_for_a_process_that_stood_still() {
 
 #[test]
 fn to_follow_watches_nothing_and_keeps_no_stream() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let (all, main) = (world.follow(&ALL), world.follow(&scenes(&["Main"])));
     assert_eq!(world.updates(), [], "nothing is said");
     assert_eq!((world.show(), world.engine.counts().total), ((Mode::Idle, 0), 0));
@@ -313,7 +313,7 @@ fn to_follow_watches_nothing_and_keeps_no_stream() {
 
 #[test]
 fn a_command_that_removes_a_stream_ends_its_leases_alone() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     world.command("other", Command::Start(Some(config(&show())))).expect("it starts");
     let (show_all, other_all) = (world.follow(&ALL), world.try_follow("other", &ALL).expect("it is followed").0);
     assert_eq!(show_all, other_all, "a token is a filter's, whatever the stream");
@@ -327,7 +327,7 @@ fn a_command_that_removes_a_stream_ends_its_leases_alone() {
 
 #[test]
 fn register_with_a_filter_is_both_in_one() {
-    let mut world = World::with_show(&show());
+    let mut world = EngineDriver::with_show(&show());
     let stream_id = stream("show");
     let subscriber = Newcomer { client_id: ClientId::parse("viewer").unwrap(), session: 7, source: None };
     let both = |filter: &FilterDraft<'_>| {
@@ -429,7 +429,7 @@ proptest! {
         loop_scenes in any::<bool>(),
     ) {
         let draft = Draft { when_empty, loop_scenes, tick_interval_ms: Some(300), ..show() };
-        let mut world = World::with_show(&draft);
+        let mut world = EngineDriver::with_show(&draft);
         // By token, with when the lease ends.
         let mut followed: BTreeMap<u64, (Reference, u64)> = BTreeMap::new();
         for step in steps {

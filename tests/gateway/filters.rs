@@ -8,7 +8,7 @@ use tokio_tungstenite::tungstenite::Error;
 use crate::{
     sockets::{Viewer, next, read},
     support::waiting::eventually,
-    world::{Options, World},
+    under_test::{GatewayUnderTest, Options},
 };
 
 /// Cause and scene of each update until the stream is removed.
@@ -26,7 +26,7 @@ where
 #[tokio::test]
 async fn a_viewer_with_a_filter_sees_the_state_and_then_what_passes() {
     for options in [Options::default(), Options::over_the_feed()] {
-        let world = World::with(options).await;
+        let world = GatewayUnderTest::with(options).await;
         world.create_with("s", json!({"tick_interval_ms": 10})).await;
         let mut plain = world.try_watch("/streams/s/ws").await.expect("upgraded");
         let mut changes = world.try_watch("/streams/s/ws?changes_only=true").await.expect("upgraded");
@@ -56,7 +56,7 @@ async fn a_viewer_with_a_filter_sees_the_state_and_then_what_passes() {
 
 #[tokio::test]
 async fn viewers_of_equal_filters_share_one_channel() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create_with("s", json!({"tick_interval_ms": 60_000})).await;
     let before = world.bus.subscriptions();
     let mut viewers = Vec::new();
@@ -83,7 +83,7 @@ async fn viewers_of_equal_filters_share_one_channel() {
 
 #[tokio::test]
 async fn a_filter_that_cannot_be_is_refused_before_the_upgrade() {
-    let world = World::new().await;
+    let world = GatewayUnderTest::new().await;
     world.create("s").await;
     let many = vec!["a"; 65].join(",");
     for (query, part) in [
@@ -113,7 +113,7 @@ async fn a_filter_that_cannot_be_is_refused_before_the_upgrade() {
 
 #[tokio::test]
 async fn a_viewer_with_a_filter_sees_the_stream_of_a_service_that_takes_over() {
-    let mut world = World::new().await;
+    let mut world = GatewayUnderTest::new().await;
     world.create_with("s", json!({"tick_interval_ms": 60_000})).await;
     let mut viewer = world.try_watch("/streams/s/ws?changes_only=true").await.expect("upgraded");
     let epoch = next(&mut viewer).await["epoch"].as_u64().expect("a number");

@@ -14,7 +14,7 @@ use prost::Message as _;
 
 use crate::{
     support::messages::*,
-    world::{Caller, LIMIT, World, accepted, refused, settings},
+    testbed::{Caller, LIMIT, Testbed, accepted, refused, settings},
 };
 
 on_both_transports! {
@@ -86,7 +86,7 @@ fn assert_agrees(
     }
 }
 
-async fn what_passes_a_filter_is_published_on_the_subject_that_the_answer_names(world: World) {
+async fn what_passes_a_filter_is_published_on_the_subject_that_the_answer_names(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     caller.done(start("show", short_config())).await;
     let mut all = caller.listen("stream.show.updates").await;
@@ -109,7 +109,7 @@ async fn what_passes_a_filter_is_published_on_the_subject_that_the_answer_names(
     assert_eq!(scenes, ["Main", "Outro"]);
 }
 
-async fn where_only_feeds_are_published_filters_have_their_subjects_all_the_same(world: World) {
+async fn where_only_feeds_are_published_filters_have_their_subjects_all_the_same(world: Testbed) {
     let _service = world.service(ServiceSettings { publish_to: PublishTo::Feed, ..settings() }).await;
     let caller = world.caller().await;
     caller.done(start("show", short_config())).await;
@@ -122,7 +122,7 @@ async fn where_only_feeds_are_published_filters_have_their_subjects_all_the_same
     assert!(main.next().now_or_never().is_none(), "nothing is published on the stream's subject");
 }
 
-async fn register_with_a_filter_answers_for_both(world: World) {
+async fn register_with_a_filter_answers_for_both(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     caller.done(start("show", long_config())).await;
     let register = proto::Register {
@@ -142,7 +142,7 @@ async fn register_with_a_filter_answers_for_both(world: World) {
     assert_eq!(passed.keys().copied().collect::<Vec<_>>(), [skipped.sequence]);
 }
 
-async fn what_cannot_be_followed_is_refused_and_nothing_is_changed(world: World) {
+async fn what_cannot_be_followed_is_refused_and_nothing_is_changed(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     let unknown = caller.subscription(follow("show", Filter::default())).await;
     refused(&unknown, Code::StreamNotFound, &["stream_id", "\"show\""]);
@@ -174,7 +174,7 @@ async fn what_cannot_be_followed_is_refused_and_nothing_is_changed(world: World)
     refused(&reply, Code::ResourceExhausted, &["64 filters of one stream"]);
 }
 
-async fn when_its_lease_is_over_nothing_is_published_for_a_filter(world: World) {
+async fn when_its_lease_is_over_nothing_is_published_for_a_filter(world: Testbed) {
     let _service = world.service(ServiceSettings { stale_after_ms: 1_000, ..settings() }).await;
     let caller = world.caller().await;
     let often = OrchestratorConfig { tick_interval_ms: Some(50), ..long_config() };
