@@ -36,7 +36,7 @@ use super::{
 use crate::{
     client::{
         Filter, Registration, Standing,
-        proto::{self, Code, StateUpdate},
+        proto::{self, Code},
     },
     http::{ConnectionGuard, UpgradedStream, patience},
 };
