@@ -574,7 +574,7 @@ fn a_stream_may_ask_for_no_more_bytes_and_idle_time_than_allowed() {
     let names: Vec<String> = (0..100).map(|number| format!("{number:03}")).collect();
     let limits = Limits { max_config_bytes_of_stream: 1_899, max_idle_timeout_ms: 60_000, ..Limits::default() };
     let refused = |draft: &Draft<'_>| Config::new(draft, &limits).map_err(|error| error.0);
-    let words = "scenes must take at most 1899 bytes, 16 each and their names, and 40 each if one has more, and ids, \
+    let words = "scenes must take at most 1899 bytes, 16 each and their names, and 40 to 52 each if one has more, and ids, \
                  data and the title; these take 1900";
     assert_eq!(refused(&long(&names)), Err(words.to_owned()));
     assert!(refused(&long(&names[1..])).is_ok());

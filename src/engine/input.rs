@@ -155,17 +155,19 @@ pub enum Command<'a> {
     Pause,
     /// Lets it go on.
     Resume,
-    /// Jumps to a scene.
+    /// Jumps to the scene of that id, or the next one of that name behind the present one, around the end.
     ForceScene(&'a str),
-    /// Jumps to the next scene.
+    /// Jumps to the next scene, also out of a hold.
     SkipScene,
     /// Jumps to the scene before.
     PreviousScene,
     /// Jumps to a position, ms.
     Seek(u64),
-    /// Changes the present scene's length in this pass, ms.
+    /// Changes the present scene's length in this pass, ms. One that holds plays on for what it gains; one that is
+    /// shortened to what has played holds at once.
     AdjustScene(i64),
-    /// Says what the encoder behind the stream does.
+    /// Says what the encoder behind the stream does. A change of `is_streaming` counts a revision and is told; a newer
+    /// time or timecode alone does neither, and goes with the next update.
     UpdateStreamStatus {
         /// Whether it sends.
         is_streaming: bool,
@@ -174,7 +176,9 @@ pub enum Command<'a> {
         /// Its timecode.
         timecode: &'a str,
     },
-    /// Takes another configuration without a restart.
+    /// Takes another configuration without a restart. What has played of the present scene is kept if it is still there,
+    /// by its id or else as the same one of its name; so is its overtime while it holds on. Another instant to start at
+    /// puts a stream that is neither stopped nor over on that schedule.
     Reconfigure(Config),
     /// Back to 0, as if just created.
     Reset,

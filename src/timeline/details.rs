@@ -104,8 +104,8 @@ impl Details {
         self.of(scene).held_ms
     }
 
-    /// Where a scene's hold leads: to that scene; nowhere if it has no end.
-    pub(super) fn turn(&self, scene: u32) -> Option<u32> {
+    /// Where a scene leads, with its hold if it has one: to that scene; nowhere if the hold has no end.
+    pub(super) fn leads_to(&self, scene: u32) -> Option<u32> {
         let lasts = self.held_ms(scene) - self.held_before_ms(scene) == FOREVER_MS;
         (!lasts).then(|| self.of(scene).next)
     }
@@ -118,6 +118,10 @@ impl Details {
             Fallback::Id => self.id(next),
             Fallback::Name => Some(name_of(next)),
         }
+    }
+
+    pub(super) fn has_turns(&self) -> bool {
+        !self.turns.is_empty()
     }
 
     /// The first of the turns for which this is false, of which it is true for some and then for none.

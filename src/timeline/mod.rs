@@ -31,17 +31,30 @@ pub use scene::{
 
 use details::Details;
 
-/// Scenes with their ends summed up. 16 bytes a scene, and the names in one text; 40 more if any has more than that, and
-/// ids and data in another.
+/// Scenes with their ends summed up. 16 bytes a scene, and the names in one text; 40 to 52 more if any has more than that,
+/// and ids and data in another.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Timeline {
     /// Invariant: at least one; `end_ms` and `name_end` never fall.
     spans: Box<[Span]>,
     /// Shared by the timelines of adjusted passes.
     names: Arc<str>,
-    /// Likewise; none if no scene has any.
-    details: Option<Arc<Details>>,
+    /// None if no scene has more than name and length.
+    extras: Option<Box<Extras>>,
 }
+
+/// What few timelines have.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Extras {
+    /// Shared by the timelines of adjusted passes.
+    details: Arc<Details>,
+    /// How long it takes from the beginning of each scene to the end of the pass, and from the end, ms; [`NEVER`] if it
+    /// never comes. Empty where time leads from each scene to the next.
+    to_end_ms: Box<[u64]>,
+}
+
+/// No time leads there.
+const NEVER: u64 = u64::MAX;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Span {
@@ -83,7 +96,11 @@ impl Timeline {
             let name_end = u32::try_from(names.len()).map_err(|_| TimelineError::TextsTooLong)?;
             spans.push(Span { end_ms, name_end });
         }
-        Ok(Self { spans: spans.into(), names: names.into(), details: Details::new(scenes)?.map(Arc::new) })
+        let extras = |details| Box::new(Extras { details: Arc::new(details), to_end_ms: Box::default() });
+        let extras = Details::new(scenes)?.map(extras);
+        let mut timeline = Self { spans: spans.into(), names: names.into(), extras };
+        timeline.reckon();
+        Ok(timeline)
     }
 
     // --- scenes --------------------------------------------------------------------------------------------------
@@ -128,19 +145,19 @@ impl Timeline {
     /// The id of a scene, if it has one.
     #[must_use]
     pub fn scene_id(&self, scene: u32) -> Option<&str> {
-        self.details.as_ref().and_then(|details| details.id(scene))
+        self.details().and_then(|details| details.id(scene))
     }
 
     /// What a scene carries for clients.
     #[must_use]
     pub fn data(&self, scene: u32) -> &str {
-        self.details.as_ref().map_or("", |details| details.data(scene))
+        self.details().map_or("", |details| details.data(scene))
     }
 
     /// What happens at the end of a scene. The fallback is named as it was given.
     #[must_use]
     pub fn at_end(&self, scene: u32) -> AtEnd<'_> {
-        let Some(details) = &self.details else { return AtEnd::Next };
+        let Some(details) = self.details() else { return AtEnd::Next };
         match details.held_ms(scene) - details.held_before_ms(scene) {
             0 => AtEnd::Next,
             hold_ms => AtEnd::Hold {
@@ -153,20 +170,20 @@ impl Timeline {
     /// Remaining time of a scene from which people are warned, ms.
     #[must_use]
     pub fn warn_ms(&self, scene: u32) -> Option<u64> {
-        self.details.as_ref().and_then(|details| details.warn_ms(scene))
+        self.details().and_then(|details| details.warn_ms(scene))
     }
 
     /// Likewise, more urgently.
     #[must_use]
     pub fn danger_ms(&self, scene: u32) -> Option<u64> {
-        self.details.as_ref().and_then(|details| details.danger_ms(scene))
+        self.details().and_then(|details| details.danger_ms(scene))
     }
 
     /// The scene of that id, or else the next one of that name behind a scene, around the end, itself as the last; with
     /// none to begin behind, the first.
     #[must_use]
     pub fn find(&self, named: &str, behind: Option<u32>) -> Option<u32> {
-        if self.details.is_some()
+        if self.extras.is_some()
             && let Some(scene) = (0..self.scene_count()).find(|scene| self.scene_id(*scene) == Some(named))
         {
             return Some(scene);
@@ -289,17 +306,18 @@ impl Timeline {
     /// How long it takes from a moment of a pass to the end of the pass, ms; none if a hold without an end is on the way.
     #[must_use]
     pub fn time_to_end(&self, pass_ms: u64) -> Option<u64> {
-        let (mut at_ms, mut time_ms) = (pass_ms, 0);
-        while let Some((scene, turn_ms)) = self.next_turn(at_ms) {
-            time_ms += turn_ms - at_ms;
-            at_ms = self.pass_start_ms(self.leads_to(scene)?);
-        }
-        Some(time_ms + self.pass_total_ms().saturating_sub(at_ms))
+        let straight_ms = self.pass_total_ms().saturating_sub(pass_ms);
+        let Some(extras) = self.extras.as_ref().filter(|extras| !extras.to_end_ms.is_empty() && straight_ms > 0) else {
+            return Some(straight_ms);
+        };
+        let scene = self.place(pass_ms).scene;
+        let behind_ms = extras.to_end_ms[extras.details.leads_to(scene)? as usize];
+        (behind_ms != NEVER).then(|| self.leave_ms(scene) - pass_ms + behind_ms)
     }
 
     /// The next end of a hold from which a pass does not simply go on, and whose hold it is.
     fn next_turn(&self, pass_ms: u64) -> Option<(u32, u64)> {
-        let scene = self.details.as_ref()?.first_turn(|scene| self.leave_ms(scene) <= pass_ms)?;
+        let scene = self.details()?.first_turn(|scene| self.leave_ms(scene) <= pass_ms)?;
         Some((scene, self.leave_ms(scene)))
     }
 
@@ -313,26 +331,46 @@ impl Timeline {
         for span in &mut changed.spans[first..] {
             span.end_ms = span.end_ms - old + duration_ms;
         }
+        changed.reckon();
         changed
+    }
+
+    /// Adds up how long it takes from each scene to the end.
+    fn reckon(&mut self) {
+        let Some(details) = self.details().filter(|details| details.has_turns()) else { return };
+        let mut to_end_ms = vec![0; self.spans.len() + 1];
+        for scene in (0..self.scene_count()).rev() {
+            let behind_ms = details.leads_to(scene).map_or(NEVER, |next| to_end_ms[next as usize]);
+            let lasts_ms = self.leave_ms(scene) - self.pass_start_ms(scene);
+            to_end_ms[scene as usize] = behind_ms.saturating_add(lasts_ms);
+        }
+        if let Some(extras) = &mut self.extras {
+            extras.to_end_ms = to_end_ms.into();
+        }
     }
 
     /// What it takes, bytes: for whoever keeps many.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        size_of_val(&*self.spans) + self.names.len() + self.details.as_ref().map_or(0, |details| details.bytes())
+        let extras = self.extras.as_ref().map_or(0, |extras| extras.bytes());
+        size_of_val(&*self.spans) + self.names.len() + extras
+    }
+
+    fn details(&self) -> Option<&Details> {
+        self.extras.as_ref().map(|extras| &*extras.details)
     }
 
     /// Where a scene's hold ends in a pass, or the scene if it has none, ms.
     fn leave_ms(&self, scene: u32) -> u64 {
-        self.end_ms(scene) + self.details.as_ref().map_or(0, |details| details.held_ms(scene))
+        self.end_ms(scene) + self.details().map_or(0, |details| details.held_ms(scene))
     }
 
     fn held_before_ms(&self, scene: u32) -> u64 {
-        self.details.as_ref().map_or(0, |details| details.held_before_ms(scene))
+        self.details().map_or(0, |details| details.held_before_ms(scene))
     }
 
     fn holds(&self, scene: u32) -> bool {
-        self.details.as_ref().is_some_and(|details| details.held_ms(scene) > details.held_before_ms(scene))
+        self.details().is_some_and(|details| details.held_ms(scene) > details.held_before_ms(scene))
     }
 
     fn has_endless_hold(&self, scene: u32) -> bool {
@@ -341,7 +379,7 @@ impl Timeline {
 
     /// Where a scene's hold leads; nowhere if it has no end.
     fn leads_to(&self, scene: u32) -> Option<u32> {
-        self.details.as_ref().and_then(|details| details.turn(scene))
+        self.details().and_then(|details| details.leads_to(scene))
     }
 
     /// The first scene that is not over, of which some are and then none; the last if all are.
@@ -359,10 +397,16 @@ impl Timeline {
     }
 }
 
+impl Extras {
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.details.bytes() + size_of_val(&*self.to_end_ms)
+    }
+}
+
 impl fmt::Debug for Timeline {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_map().entries((0..self.scene_count()).map(|s| (self.name(s), self.duration_ms(s)))).finish()?;
-        self.details.as_ref().map_or(Ok(()), |details| details.fmt(formatter))
+        self.details().map_or(Ok(()), |details| details.fmt(formatter))
     }
 }
 
@@ -501,8 +545,9 @@ mod tests {
     fn a_timeline_without_details_takes_a_pointer_more_and_no_byte() {
         assert_eq!(size_of::<Timeline>(), 40);
         assert_eq!(timeline(&INTRO_MAIN).unwrap().bytes(), 2 * 16 + "IntroMain".len());
-        // Two fat pointers and one for the turns; 40 bytes a scene; two ids and data; three turns.
-        assert_eq!(holding().bytes(), 5 * 16 + "ABCDE".len() + 48 + 5 * 40 + "bredd".len() + 2 * 4);
+        // Pointers; 40 bytes a scene; two ids and data; two turns; times to the end.
+        let details = 48 + 5 * 40 + "bredd".len() + 2 * 4;
+        assert_eq!(holding().bytes(), 5 * 16 + "ABCDE".len() + 24 + details + 6 * 8);
     }
 
     #[test]
