@@ -361,6 +361,13 @@ impl Engine {
         [streams, start, subscribers, requests, followers].into_iter().flatten().min()
     }
 
+    /// Whether anything waits for an instant of the wall clock, so that whoever calls should look at that now and then: it
+    /// can be set.
+    #[must_use]
+    pub fn waits_for_wall_clock(&self) -> bool {
+        self.waiting.next().is_some()
+    }
+
     /// How many there are of everything.
     #[must_use]
     pub fn counts(&self) -> Counts {

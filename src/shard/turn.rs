@@ -58,6 +58,9 @@ impl Default for TurnLimits {
 /// stale for: else one could be stale and gone in the turn of waking, before its heartbeat is read.
 const CLOCK_STALLED_MS: u64 = STALE_LINGER_MS / 2;
 
+/// While a stream waits for an instant of the wall clock, that is looked at so often, ms: it may have been set.
+const WALL_CLOCK_LOOK_MS: u64 = 1_000;
+
 /// What a turn leaves to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -188,7 +191,9 @@ impl Shard {
         self.totals.set(self.number, &self.engine.counts());
         self.tell_dropped(queue);
         // What is due at once is due now: a time gone by would look like a turn that came late.
-        self.due = self.engine.next_deadline().map(|due| due.max(rested.unwrap_or(now.tick)));
+        let due = self.engine.next_deadline().map(|due| due.max(rested.unwrap_or(now.tick)));
+        let look = self.engine.waits_for_wall_clock().then(|| now.tick.after(WALL_CLOCK_LOOK_MS));
+        self.due = due.into_iter().chain(look).min();
         let more = !self.router.mailbox(self.number).is_empty() || self.due.is_some_and(|due| due <= now.tick);
         if more { Next::Again } else { Next::Sleep(self.due) }
     }
@@ -454,6 +459,35 @@ mod tests {
         }
         desk.shard.turn(now, &mut desk.queue);
         assert_eq!((desk.shard.engine().counts().total, desk.shard.engine().counts().stale), (1, 1));
+    }
+
+    #[test]
+    fn a_wall_clock_that_is_set_while_nothing_else_happens_is_noticed_within_a_second() {
+        let mut desk = Desk::new(ShardSettings {
+            engine: Settings::default(),
+            wire: Arc::default(),
+            recorder: None,
+            turn: TurnLimits::default(),
+        });
+        let scene = proto::SceneConfig { name: "Main".into(), duration_ms: 100_000, ..Default::default() };
+        let starts_at_ms = Some(NOW.wall_ms + 3_600_000);
+        let config = Some(proto::OrchestratorConfig { scenes: vec![scene], starts_at_ms, ..Default::default() });
+        let start = orchestrator_command::Command::Start(proto::Start { stream_id: "show".into(), config });
+        let message = proto::OrchestratorCommand { command: Some(start), ..Default::default() };
+        let state = desk.ask(Body::Command(message.encode_to_vec().into())).state.unwrap();
+        assert_eq!(state.starts_in, Some(3_600_000));
+        let mut now = NOW;
+        for _ in 0..3 {
+            let Next::Sleep(Some(due)) = desk.shard.turn(now, &mut desk.queue) else { panic!("nothing is due") };
+            assert!(due <= now.tick.after(1_000), "it looks at the clock");
+            now = Now { tick: due, wall_ms: now.wall_ms + due.since(now.tick) };
+        }
+        assert_eq!(desk.shard.engine().counts().running, 0);
+        // Somebody sets it two seconds beyond the instant.
+        now.wall_ms = NOW.wall_ms + 3_602_000;
+        desk.shard.turn(now, &mut desk.queue);
+        assert_eq!(desk.shard.engine().counts().running, 1);
+        assert!(!desk.shard.engine().waits_for_wall_clock());
     }
 
     #[test]
