@@ -469,11 +469,12 @@ impl World {
         let mut waited = BTreeSet::new();
         let read = self.service.seats[shard].read.iter();
         let messages = read.filter_map(|read| if let Read::Updates(updates) = read { Some(updates) } else { None });
-        for (in_feed, update) in
-            messages.flat_map(|message| message.updates.iter().map(|update| (message.feed, update)))
+        for (message, update) in
+            messages.flat_map(|message| message.updates.iter().map(move |update| (message, update)))
         {
             if !is_change(update.cause()) && update.mode() != Mode::Unknown {
-                let is_first = waited.insert((in_feed, update.stream, update.epoch));
+                // Of a feed several messages leave, on the same subject.
+                let is_first = waited.insert((&message.subject, update.stream, update.epoch));
                 assert!(is_first, "replaced: an older one waited beside {}", reading::in_short(update));
             }
         }
