@@ -109,7 +109,9 @@ impl Checker for FollowersConverge {
         let (Some(state), Some(view)) = (answer.state.first(), view) else { return };
         let known = (view.epoch, view.revision) >= (state.epoch, state.revision);
         let outside = !filters()[*filter].scene.is_empty() && !asks_for(*filter, state);
-        let left = view.epoch == state.epoch && !asks_for(*filter, view);
+        // Or the one that it was in is no more, and the one of that id since then was in none of them yet.
+        let removed = view.epoch < state.epoch && view.mode() == Mode::Unknown;
+        let left = removed || view.epoch == state.epoch && !asks_for(*filter, view);
         assert!(
             known || outside && left,
             "filters: gateway {gateway} sees of stream {stream} {}, the service has {state:?}",
