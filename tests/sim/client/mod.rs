@@ -404,7 +404,9 @@ impl World {
 
     /// Those who were away when faults stopped have registered everybody again, without waiting for a heartbeat.
     pub fn check_reconnected_clients(&self, since: u64) {
-        for (client, viewer) in self.real_viewers() {
+        // Who follows a filter follows before it registers, and does neither while there is no such stream.
+        let has_begun = |viewer: &RealViewer| viewer.filter.is_none() || viewer.registered;
+        for (client, viewer) in self.real_viewers().filter(|(_, viewer)| has_begun(viewer)) {
             let RealGateway { reconnected_at, asked, .. } = &self.clients.each[client];
             let has_asked = asked.get(&viewer.sub).is_some_and(|asked| asked >= reconnected_at);
             assert!(
