@@ -16,6 +16,7 @@
 //! |---|---|
 //! | `model/steps.rs` | what can happen |
 //! | `model/reference.rs`, `model/stream.rs`, `model/head.rs` | the model: what the contract says of it |
+//! | `model/bytes.rs` | what is kept, and the limits on it |
 //! | `model/subject.rs` | the engine, in the model's words |
 //! | this one | what must hold after every step: add to [`invariants`] |
 
@@ -34,10 +35,13 @@ use proptest::{
 };
 use proptest_state_machine::{ReferenceStateMachine as _, StateMachineTest};
 
+use bytes::ByteLimits;
 use reference::{Answer, Fact, Model, Refusal};
 use steps::{Many, Order, Plan, PlanScene, STREAMS, Say, Setup, Span, Step, Who};
 use subject::Subject;
 
+#[path = "model/bytes.rs"]
+mod bytes;
 #[path = "model/head.rs"]
 mod head;
 #[path = "model/reference.rs"]
@@ -56,6 +60,16 @@ fn invariants(model: &Model, subject: &mut Subject) {
         subject::without_bytes(subject.engine.counts()),
         model.counts(),
         "the engine's counts are left, the model's right"
+    );
+    let (configs, (least, most)) = (subject.engine.counts().config_bytes, model.config_bytes());
+    assert!(
+        (least..=most).contains(&configs),
+        "the engine counts {configs} bytes of streams, the model {least} to {most}"
+    );
+    let (clients, (least, most)) = (subject.engine.counts().client_bytes, model.client_bytes());
+    assert!(
+        (least..=most).contains(&clients),
+        "the engine counts {clients} bytes of clients, the model {least} to {most}"
     );
     for stream in STREAMS {
         let counts = model.streams.get(stream).map(stream::Stream::counts);
@@ -182,7 +196,10 @@ fn random_runs_meet_every_update_every_answer_and_every_refusal() {
         State Registered RegisteredBatch Unregistered Heard Batch Stats Streams Noted
         Invalid StreamNotFound AlreadyExists InvalidState SceneNotFound UnknownSubscriber RequestIdTaken
         Conflict-Revision Conflict-NoEpoch Conflict-Scene
-        Exhausted-streams Exhausted-subscribers Exhausted-sessions";
+        Exhausted-streams Exhausted-subscribers Exhausted-sessions
+        Exhausted-client-Register Invalid-plan
+        Exhausted-configurations-Start Exhausted-configurations-Reconfigure Exhausted-configurations-AdjustScene
+        Exhausted-configurations-Status";
     let mut met = BTreeSet::new();
     let config = Config { rng_seed: RngSeed::Fixed(0), failure_persistence: None, ..Config::default() };
     let mut runner = TestRunner::new(config);
@@ -213,9 +230,23 @@ fn features(model: &Model) -> Vec<String> {
         Some(Err(Refusal::Conflict { expected, .. })) => {
             met.push(format!("Conflict-{}", kind(format!("{expected:?}"))))
         }
-        Some(Err(Refusal::Exhausted { what, .. })) => met.push(format!("Exhausted-{}", kind((*what).to_owned()))),
+        Some(Err(Refusal::Exhausted { what, .. })) => {
+            met.push(format!("Exhausted-{}", kind((*what).to_owned())));
+            let asked = match &model.last.said {
+                Some(Say::Command { command, .. }) => format!("{command:?}"),
+                said => said.as_ref().map_or(String::new(), |said| format!("{said:?}")),
+            };
+            if let Some(what) = what.strip_prefix("bytes of ") {
+                met.push(format!("Exhausted-{}-{}", kind(what.to_owned()), kind(asked)));
+            }
+        }
         Some(Err(refusal)) => met.push(kind(format!("{refusal:?}"))),
         None => {}
+    }
+    if let Some(Say::Command { command: Order::Start(Some(plan)) | Order::Reconfigure(plan), .. }) = &model.last.said
+        && model.setup.plans[usize::from(*plan)].bytes() > model.setup.bytes.config
+    {
+        met.push("Invalid-plan".to_owned());
     }
     for fact in facts {
         met.push(format!("{:?}-{:?}", fact.cause, fact.mode));
@@ -260,6 +291,18 @@ fn replay(setup: Setup, steps: &[Step]) -> Model {
     model
 }
 
+fn setup(plan: Plan, stale_after: u64) -> Setup {
+    Setup {
+        plans: vec![plan],
+        stale_after,
+        max_remembered: 0,
+        budget: 1,
+        bytes: ByteLimits::AMPLE,
+        curious: false,
+        reloads: false,
+    }
+}
+
 #[test]
 fn a_stream_woken_after_end_and_idle_timeout_is_just_gone() {
     let plan = Plan {
@@ -272,8 +315,7 @@ fn a_stream_woken_after_end_and_idle_timeout_is_just_gone() {
         no_ticks: false,
         starts: None,
     };
-    let setup =
-        Setup { plans: vec![plan], stale_after: 90_000, max_remembered: 0, budget: 1, curious: false, reloads: false };
+    let setup = setup(plan, 90_000);
     let who = Who { client: 0, session: 0, from: 0 };
     let start = Say::Command { stream: 0, request: None, expects: None, command: Order::Start(Some(0)) };
     let model = replay(
@@ -301,8 +343,7 @@ fn leaving_with_a_stale_session_behind_ends_an_empty_grace() {
         no_ticks: false,
         starts: None,
     };
-    let setup =
-        Setup { plans: vec![plan], stale_after: 5_000, max_remembered: 0, budget: 1, curious: false, reloads: false };
+    let setup = setup(plan, 5_000);
     let session = |session| Who { client: 0, session, from: 0 };
     let start = Say::Command { stream: 0, request: None, expects: None, command: Order::Start(Some(0)) };
     let model = replay(

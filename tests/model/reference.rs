@@ -25,6 +25,8 @@
 //! | a jump while it waits for the instant | plays from there if watched |
 //! | a request id of another stream, or of another content | another request; refused |
 //! | what a command is checked for first | a known request id, the stream, what it expects, the mode, then the rest; refusals are remembered as well |
+//! | a configuration larger than one may be | refused where it is read: `INVALID_ARGUMENT`, whatever else is wrong, and not remembered |
+//! | what is counted of a stream, in bytes | its id, its scenes with what they have beside names, those of an adjusted pass once more while they differ, its instant and title, its timecode |
 //! | Start of an unknown stream without a config | `INVALID_ARGUMENT` |
 //! | Seek to the end or beyond | `INVALID_ARGUMENT` |
 //! | AdjustScene | not in STOPPED and FINISHED; over 365 days `INVALID_ARGUMENT`; a scene of length 0 is passed over |
@@ -41,6 +43,7 @@ use proptest::prelude::*;
 use proptest_state_machine::ReferenceStateMachine;
 
 use crate::{
+    bytes::{bytes_of, id_bytes, source_bytes},
     steps::{
         CLIENTS, Expects, MAX_SESSIONS, MAX_STREAMS, MAX_SUBSCRIBERS, Many, Order, SCENES, STREAMS, Say, Setup, Span,
         Stage, Status, Step, T0, Ticket, Who, setup, step,
@@ -191,6 +194,10 @@ pub(crate) struct Model {
     max_subscribers: u64,
     /// How far the wall clock is ahead, ms.
     ahead: i64,
+    pub(crate) max_config_bytes: u64,
+    pub(crate) max_client_bytes: u64,
+    /// Of subscribers of streams that were removed: the engine forgets them bit by bit.
+    pub(crate) unforgotten_bytes: u64,
     extended_until: u64,
     /// Answers to requests with ids, the oldest first.
     answers: Vec<Answered>,
@@ -268,6 +275,9 @@ impl Model {
             max_streams: MAX_STREAMS,
             max_subscribers: MAX_SUBSCRIBERS,
             ahead: 0,
+            max_config_bytes: u64::MAX,
+            max_client_bytes: u64::MAX,
+            unforgotten_bytes: 0,
             extended_until: 0,
             answers: Vec::new(),
             last_request: None,
@@ -403,6 +413,7 @@ impl Model {
                 self.silence(stream, told);
             }
             if self.dues().into_iter().all(|due| due > self.now) {
+                self.unforgotten_bytes = 0;
                 return;
             }
         }
@@ -412,7 +423,9 @@ impl Model {
     fn bring(&mut self, stream: &'static str, told: &mut Told) -> Option<&mut Stream> {
         let ahead = self.ahead;
         if !self.streams.get_mut(stream)?.bring(self.now, ahead, told) {
-            self.streams.remove(stream)?.removed(self.now, true, told);
+            let mut stream = self.streams.remove(stream)?;
+            self.unforgotten_bytes += bytes_of(&stream.audience);
+            stream.removed(self.now, true, told);
             self.forget_absent();
             return None;
         }
@@ -450,8 +463,15 @@ impl Model {
         if matches!(say, Say::Command { request: Some(_), .. }) {
             self.last_request = Some((say.clone(), expected));
         }
+        let say = self.determined(say);
         self.last.expected = expected;
         self.last.said = Some(say.clone());
+        if let Say::Command { command: Order::Start(Some(plan)) | Order::Reconfigure(plan), .. } = &say
+            && self.setup.plans[usize::from(*plan)].bytes() > self.setup.bytes.config
+        {
+            // Before anybody looks at the stream, or at the request's id.
+            return Err(Refusal::Invalid);
+        }
         match &say {
             Say::Again => unreachable!("it is another one again"),
             Say::Command { stream, request: None, command, .. } => self.command(*stream, expected, *command, told),
@@ -504,8 +524,9 @@ impl Model {
                     names.into_iter().filter_map(|name| Some(self.bring(name, told)?.fact(now, Cause::Snapshot)));
                 Ok(Answer::Streams(states.collect()))
             }
-            Say::SetRoom { streams, subscribers } => {
+            Say::SetRoom { streams, subscribers, config_bytes, client_bytes } => {
                 (self.max_streams, self.max_subscribers) = (*streams, *subscribers);
+                (self.max_config_bytes, self.max_client_bytes) = (*config_bytes, *client_bytes);
                 Ok(Answer::Noted)
             }
             Say::ClockStalled { ms } => {
@@ -590,6 +611,7 @@ impl Model {
                 return Err(Refusal::Exhausted { what: "streams", limit: MAX_STREAMS });
             }
             check_instant(&plan, now, ahead)?;
+            self.room(name)[0].check(0, name.len() as u64 + plan.bytes())?;
             let stream = Stream::created(name, self.incarnations, plan, (now, ahead), told);
             self.incarnations += 1;
             let state = stream.fact(now, Cause::Command);
@@ -597,14 +619,16 @@ impl Model {
             return Ok(Answer::State(state));
         }
         self.check_expected(self.streams.get(name), expected)?;
+        let room = self.room(name)[0];
         let stream = self.streams.get_mut(name).expect("it was just there");
         if matches!(command, Order::Remove) {
             let last = stream.removed(now, false, told);
+            self.unforgotten_bytes += bytes_of(&stream.audience);
             self.streams.remove(name);
             self.forget_absent();
             return Ok(Answer::State(last));
         }
-        stream.obey(now, ahead, command, &plans, told)?;
+        stream.obey((now, ahead), command, &plans, room, told)?;
         Ok(Answer::State(stream.fact(now, Cause::Command)))
     }
 
@@ -644,8 +668,10 @@ impl Model {
     /// what an earlier connection holds stands for nobody from then on.
     fn join(&mut self, name: &'static str, who: Who, told: &mut Told) -> Result<usize, Refusal> {
         let total = self.counts().total;
-        let stream = self.streams.get_mut(name).expect("the caller has looked");
-        if let Some(place) = stream.place(who) {
+        if let Some(place) = self.streams[name].place(who) {
+            let before = source_bytes(self.streams[name].audience[place].from);
+            self.check_client_bytes(source_bytes(who.from).saturating_sub(before))?;
+            let stream = self.streams.get_mut(name).expect("the caller has looked");
             let member = &mut stream.audience[place];
             (member.from, member.ticket) = (who.from, self.tickets);
             self.tickets += 1;
@@ -655,12 +681,14 @@ impl Model {
         if total >= self.max_subscribers.min(MAX_SUBSCRIBERS) {
             return Err(Refusal::Exhausted { what: "subscribers", limit: MAX_SUBSCRIBERS });
         }
-        let sessions = stream.audience.iter().filter(|member| member.client == who.client).count();
+        let sessions = self.streams[name].audience.iter().filter(|member| member.client == who.client).count();
         if sessions >= MAX_SESSIONS as usize {
             let limit = u64::from(MAX_SESSIONS);
             return Err(Refusal::Exhausted { what: "sessions of one client on a stream", limit });
         }
         let Who { client, session, from } = who;
+        self.check_client_bytes(id_bytes(client) + source_bytes(from))?;
+        let stream = self.streams.get_mut(name).expect("the caller has looked");
         let ticket = self.tickets;
         self.tickets += 1;
         // Behind the first session of the client, because a batch that names the client meets them in this order. It

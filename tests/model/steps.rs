@@ -12,6 +12,8 @@ use orchestrator_service::engine::{
 };
 use proptest::{collection::vec, prelude::*, sample::select};
 
+use crate::bytes::{ByteLimits, byte_limits};
+
 /// The beginning of every run: some day in 2023, ms since 1970.
 pub(crate) const T0: u64 = 1_700_000_000_000;
 
@@ -60,6 +62,7 @@ pub(crate) struct Setup {
     pub(crate) max_remembered: usize,
     /// How much the engine is allowed to look at in one call.
     pub(crate) budget: usize,
+    pub(crate) bytes: ByteLimits,
     /// Whether every stream is asked for its state after every step. Asking brings a stream to the present, so a run
     /// without it is not the same run.
     pub(crate) curious: bool,
@@ -105,8 +108,12 @@ impl PlanScene {
 }
 
 impl Plan {
-    /// The same for the engine.
-    pub(crate) fn config(&self) -> Config {
+    pub(crate) fn title(&self) -> &'static str {
+        if self.no_ticks { "Without ticks" } else { "" }
+    }
+
+    /// The same for the engine, if it takes it.
+    pub(crate) fn config(&self, bytes: ByteLimits) -> Option<Config> {
         let draft = Draft {
             scenes: self.scenes.iter().map(PlanScene::scene).collect(),
             tick_interval_ms: Some(self.tick),
@@ -116,10 +123,14 @@ impl Plan {
             idle_timeout_ms: Some(self.idle),
             starts_at_ms: self.starts_at(),
             no_ticks: self.no_ticks,
-            title: if self.no_ticks { "Without ticks" } else { "" },
+            title: self.title(),
         };
-        let limits = Limits { max_idle_timeout_ms: MAX_DURATION_MS, ..Limits::default() };
-        Config::new(&draft, &limits).expect("plans are valid")
+        let limits = Limits {
+            max_idle_timeout_ms: MAX_DURATION_MS,
+            max_config_bytes_of_stream: bytes.config,
+            ..Limits::default()
+        };
+        Config::new(&draft, &limits).ok()
     }
 
     /// The wall clock at which it starts, ms since 1970.
@@ -151,6 +162,9 @@ impl Setup {
             max_sessions_per_client: MAX_SESSIONS,
             max_remembered_requests: if self.max_remembered == 0 { 0 } else { 65_536 },
             max_remembered_of_stream: self.max_remembered,
+            max_config_bytes: self.bytes.configs,
+            max_config_bytes_of_stream: self.bytes.config,
+            max_client_bytes: self.bytes.clients,
             ..Limits::default()
         };
         Settings { limits, stale_after_ms: self.stale_after, seed: 7 }
@@ -227,6 +241,8 @@ pub(crate) enum Say {
     SetRoom {
         streams: u64,
         subscribers: u64,
+        config_bytes: u64,
+        client_bytes: u64,
     },
     ClockStalled {
         ms: u64,
@@ -319,10 +335,12 @@ pub(crate) fn setup() -> impl Strategy<Value = Setup> {
         prop_oneof![6 => Just(90_000), 1 => Just(1), 1 => Just(20), 2 => Just(700), 3 => Just(5_000)],
         prop_oneof![1 => Just(0), 1 => Just(1), 3 => Just(3)],
         prop_oneof![3 => Just(1 << 20), 1 => Just(1), 1 => Just(2), 1 => Just(5)],
+        byte_limits(),
         any::<bool>(),
         any::<bool>(),
     )
-        .prop_map(|(plans, stale_after, max_remembered, budget, curious, reloads)| Setup {
+        .prop_map(|(plans, stale_after, max_remembered, budget, edges, curious, reloads)| Setup {
+            bytes: edges.limits(&plans),
             plans,
             stale_after,
             max_remembered,
@@ -482,7 +500,7 @@ fn client() -> impl Strategy<Value = u8> {
     prop_oneof![5 => Just(0), 2 => Just(1), 2 => 2..6_u8]
 }
 
-fn who() -> impl Strategy<Value = Who> {
+pub(crate) fn who() -> impl Strategy<Value = Who> {
     let session = prop_oneof![3 => Just(0), 3 => 1..=3_u64, 1 => Just(u64::MAX)];
     (client(), session, 0..4_u8).prop_map(|(client, session, from)| Who { client, session, from })
 }
@@ -512,7 +530,14 @@ fn say() -> impl Strategy<Value = Say> {
         3 => -3_000..3_000_i64,
         1 => select(vec![0, 86_400_000, -86_400_000, MAX_DURATION_MS as i64]),
     ];
-    let room = (prop_oneof![0..4_u64, Just(u64::MAX)], prop_oneof![0..9_u64, Just(u64::MAX)]);
+    let bytes = || prop_oneof![1 => 0..300_u64, 1 => 300..900_u64, 4 => Just(u64::MAX)];
+    let room = (prop_oneof![0..4_u64, Just(u64::MAX)], prop_oneof![0..9_u64, Just(u64::MAX)], bytes(), bytes());
+    let room = room.prop_map(|(streams, subscribers, config_bytes, client_bytes)| Say::SetRoom {
+        streams,
+        subscribers,
+        config_bytes,
+        client_bytes,
+    });
     prop_oneof![
         20 => (stream(), request, expects, order())
             .prop_map(|(stream, request, expects, command)| Say::Command { stream, request, expects, command }),
@@ -527,7 +552,7 @@ fn say() -> impl Strategy<Value = Say> {
         2 => stream().prop_map(|stream| Say::GetState { stream }),
         1 => proptest::option::of(stream()).prop_map(|stream| Say::GetStats { stream }),
         1 => (1..4_usize).prop_map(|limit| Say::ListStreams { limit }),
-        1 => room.prop_map(|(streams, subscribers)| Say::SetRoom { streams, subscribers }),
+        1 => room,
         1 => select(&[0, 1, 700, 60_000, u64::MAX][..]).prop_map(|ms| Say::ClockStalled { ms }),
         1 => ahead.prop_map(|ahead| Say::WallClock { ahead }),
     ]

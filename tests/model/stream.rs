@@ -4,9 +4,10 @@
 use orchestrator_service::engine::{Cause, Limits, MAX_DURATION_MS, Mode, SNAPSHOT_INTERVAL_MS, WhenEmpty};
 
 use crate::{
+    bytes::Room,
     head::{Chapter, Head, Landing},
     reference::{Fact, Happening, Refusal, Told},
-    steps::{Order, Plan, PlanScene, SCENES, Status},
+    steps::{Order, Plan, PlanScene, SCENES, Status, TIMECODES},
 };
 
 /// What the reference keeps of one stream.
@@ -20,10 +21,10 @@ pub(crate) struct Stream {
     pub(crate) revision: u64,
     pub(crate) audience: Vec<Member>,
     sequence: u64,
-    status: Option<Status>,
+    pub(crate) status: Option<Status>,
     /// Since when nobody watches; none while somebody does.
     empty_since: Option<u64>,
-    story: Vec<(u64, Chapter)>,
+    pub(crate) story: Vec<(u64, Chapter)>,
     /// Where its ticks are counted from.
     beat_from: u64,
     /// Up to when everything due has been seen to.
@@ -132,7 +133,7 @@ impl Stream {
         self.empty_since.is_none()
     }
 
-    fn head(&self, now: u64) -> Head {
+    pub(crate) fn head(&self, now: u64) -> Head {
         Head::walk(&self.story, now)
     }
 
@@ -301,10 +302,10 @@ impl Stream {
     /// Carries out a command, other than Remove.
     pub(crate) fn obey(
         &mut self,
-        now: u64,
-        ahead: i64,
+        (now, ahead): (u64, i64),
         order: Order,
         plans: &[Plan],
+        room: Room,
         told: &mut Told,
     ) -> Result<(), Refusal> {
         let head = self.head(now);
@@ -386,10 +387,16 @@ impl Stream {
                 let wanted = i128::from(head.scenes[head.scene].ms) + i128::from(delta);
                 let length = wanted.max(i128::from(head.elapsed()));
                 let length = u64::try_from(length).ok().filter(|ms| *ms <= MAX_DURATION_MS).ok_or(Refusal::Invalid)?;
+                let mut scenes = head.scenes.clone();
+                scenes[head.scene].ms = length;
+                let is_first = head.scenes == self.plan.scenes && scenes != self.plan.scenes;
+                room.check(0, if is_first { self.plan.scene_bytes() } else { 0 })?;
                 self.config_revision = self.revision + 1;
                 self.moves(now, Chapter::SceneBecomes(head.scene, length), told);
             }
             Order::Status(status) => {
+                let length = |status: Status| TIMECODES[usize::from(status.timecode)].len() as u64;
+                room.check(self.status.map_or(0, length), length(status))?;
                 let was_streaming = self.status.is_some_and(|status| status.is_streaming);
                 self.status = Some(status);
                 if status.is_streaming != was_streaming {
@@ -397,8 +404,10 @@ impl Stream {
                 }
             }
             Order::Reconfigure(plan) => {
-                check_instant(&plans[plan as usize], now, ahead)?;
-                self.reconfigures((now, ahead), &head, &plans[plan as usize], told);
+                let plan = &plans[plan as usize];
+                check_instant(plan, now, ahead)?;
+                room.check(self.plan.bytes() + self.adjusted_bytes(&head), plan.bytes())?;
+                self.reconfigures((now, ahead), &head, plan, told);
             }
             Order::Remove => unreachable!("removing is not the stream's to do"),
         }
@@ -453,6 +462,8 @@ impl Stream {
         self.story.extend(lengths.map(|(scene, ms)| (instant, Chapter::LengthIs(scene, ms))));
         self.story.push((instant, Chapter::GoesTo(0)));
         self.story.push((instant, Chapter::Plays));
+        // Nothing new, but known by now.
+        self.story.push((now, Chapter::Plays));
         self.beat_from = instant;
         self.becomes(now, Mode::Running, cause, told);
     }

@@ -21,7 +21,8 @@ pub(crate) struct Subject {
     pub(crate) engine: Engine,
     now: Tick,
     outbox: Outbox,
-    configs: Vec<Config>,
+    /// None where one is larger than it may be.
+    configs: Vec<Option<Config>>,
     budget: usize,
     /// The handle of each registration.
     handles: Vec<Handle>,
@@ -41,7 +42,7 @@ impl Subject {
             engine: Engine::new(model.setup.settings()),
             now: Tick(T0),
             outbox: Outbox::default(),
-            configs: model.setup.plans.iter().map(crate::steps::Plan::config).collect(),
+            configs: model.setup.plans.iter().map(|plan| plan.config(model.setup.bytes)).collect(),
             budget: model.setup.budget,
             handles: Vec::new(),
             epochs: Vec::new(),
@@ -138,6 +139,12 @@ impl Subject {
     // --- steps become inputs --------------------------------------------------------------------------------------------
 
     fn say(&mut self, model: &Model, say: &Say) -> Result<Answer, Refusal> {
+        if let Say::Command { command: Order::Start(Some(plan)) | Order::Reconfigure(plan), .. } = say
+            && self.configs[usize::from(*plan)].is_none()
+        {
+            // It never comes to the engine.
+            return Err(Refusal::Invalid);
+        }
         let input = match say {
             Say::Again => unreachable!("the model has looked up what it means"),
             Say::Command { stream, request, expects: _, command } => {
@@ -160,10 +167,13 @@ impl Subject {
             Say::GetState { stream } => Input::GetState(stream_id(*stream)),
             Say::GetStats { stream } => Input::GetStats(stream.map(stream_id)),
             Say::ListStreams { limit } => return self.list(*limit),
-            Say::SetRoom { streams, subscribers } => {
-                let all = Quota::of(&model.setup.settings().limits);
-                Input::SetQuota(Quota { streams: *streams, subscribers: *subscribers, ..all })
-            }
+            Say::SetRoom { streams, subscribers, config_bytes, client_bytes } => Input::SetQuota(Quota {
+                streams: *streams,
+                subscribers: *subscribers,
+                config_bytes: *config_bytes,
+                client_bytes: *client_bytes,
+                ..Quota::of(&model.setup.settings().limits)
+            }),
             Say::ClockStalled { ms } => Input::ClockStalled { ms: *ms },
             Say::WallClock { ahead } => Input::WallClock { ms: self.now.0.saturating_add_signed(*ahead) },
         };
@@ -217,7 +227,7 @@ impl Subject {
 
     fn command(&self, order: Order) -> Command<'static> {
         match order {
-            Order::Start(plan) => Command::Start(plan.map(|plan| self.configs[plan as usize].clone())),
+            Order::Start(plan) => Command::Start(plan.and_then(|plan| self.configs[plan as usize].clone())),
             Order::Stop => Command::Stop,
             Order::Pause => Command::Pause,
             Order::Resume => Command::Resume,
@@ -230,7 +240,9 @@ impl Subject {
             Order::Status(Status { is_streaming, ms, timecode }) => {
                 Command::UpdateStreamStatus { is_streaming, stream_time_ms: ms, timecode: TIMECODES[timecode as usize] }
             }
-            Order::Reconfigure(plan) => Command::Reconfigure(self.configs[plan as usize].clone()),
+            Order::Reconfigure(plan) => {
+                Command::Reconfigure(self.configs[plan as usize].clone().expect("it is not too large"))
+            }
             Order::Reset => Command::Reset,
             Order::Remove => Command::Remove,
         }
@@ -397,7 +409,7 @@ impl Subject {
     }
 }
 
-/// The model counts no bytes; `Engine::check` does.
+/// Those are compared by themselves.
 pub(crate) fn without_bytes(counts: Counts) -> Counts {
     Counts { config_bytes: 0, client_bytes: 0, ..counts }
 }
