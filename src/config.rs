@@ -333,6 +333,10 @@ pub struct ServiceArgs {
     #[arg(long, env = "ORCH_MAX_FILTER_BYTES", default_value_t = Limits::default().max_filter_bytes,
           value_parser = clap::value_parser!(u64).range(0..=1 << 50), value_name = "BYTES")]
     pub max_filter_bytes: u64,
+    /// Most that what happened to streams may take, bytes: beyond it the oldest is forgotten.
+    #[arg(long, env = "ORCH_MAX_HISTORY_BYTES", default_value_t = Limits::default().max_history_bytes,
+          value_parser = clap::value_parser!(u64).range(0..=1 << 50), value_name = "BYTES")]
+    pub max_history_bytes: u64,
     /// Most sessions of one client on one stream.
     #[arg(long, env = "ORCH_MAX_SESSIONS", default_value_t = Limits::default().max_sessions_per_client,
           value_parser = clap::value_parser!(u32).range(1..=65_536), value_name = "N")]
@@ -385,6 +389,7 @@ impl ServiceArgs {
             max_client_bytes: self.max_client_bytes,
             max_filters: self.max_filters,
             max_filter_bytes: self.max_filter_bytes,
+            max_history_bytes: self.max_history_bytes,
             max_streams: self.max_streams,
             max_subscribers: self.max_subscribers,
             max_sessions_per_client: self.max_sessions,

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use orchestrator_service::{
     client::{
         Client, ClientError, ClientOptions, ErrorKind, Registration, Standing, StreamId, UpdatesFrom,
-        proto::{Cause, Code, Mode, OrchestratorConfig, SceneConfig, StateUpdate, WhenEmpty},
+        proto::{Cause, Code, HistoryAction, Mode, OrchestratorConfig, SceneConfig, StateUpdate, WhenEmpty},
     },
     service::{Service, ServiceSettings},
     shard::publish_queue::PublishTo,
@@ -81,6 +81,68 @@ async fn round(registration: &Registration, at_least: u64) {
     let mut standing = registration.watch();
     let waiting = standing.wait_for(|now| matches!(now, Standing::Registered { round } if *round >= at_least));
     tokio::time::timeout(LIMIT, waiting).await.expect("registered again").expect("watched");
+}
+
+#[tokio::test]
+async fn what_a_stream_was_asked_to_be_is_read_and_changed_only_as_it_was_read() {
+    let (_bus, _service, client) = world().await;
+    client.start("s", config()).await.expect("start");
+    let read = client.get_config("s").await.expect("read");
+    assert_eq!((&read.config.scenes, read.config.idle_timeout_ms), (&config().scenes, Some(60_000)));
+    assert_eq!((read.state.revision, read.scene_duration_ms.len()), (1, 0));
+    client.start("s", read.config.clone()).await.expect("it is the same");
+
+    let mut changed = read.config;
+    changed.title = "Mine".into();
+    client.adjust_scene("s", 500).await.expect("somebody was quicker");
+    let change = client.reconfigure("s", changed.clone()).expected_revision(read.state.revision);
+    assert_eq!(change.await.expect_err("a conflict").kind(), ErrorKind::Rejected(Code::Conflict));
+    let read = client.get_config("s").await.expect("read again");
+    assert_eq!((&*read.config.title, read.scene_duration_ms), ("", vec![3_500, 10_000, 2_000]));
+    client.reconfigure("s", changed).expected_revision(read.state.revision).await.expect("as it was read");
+    assert_eq!(client.get_config("s").await.expect("read").config.title, "Mine");
+
+    let wrong_scene = client.skip_scene("s").expected_scene("Outro").await.expect_err("a conflict");
+    assert!(wrong_scene.message().contains("expected_scene"), "{wrong_scene}");
+    let wrong_epoch = client.skip_scene("s").expected_epoch(read.state.epoch + 1).await.expect_err("a conflict");
+    assert!(wrong_epoch.message().contains("expected_epoch"), "{wrong_epoch}");
+    assert_eq!(client.get_config("nobody").await.expect_err("unknown").code(), Code::StreamNotFound);
+}
+
+#[tokio::test]
+async fn subscribers_the_time_and_the_history_are_read() {
+    let (_bus, _service, client) = world().await;
+    client.start("s", config()).issued_by("ann").await.expect("start");
+    assert_eq!(client.list_subscribers("s", 0, None).await.expect("nobody").subscribers, []);
+    let mut viewers = Vec::new();
+    for session in 0..5 {
+        viewers.push(register(&client, "s", session).await);
+    }
+    let (mut sessions, mut cursor) = (Vec::new(), None);
+    loop {
+        let page = client.list_subscribers("s", 2, cursor.as_deref()).await.expect("a page");
+        assert!(page.subscribers.iter().all(|one| one.last_heard_ms <= page.server_time_ms));
+        sessions.extend(page.subscribers.into_iter().map(|one| one.session));
+        cursor = page.cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    sessions.sort_unstable();
+    assert_eq!(sessions, [0, 1, 2, 3, 4]);
+
+    client.pause("s").issued_by("bob").await.expect("pause");
+    let history = client.history("s", 0, None).await.expect("the history");
+    let told: Vec<_> = history.iter().map(|entry| (entry.action(), &*entry.issued_by, entry.revision)).collect();
+    let expected =
+        [(HistoryAction::Pause, "bob", 3), (HistoryAction::Lifecycle, "", 2), (HistoryAction::Start, "ann", 1)];
+    assert_eq!(told, expected);
+    assert_eq!(client.history("s", 1, Some(3)).await.expect("before"), history[1..2]);
+    for nothing in [Some(0), Some(1)] {
+        assert_eq!(client.history("s", 0, nothing).await.expect("before all"), []);
+    }
+    let time = client.get_time().await.expect("the time");
+    assert!(history[0].at_ms.abs_diff(time) < 60_000, "{time}, {history:?}");
 }
 
 #[tokio::test]

@@ -2,13 +2,13 @@
 
 use ::bytes::Bytes;
 use orchestrator_service::{
-    engine::{ClientId, Engine, Hint, MAX_FILTER_SCENES, Outbox, Settings, Tick},
+    engine::{Accepted, ClientId, Engine, Hint, MAX_FILTER_SCENES, Outbox, Settings, Tick},
     shard::engine_op::{EngineOp, Message},
     wire::{
         WireLimits,
         commands::CommandRoute,
         encode::{self, Now},
-        proto,
+        proto, read_back,
         subscriptions::{Subscription, SubscriptionRoute},
     },
 };
@@ -52,6 +52,10 @@ fn request(message: &[u8], kind: Kind) {
     let mut engine = Engine::new(Settings::default());
     let mut outbox = Outbox::default();
     let now = Now { tick: Tick(1_000), wall_ms: 1_000 };
+    let is_query = matches!(kind, Kind::Query);
+    if is_query {
+        watched_stream(&mut engine, &mut outbox);
+    }
     let outcome = fed.apply(now.tick, &mut engine, &WireLimits::default(), &mut outbox);
     engine.check();
     if let Message::Command(_) | Message::Subscription { .. } = outcome.message {
@@ -64,11 +68,53 @@ fn request(message: &[u8], kind: Kind) {
         assert_eq!(written, encode::state(update, now).encode_to_vec());
     }
     match &outcome.result {
+        Ok(accepted) if is_query => answered(accepted, now),
         Ok(accepted) => _ = encode::reply(accepted, "s", now).encode_to_vec(),
         Err(refusal) => {
             assert_ne!(refusal.code(), proto::Code::Ok);
             assert!(!refusal.to_string().is_empty());
-            assert!(engine.is_empty(), "refused, but something is there");
+            assert!(is_query || engine.is_empty(), "refused, but something is there");
+        }
+    }
+}
+
+/// Something to ask about: the stream `s` and somebody who watches it.
+fn watched_stream(engine: &mut Engine, outbox: &mut Outbox) {
+    let scene = proto::SceneConfig { name: "Main".to_owned(), duration_ms: 1_000, ..Default::default() };
+    let config = Some(proto::OrchestratorConfig { scenes: vec![scene], ..Default::default() });
+    let start = proto::orchestrator_command::Command::Start(proto::Start { stream_id: "s".to_owned(), config });
+    let start =
+        proto::OrchestratorCommand { command: Some(start), issued_by: "somebody".to_owned(), ..Default::default() };
+    let register = proto::Register { stream_id: "s".to_owned(), client_id: "c".to_owned(), ..Default::default() };
+    let register =
+        proto::SubscriptionCommand { command: Some(proto::subscription_command::Command::Register(register)) };
+    let message = register.encode_to_vec().into();
+    for fed in [
+        EngineOp::Command(start.encode_to_vec().into()),
+        EngineOp::Subscription { message, answered: true, hint: Hint::NONE },
+    ] {
+        let outcome = fed.apply(Tick(1_000), engine, &WireLimits::default(), outbox);
+        assert!(outcome.result.is_ok(), "{outcome:?}");
+    }
+}
+
+/// Whatever is asked, its answer is one, however little the connection takes.
+fn answered(accepted: &Accepted, now: Now) {
+    for most in [usize::MAX, 200, 40] {
+        let answer = match accepted {
+            Accepted::Config { config, state } => read_back::configured(config, state, now, most),
+            Accepted::Subscribers { subscribers, next_slot } => {
+                read_back::subscribers(subscribers, *next_slot, now, most)
+            }
+            Accepted::History(entries) => read_back::history(entries, now, most),
+            _ => return,
+        };
+        match answer {
+            Ok(bytes) => {
+                assert!(bytes.len() <= most);
+                proto::QueryReply::decode(bytes).expect("an answer decodes");
+            }
+            Err(refusal) => assert_eq!(refusal.code(), proto::Code::ResourceExhausted),
         }
     }
 }

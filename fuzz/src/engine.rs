@@ -32,6 +32,7 @@ fn run(input: &[u8], checked: bool) -> (u64, usize) {
         max_sessions_per_client: 2,
         max_remembered_requests: 3,
         max_remembered_of_stream: 2,
+        max_history_bytes: 700,
         ..Limits::default()
     };
     let stale_after_ms = [90_000, 1_000, 100][usize::from(choices.below(3))];
@@ -95,7 +96,7 @@ fn step(
             };
             if kind == 9 { Input::HeartbeatBatch(batch) } else { Input::UnregisterBatch(batch) }
         }
-        11 => match choices.below(8) {
+        11 => match choices.below(11) {
             0 => Input::GetState(stream_id),
             1 => Input::GetStats(Some(stream_id)),
             2 => Input::ListStreams { from_slot: u32::from(choices.byte()), limit: 2 },
@@ -103,6 +104,9 @@ fn step(
             4 => Input::WallClock { ms: instant(choices, *now) },
             5 => Input::Follow { stream_id, filter: filter(choices) },
             6 => Input::RegisterFollowing { stream_id, subscriber: newcomer, answered: true, filter: filter(choices) },
+            7 => Input::GetConfig(stream_id),
+            8 => Input::ListSubscribers { stream_id, from_slot: u32::from(choices.below(8)), limit: 2 },
+            9 => Input::GetHistory { stream_id, before_revision: Some(choices.number()), limit: 3 },
             _ => Input::SetQuota(Quota {
                 streams: u64::from(choices.below(4)),
                 subscribers: u64::from(choices.below(8)),
@@ -119,6 +123,7 @@ fn step(
                 request_id,
                 expected_revision: (expects < 3).then(|| choices.number()),
                 expected_epoch: (expects == 3).then(|| choices.number()),
+                issued_by: (expects == 5).then_some("somebody"),
                 expected_scene: (expects == 4).then(|| IDS[usize::from(choices.below(4))]),
                 ..Request::new(stream_id, command(choices, limits, *now))
             })

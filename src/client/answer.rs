@@ -16,6 +16,7 @@ use prost::Message as _;
 use crate::wire::{
     is_fields_without_groups,
     proto::{Code, QueryReply, Reply},
+    queries::Cursor,
 };
 
 /// What a request is to be answered with.
@@ -29,8 +30,12 @@ pub(super) enum Expected<'a> {
     State(&'a str),
     /// A `QueryReply` with counts.
     Stats,
-    /// A `QueryReply` with states: none at all is an empty message.
+    /// A `QueryReply` with states: none at all is an empty message, and a page may have nothing but a cursor.
     Page,
+    /// A `QueryReply` with the configuration of this stream, and its state.
+    Config(&'a str),
+    /// A `QueryReply` with the service's clock: GetTime, and whatever else says when it was true.
+    Dated,
 }
 
 impl Expected<'_> {
@@ -41,7 +46,7 @@ impl Expected<'_> {
         }
         match self {
             Self::Stream(_) | Self::Handles => Reply::decode(payload).is_ok_and(|reply| self.accepts_reply(&reply)),
-            Self::State(_) | Self::Stats | Self::Page => {
+            Self::State(_) | Self::Stats | Self::Page | Self::Config(_) | Self::Dated => {
                 QueryReply::decode(payload).is_ok_and(|reply| self.accepts_query_reply(&reply, payload.is_empty()))
             }
         }
@@ -60,7 +65,7 @@ impl Expected<'_> {
                 let has_unknown = !reply.unknown_handle.is_empty() || !reply.unknown_client_id.is_empty();
                 !has_other && (is_refused || !has_unknown)
             }
-            Self::State(_) | Self::Stats | Self::Page => false,
+            Self::State(_) | Self::Stats | Self::Page | Self::Config(_) | Self::Dated => false,
         }
     }
 
@@ -69,29 +74,39 @@ impl Expected<'_> {
             return true;
         }
         match self {
-            Self::State(stream_id) => reply.state.first().is_some_and(|state| state.stream_id == stream_id),
+            Self::State(stream_id) => is_state_of(reply, stream_id),
             Self::Stats => reply.stats.is_some(),
-            // A page may be empty and have others behind it: its streams were removed while it was made.
-            Self::Page => !reply.state.is_empty() || !reply.cursor.is_empty() || is_empty,
+            Self::Page => !reply.state.is_empty() || is_empty || is_cursor(&reply.cursor),
+            Self::Config(stream_id) => reply.config.is_some() && is_state_of(reply, stream_id),
+            Self::Dated => reply.server_time_ms != 0,
             Self::Stream(_) | Self::Handles => false,
         }
     }
 }
 
+fn is_state_of(reply: &QueryReply, stream_id: &str) -> bool {
+    reply.state.first().is_some_and(|state| state.stream_id == stream_id)
+}
+
+/// Where many streams were removed, a page may end before it has come to one that is there.
+fn is_cursor(text: &str) -> bool {
+    !text.is_empty() && Cursor::parse(text).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::proto::{StateUpdate, Stats};
+    use crate::wire::proto::{OrchestratorConfig, StateUpdate, Stats};
 
-    #[test]
-    fn a_page_without_streams_that_has_others_behind_it_is_a_page() {
-        use prost::Message as _;
-        let page = QueryReply { cursor: "0-4096".into(), ..Default::default() };
-        assert!(Expected::Page.is_answered_by(&page.encode_to_vec()));
-    }
-
-    const ALL: [Expected<'static>; 5] =
-        [Expected::Stream("show"), Expected::Handles, Expected::State("show"), Expected::Stats, Expected::Page];
+    const ALL: [Expected<'static>; 7] = [
+        Expected::Stream("show"),
+        Expected::Handles,
+        Expected::State("show"),
+        Expected::Stats,
+        Expected::Page,
+        Expected::Config("show"),
+        Expected::Dated,
+    ];
 
     /// What others answer, and why it might pass for an answer of ours.
     const FOREIGN: [&[u8]; 24] = [
@@ -137,7 +152,7 @@ mod tests {
     #[test]
     fn an_empty_message_is_an_answer_only_where_one_is_expected() {
         let answered = ALL.map(|expected| expected.is_answered_by(b""));
-        assert_eq!(answered, [false, true, false, false, true]);
+        assert_eq!(answered, [false, true, false, false, true, false, false]);
         assert!(Reply::default().encode_to_vec().is_empty(), "all handles are known");
         assert!(QueryReply::default().encode_to_vec().is_empty(), "there are no streams");
     }
@@ -175,17 +190,26 @@ mod tests {
             |ids: &[&str]| QueryReply { state: ids.iter().map(|id| state(id)).collect(), ..Default::default() };
         let counts = QueryReply { stats: Some(Stats::default()), ..QueryReply::default() };
         let refusal = QueryReply { code: Code::StreamNotFound.into(), ..QueryReply::default() };
-        let table: [(&QueryReply, [bool; 3]); 5] = [
-            (&states(&["show"]), [true, false, true]),
-            (&states(&["other"]), [false, false, true]),
-            (&states(&[]), [false, false, true]),
-            (&counts, [false, true, false]),
-            (&refusal, [true, true, true]),
+        let configured = |id: &str| QueryReply { config: Some(OrchestratorConfig::default()), ..states(&[id]) };
+        let dated = QueryReply { server_time_ms: 7, ..QueryReply::default() };
+        let cursor = |cursor: &str| QueryReply { cursor: cursor.into(), ..QueryReply::default() };
+        let table: [(&QueryReply, [bool; 5]); 10] = [
+            (&states(&["show"]), [true, false, true, false, false]),
+            (&states(&["other"]), [false, false, true, false, false]),
+            (&states(&[]), [false, false, true, false, false]),
+            (&cursor("0-4096"), [false, false, true, false, false]),
+            (&cursor("next"), [false, false, false, false, false]),
+            (&counts, [false, true, false, false, false]),
+            (&configured("show"), [true, false, true, true, false]),
+            (&configured("other"), [false, false, true, false, false]),
+            (&dated, [false, false, false, false, true]),
+            (&refusal, [true, true, true, true, true]),
         ];
         for (reply, expected) in table {
             let bytes = reply.encode_to_vec();
-            let answered =
-                [Expected::State("show"), Expected::Stats, Expected::Page].map(|one| one.is_answered_by(&bytes));
+            let all =
+                [Expected::State("show"), Expected::Stats, Expected::Page, Expected::Config("show"), Expected::Dated];
+            let answered = all.map(|one| one.is_answered_by(&bytes));
             assert_eq!(answered, expected, "{reply:?}");
         }
     }

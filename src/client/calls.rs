@@ -10,7 +10,8 @@ use super::{Client, ClientError, answer::Expected, request::Request};
 use crate::wire::{
     StreamId,
     proto::{
-        self, Code, OrchestratorConfig, QueryReply, Reply, StateUpdate, Stats, orchestrator_command as wire_command,
+        self, Code, HistoryEntry, OrchestratorConfig, QueryReply, Reply, StateUpdate, Stats, SubscriberInfo,
+        orchestrator_command as wire_command,
     },
     subject,
 };
@@ -28,7 +29,7 @@ pub enum Command {
     Resume,
     /// Jumps to the start of a scene.
     ForceScene {
-        /// Its name.
+        /// Its id or name.
         scene_name: String,
     },
     /// Jumps to the next scene, or finishes after the last.
@@ -107,7 +108,16 @@ pub struct Call<'a> {
     stream_id: String,
     command: Command,
     request_id: Option<String>,
-    expected_revision: Option<u64>,
+    expected: Conditions,
+    issued_by: String,
+}
+
+/// What must be so, for a command to be carried out.
+#[derive(Debug, Default)]
+struct Conditions {
+    revision: Option<u64>,
+    epoch: Option<u64>,
+    scene: Option<String>,
 }
 
 impl Call<'_> {
@@ -119,18 +129,39 @@ impl Call<'_> {
 
     /// Refuses the command with `CONFLICT` if the stream has another revision by then.
     pub fn expected_revision(mut self, revision: u64) -> Self {
-        self.expected_revision = Some(revision);
+        self.expected.revision = Some(revision);
+        self
+    }
+
+    /// Refuses it with `CONFLICT` if the stream is another one of that id by then, created later.
+    pub fn expected_epoch(mut self, epoch: u64) -> Self {
+        self.expected.epoch = Some(epoch);
+        self
+    }
+
+    /// Refuses it with `CONFLICT` if another scene is current by then. It is given by its id or name, or empty for none. A
+    /// scene that begins by itself leaves the revision as it is: so this is what keeps a skip that comes a moment late from
+    /// skipping the next scene too.
+    pub fn expected_scene(mut self, scene: impl Into<String>) -> Self {
+        self.expected.scene = Some(scene.into());
+        self
+    }
+
+    /// Says who does it, in at most 128 bytes: for the service's log and the stream's [history](Client::history).
+    pub fn issued_by(mut self, who: impl Into<String>) -> Self {
+        self.issued_by = who.into();
         self
     }
 
     async fn send(self) -> Result<Accepted, ClientError> {
-        StreamId::parse(&self.stream_id).map_err(|error| ClientError::invalid(error.to_string()))?;
-        let stream_id = self.stream_id;
+        let stream_id = checked(&self.stream_id)?;
         let command = proto::OrchestratorCommand {
             command: Some(self.command.addressed(stream_id.clone())),
             request_id: self.request_id.unwrap_or_else(|| self.client.core().random.uuid().to_string()),
-            expected_revision: self.expected_revision,
-            ..Default::default()
+            expected_revision: self.expected.revision,
+            expected_epoch: self.expected.epoch,
+            expected_scene: self.expected.scene,
+            issued_by: self.issued_by,
         };
         let core = self.client.core();
         let request = Request::new(subject::COMMAND, command.encode_to_vec(), Expected::Stream(&stream_id));
@@ -157,10 +188,34 @@ pub struct Page {
     pub cursor: Option<String>,
 }
 
+/// What a stream was asked to be, and its state of the same instant: the answer to [`Client::get_config`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct StreamConfig {
+    /// As Start or Reconfigure gave it, with every default filled in.
+    pub config: OrchestratorConfig,
+    /// The lengths of the scenes in this pass, ms, if AdjustScene has changed one; else none.
+    pub scene_duration_ms: Vec<u64>,
+    /// Its revision makes a change of what was read safe, with [`Call::expected_revision`]. When another update has another
+    /// `config_revision`, the configuration is to be read again.
+    pub state: StateUpdate,
+}
+
+/// One page of [`Client::list_subscribers`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct SubscriberPage {
+    /// Who watches.
+    pub subscribers: Vec<SubscriberInfo>,
+    /// The service's wall clock when this was so, ms since 1970: what `last_heard_ms` is to be compared with.
+    pub server_time_ms: u64,
+    /// What to ask the next page with; `None` at the end.
+    pub cursor: Option<String>,
+}
+
 impl Client {
     /// Sends any command. The methods below are the same for one command each.
     pub fn command(&self, stream_id: &str, command: Command) -> Call<'_> {
-        Call { client: self, stream_id: stream_id.to_owned(), command, request_id: None, expected_revision: None }
+        let (stream_id, expected, issued_by) = (stream_id.to_owned(), Conditions::default(), String::new());
+        Call { client: self, stream_id, command, request_id: None, expected, issued_by }
     }
 
     /// [`Command::Start`]: with a configuration if the stream may have to be created.
@@ -240,8 +295,7 @@ impl Client {
     /// # Errors
     /// `STREAM_NOT_FOUND` among others.
     pub async fn get_state(&self, stream_id: &str) -> Result<StateUpdate, ClientError> {
-        StreamId::parse(stream_id).map_err(|error| ClientError::invalid(error.to_string()))?;
-        let query = proto::query::Query::GetState(proto::GetState { stream_id: stream_id.to_owned() });
+        let query = proto::query::Query::GetState(proto::GetState { stream_id: checked(stream_id)? });
         let reply = self.query(query, Expected::State(stream_id)).await?;
         reply.state.into_iter().next().ok_or_else(|| ClientError::undecodable("a state is missing"))
     }
@@ -263,12 +317,72 @@ impl Client {
     /// # Errors
     /// `STREAM_NOT_FOUND` among others.
     pub async fn stats(&self, stream_id: Option<&str>) -> Result<Stats, ClientError> {
-        if let Some(stream_id) = stream_id {
-            StreamId::parse(stream_id).map_err(|error| ClientError::invalid(error.to_string()))?;
-        }
-        let stream_id = stream_id.unwrap_or_default().to_owned();
+        let stream_id = stream_id.map(checked).transpose()?.unwrap_or_default();
         let reply = self.query(proto::query::Query::GetStats(proto::GetStats { stream_id }), Expected::Stats).await?;
         reply.stats.ok_or_else(|| ClientError::undecodable("the stats are missing"))
+    }
+
+    /// What a stream was asked to be.
+    ///
+    /// # Errors
+    /// `STREAM_NOT_FOUND` among others, `RESOURCE_EXHAUSTED` if the configuration is larger than what the service's
+    /// connection takes.
+    pub async fn get_config(&self, stream_id: &str) -> Result<StreamConfig, ClientError> {
+        let query = proto::query::Query::GetConfig(proto::GetConfig { stream_id: checked(stream_id)? });
+        let QueryReply { config, scene_duration_ms, state, .. } =
+            self.query(query, Expected::Config(stream_id)).await?;
+        let state = state.into_iter().next();
+        let (config, state) =
+            config.zip(state).ok_or_else(|| ClientError::undecodable("the configuration is missing"))?;
+        Ok(StreamConfig { config, scene_duration_ms, state })
+    }
+
+    /// The service's wall clock, ms since 1970, at some moment between this call and its answer.
+    ///
+    /// # Errors
+    /// When nothing answers.
+    pub async fn get_time(&self) -> Result<u64, ClientError> {
+        let query = proto::query::Query::GetTime(proto::GetTime {});
+        Ok(self.query(query, Expected::Dated).await?.server_time_ms)
+    }
+
+    /// One page of a stream's subscribers: at most `limit` (0: the default of 100; at most 1,000), from where `cursor`
+    /// points. Who is there all the time is on one of the pages, once; a page may have nobody and a cursor all the same.
+    ///
+    /// # Errors
+    /// `STREAM_NOT_FOUND` among others, and when the service refuses the limit or the cursor.
+    pub async fn list_subscribers(
+        &self,
+        stream_id: &str,
+        limit: u32,
+        cursor: Option<&str>,
+    ) -> Result<SubscriberPage, ClientError> {
+        let cursor = cursor.unwrap_or_default().to_owned();
+        let asked = proto::ListSubscribers { stream_id: checked(stream_id)?, limit, cursor };
+        let reply = self.query(proto::query::Query::ListSubscribers(asked), Expected::Dated).await?;
+        let QueryReply { subscriber: subscribers, server_time_ms, cursor, .. } = reply;
+        Ok(SubscriberPage { subscribers, server_time_ms, cursor: Some(cursor).filter(|cursor| !cursor.is_empty()) })
+    }
+
+    /// What happened to a stream, the newest first: commands that were carried out, and changes of its mode without one. At
+    /// most `limit` (0: the default of 100; at most 256, which is what is kept), of revisions below `before_revision` where
+    /// that is given: the last entry's, for what was before. None are left when there are no more.
+    ///
+    /// # Errors
+    /// `STREAM_NOT_FOUND` among others, and when the service refuses the limit.
+    pub async fn history(
+        &self,
+        stream_id: &str,
+        limit: u32,
+        before_revision: Option<u64>,
+    ) -> Result<Vec<HistoryEntry>, ClientError> {
+        if before_revision == Some(0) {
+            // On the wire that is nothing said.
+            return Ok(Vec::new());
+        }
+        let before_revision = before_revision.unwrap_or_default();
+        let asked = proto::GetHistory { stream_id: checked(stream_id)?, limit, before_revision };
+        Ok(self.query(proto::query::Query::GetHistory(asked), Expected::Dated).await?.history)
     }
 
     async fn query(&self, query: proto::query::Query, expected: Expected<'_>) -> Result<QueryReply, ClientError> {
@@ -276,6 +390,12 @@ impl Client {
         let payload = proto::Query { query: Some(query) }.encode_to_vec();
         accepted_query(core.ask(&Request::new(subject::QUERY, payload, expected), core.budget()).await?)
     }
+}
+
+/// A stream id that the service would not refuse.
+fn checked(stream_id: &str) -> Result<String, ClientError> {
+    StreamId::parse(stream_id).map_err(|error| ClientError::invalid(error.to_string()))?;
+    Ok(stream_id.to_owned())
 }
 
 /// A reply to a query whose code is `OK`.

@@ -4,16 +4,21 @@
 //! keeps no state of streams, and knows neither HTTP nor who its viewers are.
 //!
 //! ```no_run
-//! # use orchestrator_service::client::{Client, ClientError, ClientOptions};
-//! # use orchestrator_service::transport::Transport;
-//! # async fn watch(transport: std::sync::Arc<dyn Transport>) -> Result<(), ClientError> {
+//! use orchestrator_service::client::{Client, ClientOptions};
+//! use orchestrator_service::transport::nats::{NatsOptions, NatsTransport};
+//!
+//! # async fn watch() -> Result<(), Box<dyn std::error::Error>> {
+//! // Beside a service in the same process, and in tests, it is a `MemoryBus` that connects.
+//! let transport = NatsTransport::connect(NatsOptions::new("nats://localhost:4222", "my-gateway")).await?;
 //! let client = Client::new(transport, ClientOptions::default());
 //! // Subscribe first, then register: what is published in between is in one of the two.
 //! let mut updates = client.updates("morning-show").await?;
 //! let viewer = client.register("morning-show", "viewer-7", None, 0).await?;
 //! updates.seed(viewer.state());
 //! println!("now: {:?}", viewer.state().current_scene);
-//! client.skip_scene("morning-show").expected_revision(viewer.state().revision).await?;
+//! // Two people who press at the same moment skip one scene, not two.
+//! let current = viewer.state().current_scene.clone().unwrap_or_default();
+//! client.skip_scene("morning-show").expected_scene(current).issued_by("ann").await?;
 //! while let Some(update) = updates.next().await {
 //!     println!("then: {:?}", update.current_scene);
 //! }
@@ -44,7 +49,7 @@ use std::{
 use tokio::sync::watch;
 
 pub use self::{
-    calls::{Accepted, Call, Command, Page},
+    calls::{Accepted, Call, Command, Page, StreamConfig, SubscriberPage},
     error::{ClientError, ErrorKind},
     liveness::{Absence, ServiceState},
     registration::{Registration, Standing},

@@ -152,12 +152,14 @@ async fn an_unanswered_command_is_sent_again_with_the_same_request_id() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_command_carries_the_request_id_and_revision_it_was_given() {
+async fn a_command_carries_its_request_id_its_conditions_and_who_issued_it() {
     let (_bus, mut service, client) = world().await;
-    let call = client.seek("s", 5).request_id("mine").expected_revision(3);
-    let (result, ()) = tokio::join!(call.into_future(), async {
+    let call = client.seek("s", 5).request_id("mine").expected_revision(3).expected_epoch(7).expected_scene("");
+    let (result, ()) = tokio::join!(call.issued_by("ann").into_future(), async {
         let (command, asked) = service.next_command().await;
-        assert_eq!((command.request_id.as_str(), command.expected_revision), ("mine", Some(3)));
+        assert_eq!((command.request_id.as_str(), command.issued_by.as_str()), ("mine", "ann"));
+        let expected = (command.expected_revision, command.expected_epoch, command.expected_scene.as_deref());
+        assert_eq!(expected, (Some(3), Some(7), Some("")), "no scene at all is a condition too");
         let refusal =
             Reply { code: Code::Conflict.into(), message: "moved on".into(), revision: 4, ..Reply::default() };
         service.answer(asked, &refusal).await;

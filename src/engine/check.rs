@@ -25,6 +25,7 @@ impl Engine {
             subscribers,
             followers,
             requests,
+            history,
             hasher: _,
             counts,
             last_epoch,
@@ -34,8 +35,8 @@ impl Engine {
         // A text that does not fit is no concern of this sink: it takes all.
         let _ = write!(
             digest,
-            "{settings:?} {quota:?} {clock:?} {streams:?} {by_id:?} {timers:?} {waiting:?} {subscribers:?} {followers:?} {requests:?} {counts:?} {last_epoch} \
-             {removed:?}"
+            "{settings:?} {quota:?} {clock:?} {streams:?} {by_id:?} {timers:?} {waiting:?} {subscribers:?} {followers:?} \
+             {requests:?} {history:?} {counts:?} {last_epoch} {removed:?}"
         );
         digest.0
     }
@@ -47,7 +48,9 @@ impl Engine {
     pub fn check(&self) {
         self.subscribers.check();
         self.requests.check();
-        self.followers.check(|slot| self.streams.0.get(slot as usize).is_some_and(|stream| !stream.is_removed()));
+        let is_there = |slot: u32| self.streams.0.get(slot as usize).is_some_and(|stream| !stream.is_removed());
+        self.followers.check(is_there);
+        self.history.check(is_there);
         let mut counted = Counts::default();
         let (mut armed, mut removed, mut waiting) = (0, 0, std::collections::BTreeSet::new());
         for (slot, stream) in &self.streams.0 {
@@ -126,7 +129,7 @@ mod tests {
         let same = engine().digest();
         assert_eq!(same, engine().digest(), "the same history");
         type Change = fn(&mut Engine);
-        let changes: [(&str, Change); 17] = [
+        let changes: [(&str, Change); 18] = [
             ("settings", |engine| engine.settings.stale_after_ms += 1),
             ("quota", |engine| engine.quota.config_bytes -= 1),
             ("clock", |engine| engine.clock = crate::engine::WallClock::read(Tick(1), 2)),
@@ -148,6 +151,7 @@ mod tests {
             }),
             ("when the next lease ends", |engine| engine.followers.extend(Tick(1))),
             ("requests", |engine| engine.requests.forget_until(Tick::NEVER, 1)),
+            ("history", |engine| engine.history.forget(0)),
             ("counts", |engine| engine.counts.active += 1),
             ("last_epoch", |engine| engine.last_epoch += 1),
             ("removed", |engine| engine.removed.push_back(0)),

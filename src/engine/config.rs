@@ -181,6 +181,9 @@ pub struct Limits {
     pub max_filters: u64,
     /// Most that they may take, [`Counts::filter_bytes`](super::Counts).
     pub max_filter_bytes: u64,
+    /// Most that the histories of all streams may take, [`Counts::history_bytes`](super::Counts). Beyond it the oldest of
+    /// what happened is forgotten, and counted.
+    pub max_history_bytes: u64,
     /// Most sessions of one client on one stream: they share one entry of the index, so a look-up walks them.
     pub max_sessions_per_client: u32,
     /// Most answers that an engine remembers for repeated request ids. Beyond it the oldest of the stream whose answers
@@ -215,6 +218,7 @@ impl Default for Limits {
             max_client_bytes: 1 << 30,
             max_filters: 100_000,
             max_filter_bytes: 64 << 20,
+            max_history_bytes: 64 << 20,
             max_sessions_per_client: 256,
             max_remembered_requests: 65_536,
             max_remembered_of_stream: 256,

@@ -5,7 +5,7 @@ use std::{
     ops::{Add, AddAssign, SubAssign},
 };
 
-use super::{ClientId, Config, Filter, Handle, Invalid, Limits, Mode, StateUpdate, StreamId};
+use super::{ClientId, Config, Filter, Handle, HistoryEntry, Invalid, Limits, Mode, StateUpdate, StreamId, Tick};
 
 /// One thing to handle. Everything in it is checked already, except against the engine's own state.
 #[derive(Clone, Debug)]
@@ -65,6 +65,26 @@ pub enum Input<'a> {
         /// First slot to look at.
         from_slot: u32,
         /// Most streams in the answer.
+        limit: usize,
+    },
+    /// What was this stream asked to be, and what is its state?
+    GetConfig(StreamId<'a>),
+    /// Who watches this stream, from this slot on, at most so many?
+    ListSubscribers {
+        /// Which stream.
+        stream_id: StreamId<'a>,
+        /// First slot to look at.
+        from_slot: u32,
+        /// Most subscribers in the answer.
+        limit: usize,
+    },
+    /// What happened to this stream, the newest first, at most so much?
+    GetHistory {
+        /// Which stream.
+        stream_id: StreamId<'a>,
+        /// Only what is of lower revisions, if it is given.
+        before_revision: Option<u64>,
+        /// Most entries in the answer.
         limit: usize,
     },
     /// How much the tables may hold from now on, within the limits. What is there stays.
@@ -295,6 +315,22 @@ pub enum Accepted {
         /// Where to go on, if there may be more.
         next_slot: Option<u32>,
     },
+    /// GetConfig.
+    Config {
+        /// What the stream was asked to be.
+        config: Config,
+        /// What it is; its timeline is the present pass's.
+        state: StateUpdate,
+    },
+    /// ListSubscribers.
+    Subscribers {
+        /// In the order of their slots.
+        subscribers: Vec<SubscriberInfo>,
+        /// Where to go on, if there may be more.
+        next_slot: Option<u32>,
+    },
+    /// GetHistory: the newest first.
+    History(Vec<HistoryEntry>),
     /// SetQuota, WallClock, ClockStalled.
     Noted,
 }
@@ -308,6 +344,23 @@ pub struct Joined {
     pub new: bool,
     /// How many subscribers the stream has now.
     pub total: u64,
+}
+
+/// What there is to tell of a subscriber.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubscriberInfo {
+    /// The engine's number for it, which it keeps for as long as it is there.
+    pub slot: u32,
+    /// The viewer.
+    pub client_id: Box<str>,
+    /// Where it connected from, if that is known.
+    pub source: Option<SocketAddr>,
+    /// Which of its connections.
+    pub session: u64,
+    /// When it was last heard of.
+    pub heard: Tick,
+    /// Whether that is too long ago: it is about to be removed.
+    pub is_stale: bool,
 }
 
 impl Accepted {
@@ -414,6 +467,8 @@ pub struct Counts {
     pub filters: u64,
     /// What they take, bytes.
     pub filter_bytes: u64,
+    /// What the histories of all streams take, bytes.
+    pub history_bytes: u64,
 }
 
 impl Add for Counts {
@@ -427,8 +482,19 @@ impl Add for Counts {
 
 impl AddAssign for Counts {
     fn add_assign(&mut self, more: Self) {
-        let Self { total, active, stale, unique, streams, running, config_bytes, client_bytes, filters, filter_bytes } =
-            more;
+        let Self {
+            total,
+            active,
+            stale,
+            unique,
+            streams,
+            running,
+            config_bytes,
+            client_bytes,
+            filters,
+            filter_bytes,
+            history_bytes,
+        } = more;
         self.total += total;
         self.active += active;
         self.stale += stale;
@@ -439,13 +505,25 @@ impl AddAssign for Counts {
         self.client_bytes += client_bytes;
         self.filters += filters;
         self.filter_bytes += filter_bytes;
+        self.history_bytes += history_bytes;
     }
 }
 
 impl SubAssign for Counts {
     fn sub_assign(&mut self, less: Self) {
-        let Self { total, active, stale, unique, streams, running, config_bytes, client_bytes, filters, filter_bytes } =
-            less;
+        let Self {
+            total,
+            active,
+            stale,
+            unique,
+            streams,
+            running,
+            config_bytes,
+            client_bytes,
+            filters,
+            filter_bytes,
+            history_bytes,
+        } = less;
         self.total -= total;
         self.active -= active;
         self.stale -= stale;
@@ -456,6 +534,7 @@ impl SubAssign for Counts {
         self.client_bytes -= client_bytes;
         self.filters -= filters;
         self.filter_bytes -= filter_bytes;
+        self.history_bytes -= history_bytes;
     }
 }
 

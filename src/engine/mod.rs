@@ -49,6 +49,8 @@
 //! | `prefetch` | nothing: it asks memory for what a look-up will read |
 //! | `wheel` | when to look again |
 //! | `requests` | answers for repeats |
+//! | `history` | what is kept of what happened, and what is forgotten |
+//! | `questions` | nothing: it looks up what is asked |
 //! | `check` | every invariant, for tests |
 //! | this one | which of them an input concerns; streams found, created, woken, removed |
 
@@ -66,12 +68,14 @@ mod config;
 mod filter;
 mod followers;
 mod handle;
+mod history;
 mod ids;
 mod index;
 mod input;
 mod membership;
 mod outbox;
 mod prefetch;
+mod questions;
 mod records;
 mod requests;
 mod schedule;
@@ -86,6 +90,7 @@ pub use config::*;
 pub use filter::*;
 pub use followers::MAX_FILTERS_OF_STREAM;
 pub use handle::Handle;
+pub use history::{Action, HistoryEntry, MAX_HISTORY_OF_STREAM};
 pub use ids::*;
 pub use input::*;
 pub use outbox::*;
@@ -97,6 +102,7 @@ pub use stream::SNAPSHOT_INTERVAL_MS;
 use check::Entries;
 use commands::Moment;
 use followers::{Followers, Room};
+use history::History;
 use index::Index;
 use prefetch::prefetch;
 use records::NONE;
@@ -142,6 +148,7 @@ pub struct Engine {
     subscribers: Subscribers,
     followers: Followers,
     requests: Requests,
+    history: History,
     hasher: FixedState,
     counts: Counts,
     last_epoch: u64,
@@ -203,6 +210,7 @@ impl Engine {
             subscribers: Subscribers::new(settings.stale_after_ms, settings.seed),
             followers: Followers::new(),
             requests: Requests::new(&settings.limits, settings.seed),
+            history: History::new(),
             hasher: FixedState::with_seed(settings.seed),
             counts: Counts::default(),
             last_epoch: 0,
@@ -236,6 +244,7 @@ impl Engine {
     ) -> Result<Accepted, Rejection> {
         let made = outbox.updates.len();
         let result = self.dispatch(now, input, hint, outbox);
+        self.note_changes(None, outbox);
         self.followers.mark(&mut outbox.updates[made..]);
         result
     }
@@ -273,6 +282,13 @@ impl Engine {
             }
             Input::GetStats(stream_id) => self.stats(stream_id).map(Accepted::Stats),
             Input::ListStreams { from_slot, limit } => Ok(self.list(now, from_slot, limit, outbox)),
+            Input::GetConfig(stream_id) => self.get_config(now, stream_id, outbox),
+            Input::ListSubscribers { stream_id, from_slot, limit } => {
+                self.list_subscribers(now, stream_id, from_slot, limit, outbox)
+            }
+            Input::GetHistory { stream_id, before_revision, limit } => {
+                self.get_history(now, stream_id, limit, before_revision, outbox)
+            }
             Input::SetQuota(quota) => {
                 self.quota = quota;
                 Ok(Accepted::Noted)
@@ -342,6 +358,7 @@ impl Engine {
             self.on_timeout(now, silent, outbox);
         }
         looks += budget / 8;
+        self.note_changes(None, outbox);
         self.reap(&mut looks);
         self.requests.forget_until(now, looks);
         self.followers.mark(&mut outbox.updates[made..]);
@@ -375,6 +392,7 @@ impl Engine {
             client_bytes: self.subscribers.bytes(),
             filters: self.followers.len() as u64,
             filter_bytes: self.followers.bytes(),
+            history_bytes: self.history.bytes(),
             ..self.counts
         }
     }
@@ -383,6 +401,12 @@ impl Engine {
     #[must_use]
     pub const fn requests_forgotten_early(&self) -> u64 {
         self.requests.forgotten_early()
+    }
+
+    /// How many entries of histories were forgotten for want of room.
+    #[must_use]
+    pub const fn history_forgotten_early(&self) -> u64 {
+        self.history.forgotten_early()
     }
 
     /// Whether nothing is left: no stream, no subscriber, no filter, no timer, no remembered answer.
@@ -416,6 +440,7 @@ impl Engine {
             None => self.add_stream(show),
         };
         self.with_stream(slot, |stream| stream.audience_changed(now, outbox));
+        self.note_changes(None, outbox);
         self.followers.mark(&mut outbox.updates[made..]);
     }
 
@@ -447,17 +472,21 @@ impl Engine {
         if slot.is_ok() || matches!(request.command, Command::Start(_)) {
             self.check_conditions(now, slot.as_ref().ok().copied(), &request)?;
         }
-        let Request { stream_id, command, .. } = request;
+        let Request { stream_id, command, issued_by, .. } = request;
+        let by = (Action::of(&command), issued_by.unwrap_or_default());
         let slot = match (slot, command) {
             (Err(_), Command::Start(config)) => self.create(now, stream_id, config, outbox)?,
             (Err(not_found), _) => return Err(not_found),
             (Ok(slot), Command::Remove) => return Ok(Accepted::State(self.remove_stream(now, slot, false, outbox))),
             (Ok(slot), command) => {
                 let (spare, moment) = (self.spare(), Moment { now, clock: self.clock });
+                let from_ms = self.streams.get(slot).show.position_ms(now);
                 self.reconsider_stream(slot, |stream| stream.command(moment, command, spare, outbox))?;
+                outbox.came_from(from_ms);
                 slot
             }
         };
+        self.note_changes(Some(by), outbox);
         Ok(Accepted::State(self.streams.get(slot).state(now, Cause::Command)))
     }
 
@@ -534,34 +563,6 @@ impl Engine {
         Accepted::Following { token, lease_ms, joined, state }
     }
 
-    // --- questions -----------------------------------------------------------------------------------------------
-
-    fn stats(&self, stream_id: Option<StreamId<'_>>) -> Result<Counts, Rejection> {
-        let Some(stream_id) = stream_id else { return Ok(self.counts()) };
-        Ok(self.streams.get(self.find_stream(stream_id)?).counts())
-    }
-
-    fn list(&mut self, now: Tick, from_slot: u32, limit: usize, outbox: &mut Outbox) -> Accepted {
-        /// Slots looked at in one call: a table that was once large and is nearly empty takes several pages.
-        const MOST_SLOTS: usize = 4_096;
-        // An empty table is at its end at once, however large it once was.
-        let end = if self.streams.0.is_empty() { 0 } else { self.streams.0.capacity() };
-        let mut states = Vec::new();
-        let mut slot = from_slot as usize;
-        let last = slot.saturating_add(MOST_SLOTS).min(end);
-        while slot < last && states.len() < limit {
-            if self.streams.0.get(slot).is_some_and(|stream| !stream.is_removed()) {
-                self.wake(now, slot as u32, outbox);
-                let stream = self.streams.get(slot as u32);
-                if !stream.is_removed() {
-                    states.push(stream.state(now, Cause::Snapshot));
-                }
-            }
-            slot += 1;
-        }
-        Accepted::Streams { states, next_slot: (slot < end).then_some(slot as u32) }
-    }
-
     // --- streams -------------------------------------------------------------------------------------------------
 
     fn find_stream(&self, stream_id: StreamId<'_>) -> Result<u32, Rejection> {
@@ -624,6 +625,7 @@ impl Engine {
         if !self.with_stream(slot, |stream| stream.wake(now, clock, outbox)) {
             self.remove_stream(now, slot, true, outbox);
         }
+        self.note_changes(None, outbox);
     }
 
     /// Lets time or the audience do something to a stream, counts what it changed, and arms its timer for what is due
@@ -677,6 +679,7 @@ impl Engine {
         let hash = self.hash_of(&last.stream_id);
         self.by_id.remove(hash, slot);
         self.requests.note_presence(&last.stream_id, false);
+        self.history.forget(slot);
         self.removed.push_back(slot);
         last
     }

@@ -140,12 +140,41 @@ pub struct Outbox {
     pub updates: Vec<StateUpdate>,
     /// Events in the order in which they happened.
     pub events: Vec<Event>,
+    /// What histories are to be told, which the engine does before it returns.
+    pub(super) changes: Vec<Change>,
+}
+
+/// What an update does not tell of the change that made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    /// Which of the updates.
+    pub update: usize,
+    /// When the stream was at the beginning of its pass, had it always played; none if it does not play.
+    pub began: Option<Tick>,
+    /// Where it was before, ms.
+    pub position_before_ms: u64,
 }
 
 impl Outbox {
+    /// Notes of the newest update what a history is to be told besides.
+    pub(super) fn note_change(&mut self, began: Option<Tick>, position_before_ms: u64) {
+        if let Some(update) = self.updates.len().checked_sub(1) {
+            self.changes.push(Change { update, began, position_before_ms });
+        }
+    }
+
+    /// Says of the first change that was not told yet where the stream was before: a command may change lengths first, and
+    /// with them what a position means.
+    pub(super) fn came_from(&mut self, position_ms: u64) {
+        if let Some(change) = self.changes.first_mut() {
+            change.position_before_ms = position_ms;
+        }
+    }
+
     /// Empties it and keeps its memory.
     pub fn clear(&mut self) {
         self.updates.clear();
         self.events.clear();
+        self.changes.clear();
     }
 }

@@ -181,6 +181,18 @@ impl Show {
         }
     }
 
+    pub(super) fn position_ms(&self, now: Tick) -> u64 {
+        self.pass.place(self.head(now).pass_ms).position_ms
+    }
+
+    /// When it was at the beginning of its pass, had it always played; never if it does not.
+    pub(super) const fn began(&self) -> Option<Tick> {
+        match &self.lifecycle {
+            Lifecycle::Running(run) => Some(Tick(run.anchor.0.saturating_sub(run.from.pass_ms))),
+            _ => None,
+        }
+    }
+
     /// Where it is in the present scene; nowhere before the start and after the end.
     pub(super) fn present(&self, head: Playhead) -> Option<Place> {
         self.has_scene(head).then(|| self.pass.place(head.pass_ms))

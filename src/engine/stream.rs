@@ -217,8 +217,9 @@ impl Stream {
         }
         self.advance_to(end, outbox);
         if matches!(self.show.lifecycle, Lifecycle::Running(_) | Lifecycle::Paused(_)) {
+            let from_ms = self.show.position_ms(end);
             self.show.restore_lengths();
-            self.enter(now, Lifecycle::Idle(Playhead::START), Cause::Lifecycle, outbox);
+            self.enter_from(now, from_ms, Lifecycle::Idle(Playhead::START), Cause::Lifecycle, outbox);
         }
     }
 
@@ -303,6 +304,12 @@ impl Stream {
 
     /// Enters a state: the only function that changes the lifecycle, counts the revision and makes the update of it.
     pub(super) fn enter(&mut self, now: Tick, lifecycle: Lifecycle, cause: Cause, outbox: &mut Outbox) {
+        let from_ms = self.show.position_ms(now);
+        self.enter_from(now, from_ms, lifecycle, cause, outbox);
+    }
+
+    /// The same, of a stream that was at that position before, for its history.
+    fn enter_from(&mut self, now: Tick, from_ms: u64, lifecycle: Lifecycle, cause: Cause, outbox: &mut Outbox) {
         let was_live = matches!(self.mode(), Mode::Running | Mode::Paused);
         let mut was_on_schedule = self.show.is_on_schedule();
         self.show.lifecycle = lifecycle;
@@ -321,6 +328,7 @@ impl Stream {
             _ => {}
         }
         self.emit(now, cause, outbox);
+        outbox.note_change(self.show.began(), from_ms);
     }
 
     /// Normalises a state on entry: it is reckoned from now; past the end → Finished; FREEZE and unwatched → Idle.

@@ -15,7 +15,7 @@ use foldhash::fast::FixedState;
 use slab::Slab;
 
 use super::{
-    ClientId, Handle, Hint, Tick,
+    ClientId, Handle, Hint, SubscriberInfo, Tick,
     check::Entries,
     client_id::Form,
     handle::{HandleKey, Named},
@@ -328,6 +328,30 @@ impl Subscribers {
         Some(SocketAddr::new(ip, (record.seen >> PORT_SHIFT) as u16))
     }
 
+    /// What there is to tell of one.
+    pub(super) fn info(&self, slot: u32) -> SubscriberInfo {
+        let record = self.records.get(slot);
+        SubscriberInfo {
+            slot,
+            client_id: ClientId(key_of(record, &self.texts)).to_string().into(),
+            source: self.source(slot),
+            session: record.session,
+            heard: Tick(record.seen & SEEN_MASK),
+            is_stale: record.seen & IS_STALE != 0,
+        }
+    }
+
+    /// The subscribers of a stream from a slot on, at most `limit`, and where to go on: found by looking at slots one after
+    /// the other, no more than `looks` of them.
+    pub(super) fn among(&self, stream: u32, from: u32, limit: usize, looks: u32) -> (Vec<u32>, Option<u32>) {
+        let end = self.records.used;
+        let last = from.saturating_add(looks).min(end);
+        let mut own = (from..last).filter(|slot| self.records.get(*slot).stream == stream);
+        let found: Vec<u32> = own.by_ref().take(limit).collect();
+        let next = own.next().unwrap_or(last.max(from));
+        (found, (next < end).then_some(next))
+    }
+
     /// Takes a subscriber out. `head` is the first of its stream's list, and is moved on if need be.
     pub(super) fn remove(&mut self, slot: u32, head: &mut u32) -> Removed {
         let last_of_client = self.unchain(slot);
@@ -434,7 +458,7 @@ impl Subscribers {
         assert_eq!((texts, v6), (self.texts.len(), self.v6.len()), "side tables hold what records point to");
     }
 
-    /// The slots of a stream's list, for checks.
+    /// The slots of a stream's list.
     pub(super) fn of_stream(&self, head: u32) -> impl Iterator<Item = u32> + '_ {
         std::iter::successors((head != NONE).then_some(head), |slot| {
             let behind = self.records.get(*slot).next_in_stream;

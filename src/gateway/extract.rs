@@ -61,7 +61,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for QueryParams<T>
 #[serde(deny_unknown_fields)]
 pub(super) struct Conditions {
     pub(super) expected_revision: Option<u64>,
+    pub(super) expected_epoch: Option<u64>,
+    /// Empty: no scene is.
+    pub(super) expected_scene: Option<String>,
     pub(super) request_id: Option<String>,
+    /// Nobody is authenticated here, so whoever asks says who it is.
+    pub(super) issued_by: Option<String>,
 }
 
 /// A JSON body that must be there, with the leave to keep what is made of it: for as long as the handler has it.

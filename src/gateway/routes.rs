@@ -19,8 +19,8 @@ use super::{
     socket,
 };
 use crate::client::{
-    Accepted, Command,
-    proto::{StateUpdate, Stats},
+    Accepted, Command, StreamConfig, SubscriberPage,
+    proto::{HistoryEntry, OrchestratorConfig, StateUpdate, Stats, SubscriberInfo},
 };
 
 /// The page at `/`: it has everything in it, and calls the routes below.
@@ -32,8 +32,10 @@ const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script
 /// Under which the ids of streams are made that a request with an id of its own creates without naming them.
 const CREATED_BY_REQUEST: uuid::Uuid = uuid::uuid!("6b0f6d0e-3f0a-4b8c-9d53-2f9f6f1c7a41");
 
-/// Streams on one page of `GET /streams`, at most; the service's own limit.
+/// Streams or subscribers on one page, at most; the service's own limit.
 const MAX_PAGE: u32 = 1_000;
+/// Entries of a history in one answer, at most; likewise.
+const MAX_HISTORY: u32 = 256;
 
 type Shared = State<Arc<App>>;
 type Answer<T> = Result<T, ApiError>;
@@ -54,10 +56,13 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/streams/{stream_id}/seek/{position_ms}", post(seek))
         .route("/streams/{stream_id}/adjust/{delta_ms}", post(adjust))
         .route("/streams/{stream_id}/status", put(status))
-        .route("/streams/{stream_id}/config", put(configure))
+        .route("/streams/{stream_id}/config", put(configure).get(config))
+        .route("/streams/{stream_id}/subscribers", get(subscribers))
+        .route("/streams/{stream_id}/history", get(history))
         .route("/streams/{stream_id}/stats", get(stream_stats))
         .route("/streams/{stream_id}/ws", get(socket::open))
         .route("/stats", get(stats))
+        .route("/time", get(time))
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .with_state(app)
@@ -111,15 +116,81 @@ struct StreamPage {
 }
 
 async fn list(State(app): Shared, QueryParams(asked): QueryParams<PageParams>) -> Answer<Json<StreamPage>> {
-    let limit = match asked.limit {
-        None => 0,
-        Some(limit) => u32::try_from(limit)
-            .ok()
-            .filter(|limit| (1..=MAX_PAGE).contains(limit))
-            .ok_or_else(|| ApiError::invalid(format!("limit must be from 1 to {MAX_PAGE}, not {limit}")))?,
-    };
-    let page = app.client.list_streams(limit, asked.cursor.as_deref()).await?;
+    let page = app.client.list_streams(limit(asked.limit, MAX_PAGE)?, asked.cursor.as_deref()).await?;
     Ok(Json(StreamPage { streams: page.streams, cursor: page.cursor }))
+}
+
+/// How much is asked for at once, in the service's words: nothing said is 0 there.
+fn limit(asked: Option<u64>, most: u32) -> Answer<u32> {
+    let Some(limit) = asked else { return Ok(0) };
+    u32::try_from(limit)
+        .ok()
+        .filter(|limit| (1..=most).contains(limit))
+        .ok_or_else(|| ApiError::invalid(format!("limit must be from 1 to {most}, not {limit}")))
+}
+
+/// What a stream was asked to be. `config` may be given to `PUT` as it is.
+#[derive(Serialize)]
+struct Configured {
+    stream_id: String,
+    revision: u64,
+    config: OrchestratorConfig,
+    /// Of this pass, if a scene was adjusted in it.
+    scene_duration_ms: Vec<u64>,
+    state: StateUpdate,
+}
+
+async fn config(State(app): Shared, Params(stream_id): Params<String>) -> Answer<Json<Configured>> {
+    let StreamConfig { config, scene_duration_ms, state } = app.client.get_config(&stream_id).await?;
+    Ok(Json(Configured { stream_id, revision: state.revision, config, scene_duration_ms, state }))
+}
+
+#[derive(Serialize)]
+struct Subscribers {
+    subscribers: Vec<SubscriberInfo>,
+    server_time_ms: u64,
+    cursor: Option<String>,
+}
+
+async fn subscribers(
+    State(app): Shared,
+    Params(stream_id): Params<String>,
+    QueryParams(asked): QueryParams<PageParams>,
+) -> Answer<Json<Subscribers>> {
+    let limit = limit(asked.limit, MAX_PAGE)?;
+    let page = app.client.list_subscribers(&stream_id, limit, asked.cursor.as_deref()).await?;
+    let SubscriberPage { subscribers, server_time_ms, cursor } = page;
+    Ok(Json(Subscribers { subscribers, server_time_ms, cursor }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HistoryParams {
+    limit: Option<u64>,
+    before_revision: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct History {
+    history: Vec<HistoryEntry>,
+}
+
+async fn history(
+    State(app): Shared,
+    Params(stream_id): Params<String>,
+    QueryParams(asked): QueryParams<HistoryParams>,
+) -> Answer<Json<History>> {
+    let limit = limit(asked.limit, MAX_HISTORY)?;
+    Ok(Json(History { history: app.client.history(&stream_id, limit, asked.before_revision).await? }))
+}
+
+#[derive(Serialize)]
+struct Time {
+    server_time_ms: u64,
+}
+
+async fn time(State(app): Shared) -> Answer<Json<Time>> {
+    Ok(Json(Time { server_time_ms: app.client.get_time().await? }))
 }
 
 async fn state(State(app): Shared, Params(stream_id): Params<String>) -> Answer<Json<StateUpdate>> {
@@ -145,12 +216,19 @@ struct Done {
 
 impl App {
     async fn tell(&self, stream_id: &str, command: Command, conditions: Conditions) -> Answer<Accepted> {
-        let mut call = self.client.command(stream_id, command);
-        if let Some(request_id) = conditions.request_id {
+        let Conditions { expected_revision, expected_epoch, expected_scene, request_id, issued_by } = conditions;
+        let mut call = self.client.command(stream_id, command).issued_by(issued_by.unwrap_or_default());
+        if let Some(request_id) = request_id {
             call = call.request_id(request_id);
         }
-        if let Some(revision) = conditions.expected_revision {
+        if let Some(revision) = expected_revision {
             call = call.expected_revision(revision);
+        }
+        if let Some(epoch) = expected_epoch {
+            call = call.expected_epoch(epoch);
+        }
+        if let Some(scene) = expected_scene {
+            call = call.expected_scene(scene);
         }
         Ok(call.await?)
     }

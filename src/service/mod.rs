@@ -253,6 +253,7 @@ impl Service {
             ("orchestrator_client_bytes", counts.client_bytes),
             ("orchestrator_filters", counts.filters),
             ("orchestrator_filter_bytes", counts.filter_bytes),
+            ("orchestrator_history_bytes", counts.history_bytes),
             ("orchestrator_receive_dropped", self.transports.iter().map(|transport| transport.dropped()).sum()),
             ("orchestrator_ready", u64::from(self.ready().is_ok())),
         ] {

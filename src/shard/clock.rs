@@ -40,7 +40,8 @@ impl Default for Clock {
     }
 }
 
-fn wall_ms() -> u64 {
+/// The wall clock, ms since 1970.
+pub(super) fn wall_ms() -> u64 {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
 }

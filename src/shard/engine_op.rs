@@ -98,7 +98,15 @@ impl EngineOp {
             Self::Query(bytes) => decode::message(bytes, limits).and_then(|query| match queries::question(&query)? {
                 Question::State(stream_id) => handle(Input::GetState(stream_id)),
                 Question::Stats(stream_id) => handle(Input::GetStats(stream_id)),
+                Question::Config(stream_id) => handle(Input::GetConfig(stream_id)),
+                Question::Subscribers { stream_id, limit, from_slot } => {
+                    handle(Input::ListSubscribers { stream_id, from_slot, limit })
+                }
+                Question::History { stream_id, limit, before_revision } => {
+                    handle(Input::GetHistory { stream_id, before_revision, limit })
+                }
                 Question::List { .. } => Err(Refusal::Unavailable("a list is made in parts")),
+                Question::Time => Err(Refusal::Unavailable("the time is told where questions come in")),
             }),
             Self::List { from_slot, limit } => handle(Input::ListStreams { from_slot: *from_slot, limit: *limit }),
             Self::Quota(quota) => handle(Input::SetQuota(*quota)),

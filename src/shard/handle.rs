@@ -17,7 +17,7 @@ use super::{
 use crate::{
     engine::{Accepted, Hint, Unplaced},
     wire::{
-        Refusal, encode, proto,
+        Refusal, encode, proto, queries, read_back,
         subject::{self, Subject},
     },
 };
@@ -55,6 +55,7 @@ impl Shard {
                 let weight = weight_of(bytes.len());
                 let fed = EngineOp::Command(bytes);
                 let (outcome, asker) = self.feed_for(now, &fed, Asker { about: subject::COMMAND, reply });
+                log::command(&outcome.message, &outcome.result);
                 self.answer(now, &outcome.result, outcome.message.stream_id(), asker, queue);
                 weight
             }
@@ -70,8 +71,8 @@ impl Shard {
             Body::Query(bytes) => {
                 let fed = EngineOp::Query(bytes);
                 let (outcome, asker) = self.feed_for(now, &fed, Asker { about: subject::QUERY, reply });
-                self.answer_query(now, outcome.result, asker, queue);
-                1
+                let looks = looks(&outcome.result);
+                looks + self.answer_query(now, outcome.result, asker, queue)
             }
         };
         (weight, None)
@@ -187,7 +188,7 @@ impl Shard {
         let asker = Asker { about, reply };
         match result {
             Ok(Gathered::Batch(accepted)) => self.answer(now, &Ok(accepted), &stream_id, asker, queue),
-            Ok(Gathered::Stats(counts)) => self.answer_query(now, Ok(Accepted::Stats(counts)), asker, queue),
+            Ok(Gathered::Stats(counts)) => _ = self.answer_query(now, Ok(Accepted::Stats(counts)), asker, queue),
             Ok(Gathered::Page(page)) => {
                 let limit = queue.max_payload();
                 match page.encode(limit) {
@@ -221,18 +222,25 @@ impl Shard {
         self.reply_with(now, message.encode_to_vec().into(), asker.reply, queue);
     }
 
-    fn answer_query(&mut self, now: Now, result: Result<Accepted, Refusal>, asker: Asker, queue: &mut PublishQueue) {
-        let message = match result {
-            Ok(Accepted::State(update)) => {
-                proto::QueryReply { state: vec![encode::state(&update, now)], ..Default::default() }
+    /// Answers a question. Returns how much the answer is.
+    fn answer_query(
+        &mut self,
+        now: Now,
+        result: Result<Accepted, Refusal>,
+        asker: Asker,
+        queue: &mut PublishQueue,
+    ) -> usize {
+        match result.and_then(|accepted| answer_to(&accepted, now, queue)) {
+            Ok(message) => {
+                let weight = weight_of(message.len());
+                self.reply_with(now, message, asker.reply, queue);
+                weight
             }
-            Ok(Accepted::Stats(counts)) => {
-                proto::QueryReply { stats: Some(encode::stats(&counts, queue.published_to())), ..Default::default() }
+            Err(refusal) => {
+                self.answer(now, &Err(refusal), "", asker, queue);
+                1
             }
-            Ok(_) => proto::QueryReply::default(),
-            Err(refusal) => return self.answer(now, &Err(refusal), "", asker, queue),
-        };
-        self.reply_with(now, message.encode_to_vec().into(), asker.reply, queue);
+        }
     }
 
     /// Owes an answer, behind the updates that came before it.
@@ -273,6 +281,36 @@ impl Shard {
             Body::Part(part) => InHand::Part(part),
         };
         self.answer_lost(queue);
+    }
+}
+
+/// The answer to a question. Large ones must not take the room of changes.
+fn answer_to(accepted: &Accepted, now: Now, queue: &PublishQueue) -> Result<Bytes, Refusal> {
+    let is_large = matches!(accepted, Accepted::Config { .. } | Accepted::Subscribers { .. } | Accepted::History(_));
+    if is_large && queue.refuses_large_answers() {
+        return Err(FULL);
+    }
+    let most = queue.max_payload();
+    let message = match accepted {
+        Accepted::State(update) => proto::QueryReply { state: vec![encode::state(update, now)], ..Default::default() },
+        Accepted::Stats(counts) => {
+            proto::QueryReply { stats: Some(encode::stats(counts, queue.published_to())), ..Default::default() }
+        }
+        Accepted::Config { config, state } => return read_back::configured(config, state, now, most),
+        Accepted::Subscribers { subscribers, next_slot } => {
+            return read_back::subscribers(subscribers, *next_slot, now, most);
+        }
+        Accepted::History(entries) => return read_back::history(entries, now, most),
+        _ => proto::QueryReply::default(),
+    };
+    Ok(message.encode_to_vec().into())
+}
+
+/// How much finding an answer was, beside writing it.
+fn looks(result: &Result<Accepted, Refusal>) -> usize {
+    match result {
+        Ok(Accepted::Subscribers { .. }) => queries::LOOKS_WEIGHT,
+        _ => 0,
     }
 }
 

@@ -5,6 +5,7 @@
 //! concerns several shards is checked and cut into pieces, because each would make a shard's turn long.
 
 use std::{
+    fmt,
     ops::Range,
     sync::{Arc, atomic::AtomicUsize},
 };
@@ -14,6 +15,7 @@ use metrics::counter;
 use prost::{DecodeError, Message as _};
 
 use super::{
+    clock::wall_ms,
     gather::{Part, Permit, What, Work},
     log,
     mailbox::{Body, Mail, Unsent},
@@ -27,6 +29,7 @@ use crate::{
         commands::CommandRoute,
         decode, encode, proto,
         queries::{self, Question},
+        read_back,
         subject::{self, Subject},
         subscriptions::{self, SubscriptionRoute},
     },
@@ -48,14 +51,32 @@ impl Default for IngressLimits {
     }
 }
 
+/// How the wall clock is read, ms since 1970.
+pub type ReadWallClock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
 /// See the module.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Ingress {
     router: Arc<Router>,
     limits: Arc<WireLimits>,
     own: IngressLimits,
     /// How many states the lists that are under way may have.
     listed: Arc<AtomicUsize>,
+    /// Told to whoever asks for the time: here, where no mailbox comes before it.
+    wall_clock: ReadWallClock,
+}
+
+impl fmt::Debug for Ingress {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { router, limits, own, listed, wall_clock: _ } = self;
+        formatter
+            .debug_struct("Ingress")
+            .field("router", router)
+            .field("limits", limits)
+            .field("own", own)
+            .field("listed", listed)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Ingress {
@@ -68,10 +89,16 @@ impl Ingress {
     /// The same, with other limits of its own.
     #[must_use]
     pub fn with_limits(router: Arc<Router>, limits: Arc<WireLimits>, own: IngressLimits) -> Self {
-        Self { router, limits, own, listed: Arc::default() }
+        Self { router, limits, own, listed: Arc::default(), wall_clock: Arc::new(wall_ms) }
     }
 
-    /// Takes a message. Returns an answer to publish if it was refused at once and somebody waits for it.
+    /// The same, with another clock.
+    #[must_use]
+    pub fn with_wall_clock(self, wall_clock: ReadWallClock) -> Self {
+        Self { wall_clock, ..self }
+    }
+
+    /// Takes a message. Returns an answer to publish if it was refused or answered at once and somebody waits for it.
     pub fn accept(&self, to: &str, payload: Bytes, reply: Option<Subject>) -> Option<(Subject, Bytes)> {
         if let Some(Err(error)) = reply.as_ref().map(subject::check_reply) {
             // Not carried out either: whoever asks so is up to something, or would never learn what came of it.
@@ -79,8 +106,8 @@ impl Ingress {
             return None;
         }
         let taken = match to {
-            subject::COMMAND => self.command(payload, reply.clone()),
-            subject::SUBSCRIPTION => self.subscription(payload, reply.clone()),
+            subject::COMMAND => self.command(payload, reply.clone()).map(|()| None),
+            subject::SUBSCRIPTION => self.subscription(payload, reply.clone()).map(|()| None),
             subject::QUERY => {
                 if reply.is_none() {
                     // A question that nobody waits for.
@@ -94,10 +121,15 @@ impl Ingress {
                 return None;
             }
         };
-        let refusal = taken.err()?;
-        log::refused(refusal.code(), &refusal.to_string(), to);
-        // That of a query has the same fields.
-        Some((reply?, encode::refusal(&refusal, "").encode_to_vec().into()))
+        let answer = match taken {
+            Ok(answer) => answer?,
+            Err(refusal) => {
+                log::refused(refusal.code(), &refusal.to_string(), to);
+                // That of a query has the same fields.
+                encode::refusal(&refusal, "").encode_to_vec().into()
+            }
+        };
+        Some((reply?, answer))
     }
 
     fn command(&self, payload: Bytes, reply: Option<Subject>) -> Result<(), Refusal> {
@@ -138,15 +170,22 @@ impl Ingress {
         self.send_parts(what, parts, reply, None)
     }
 
-    fn query(&self, payload: Bytes, reply: Option<Subject>) -> Result<(), Refusal> {
+    /// Takes a question, or answers it.
+    fn query(&self, payload: Bytes, reply: Option<Subject>) -> Result<Option<Bytes>, Refusal> {
         let message: proto::Query = decode::message(&payload, &self.limits)?;
         let shards = self.router.shards();
         let each = |shards: Range<usize>, weight: usize| {
             shards.map(|shard| (shard, Work { weight, ..Work::default() })).collect()
         };
-        match queries::question(&message)? {
-            Question::State(stream_id) | Question::Stats(Some(stream_id)) => {
-                self.send(self.router.owner(stream_id.partition()), Body::Query(payload), reply)
+        let taken = match queries::question(&message)? {
+            Question::Time => return Ok(Some(read_back::time((self.wall_clock)()))),
+            question @ (Question::State(stream_id)
+            | Question::Stats(Some(stream_id))
+            | Question::Config(stream_id)
+            | Question::Subscribers { stream_id, .. }
+            | Question::History { stream_id, .. }) => {
+                let mail = Mail::new(Body::Query(payload), reply).weighing(question.weight());
+                self.router.send(self.router.owner(stream_id.partition()), mail).map_err(refusal)
             }
             Question::Stats(None) => self.send_parts(What::Stats, each(0..shards, 1), reply, None),
             Question::List { limit, from } => {
@@ -159,7 +198,8 @@ impl Ingress {
                 let permit = permit.ok_or(Refusal::Unavailable("too many lists are being made; try again"))?;
                 self.send_parts(What::List { from, limit }, each(from.0..shards, limit), reply, Some(permit))
             }
-        }
+        };
+        taken.map(|()| None)
     }
 
     /// Refuses a batch whose answer could not be sent, before anybody is registered by it. One subscriber is taken as a
@@ -312,6 +352,19 @@ mod tests {
         assert_eq!(register(1), None);
         let (_, answer) = register(2).expect("it is refused");
         assert_eq!(proto::Reply::decode(answer).unwrap().code(), proto::Code::ResourceExhausted);
+    }
+
+    #[test]
+    fn the_time_is_told_at_once_and_to_whoever_waits_for_it() {
+        let ingress = ingress([0; 3]).with_wall_clock(Arc::new(|| 1_700_000_000_123));
+        let question = proto::Query { query: Some(proto::query::Query::GetTime(proto::GetTime {})) };
+        let question = Bytes::from(question.encode_to_vec());
+        let (to, answer) = ingress
+            .accept(subject::QUERY, question.clone(), Some(Subject::from_static("answer")))
+            .expect("it is answered, however full the mailboxes are");
+        let expected = proto::QueryReply { server_time_ms: 1_700_000_000_123, ..Default::default() };
+        assert_eq!((&*to, proto::QueryReply::decode(answer)), ("answer", Ok(expected)));
+        assert_eq!(ingress.accept(subject::QUERY, question, None), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::{engine_op::Message, throttle::Throttle};
 use crate::{
     engine::{Accepted, Event, Joined, StateUpdate},
     wire::{
-        Refusal, proto,
+        Refusal, commands, proto,
         subject::ReplyError,
         subscriptions::{Kind, Named},
     },
@@ -34,6 +34,16 @@ pub(super) fn reply_refused(about: &str, error: &ReplyError) {
     counter!("orchestrator_dropped_total", "reason" => "reply_subject").increment(1);
     if let Some(held_back) = LINES.pass() {
         warn!(about, %error, held_back, "a message was refused for its reply subject; told at most once in 30 s");
+    }
+}
+
+/// A command that was carried out, and who said to have done it.
+pub(super) fn command(message: &Message<'_>, result: &Result<Accepted, Refusal>) {
+    if let (Message::Command(message), Ok(Accepted::State(state))) = (message, result)
+        && let Some(command) = &message.command
+    {
+        let (name, issued_by) = (commands::name(command), &*message.issued_by);
+        debug!(stream_id = &*state.stream_id, command = name, issued_by, revision = state.revision, "command");
     }
 }
 

@@ -22,6 +22,7 @@ struct ShardTotals {
     client_bytes: AtomicU64,
     filters: AtomicU64,
     filter_bytes: AtomicU64,
+    history_bytes: AtomicU64,
 }
 
 impl Totals {
@@ -44,6 +45,7 @@ impl Totals {
         own.client_bytes.store(counts.client_bytes, Ordering::Relaxed);
         own.filters.store(counts.filters, Ordering::Relaxed);
         own.filter_bytes.store(counts.filter_bytes, Ordering::Relaxed);
+        own.history_bytes.store(counts.history_bytes, Ordering::Relaxed);
     }
 
     /// How many streams these shards counted last.
@@ -67,6 +69,7 @@ impl Totals {
                 client_bytes: own.client_bytes.load(Ordering::Relaxed),
                 filters: own.filters.load(Ordering::Relaxed),
                 filter_bytes: own.filter_bytes.load(Ordering::Relaxed),
+                history_bytes: own.history_bytes.load(Ordering::Relaxed),
             }
         })
     }

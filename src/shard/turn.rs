@@ -75,7 +75,7 @@ pub enum Next {
 /// What a shard is made with.
 #[derive(Clone, Debug)]
 pub struct ShardSettings {
-    /// For its engine. The limits on streams and subscribers are those of the whole service.
+    /// For its engine. The limits are those of the whole service.
     pub engine: Settings,
     /// For what comes in.
     pub wire: Arc<WireLimits>,
@@ -115,8 +115,9 @@ pub struct Shard {
     pub(super) in_hand: InHand,
     recorder: Option<Arc<Recorder>>,
     turn: TurnLimits,
-    /// How many forgotten answers were counted.
+    /// How many forgotten answers were counted, and how many forgotten entries of histories.
     forgotten: u64,
+    history_forgotten: u64,
     /// When the next turn is due.
     due: Option<Tick>,
     /// When it last did all that was due.
@@ -129,7 +130,10 @@ pub struct Shard {
 impl Shard {
     /// A shard with an empty engine.
     #[must_use]
-    pub fn new(number: usize, settings: ShardSettings, router: Arc<Router>, totals: Arc<Totals>) -> Self {
+    pub fn new(number: usize, mut settings: ShardSettings, router: Arc<Router>, totals: Arc<Totals>) -> Self {
+        // A table that forgets is full in the end. Shared as other limits are, it would leave nothing to the shard that
+        // comes later: so each has its part from the beginning.
+        settings.engine.limits.max_history_bytes /= router.shards() as u64;
         let limits = settings.engine.limits.clone();
         if let Some(recorder) = &settings.recorder {
             recorder.begin(number, &settings.engine);
@@ -149,6 +153,7 @@ impl Shard {
             recorder: settings.recorder,
             turn: settings.turn,
             forgotten: 0,
+            history_forgotten: 0,
             due: None,
             expired_at: Tick(0),
             #[cfg(test)]
@@ -280,8 +285,8 @@ impl Shard {
         tight
     }
 
-    /// Counts what was given up: answers forgotten before their time, for want of room, and ticks that newer updates
-    /// have replaced.
+    /// Counts what was given up: answers and entries of histories that were forgotten for want of room, and ticks that
+    /// newer updates have replaced.
     fn tell_dropped(&mut self, queue: &mut PublishQueue) {
         // As a rule nothing is, and a counter is looked up by its name: turns are short.
         let superseded = queue.take_superseded();
@@ -293,6 +298,12 @@ impl Shard {
             counter!("orchestrator_dropped_total", "reason" => "request_forgotten")
                 .increment(forgotten - self.forgotten);
             self.forgotten = forgotten;
+        }
+        let forgotten = self.engine.history_forgotten_early();
+        if forgotten > self.history_forgotten {
+            counter!("orchestrator_dropped_total", "reason" => "history_forgotten")
+                .increment(forgotten - self.history_forgotten);
+            self.history_forgotten = forgotten;
         }
     }
 

@@ -38,6 +38,15 @@ macro_rules! commands {
                 $(Command::$with_config(message) => &message.stream_id,)+
             }
         }
+
+        /// What a command is called in the contract.
+        #[must_use]
+        pub const fn name(command: &Command) -> &'static str {
+            match command {
+                $(Command::$name(_) => stringify!($name),)+
+                $(Command::$with_config(_) => stringify!($with_config),)+
+            }
+        }
     };
 }
 

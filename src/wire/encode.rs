@@ -88,7 +88,13 @@ pub struct Now {
 impl Now {
     /// The wall clock at the moment that an update is of. What is told again has noted it.
     fn wall_of(self, update: &StateUpdate) -> u64 {
-        update.server_time_ms.unwrap_or_else(|| self.wall_ms.saturating_sub(self.tick.since(update.at)))
+        update.server_time_ms.unwrap_or_else(|| self.wall_at(update.at))
+    }
+
+    /// The wall clock at an earlier moment, had it not been set since.
+    #[must_use]
+    pub const fn wall_at(self, earlier: Tick) -> u64 {
+        self.wall_ms.saturating_sub(self.tick.since(earlier))
     }
 
     /// How long the stream waits, by that clock, for the instant at which it starts, ms.
@@ -336,7 +342,10 @@ pub fn reply(accepted: &Accepted, stream_id: &str, now: Now) -> proto::Reply {
         | Accepted::Heard
         | Accepted::Noted
         | Accepted::Stats(_)
-        | Accepted::Streams { .. } => empty(),
+        | Accepted::Streams { .. }
+        | Accepted::Config { .. }
+        | Accepted::Subscribers { .. }
+        | Accepted::History(_) => empty(),
     }
 }
 

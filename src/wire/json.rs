@@ -41,3 +41,5 @@ by_name!(cause, proto::Cause, "CAUSE_");
 by_name!(published_to, proto::PublishedTo, "PUBLISHED_TO_");
 by_name!(code, proto::Code, "");
 by_name!(when_empty, proto::WhenEmpty, "");
+by_name!(at_end, proto::AtEnd, "AT_END_");
+by_name!(history_action, proto::HistoryAction, "HISTORY_ACTION_");

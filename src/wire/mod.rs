@@ -10,6 +10,7 @@
 //! | `reader` | the pieces of a message, read in place |
 //! | `decode` | what all readings share: sizes, and the words of a refusal |
 //! | `encode` | updates and answers |
+//! | `read_back` | answers about one stream's configuration, subscribers and history |
 //! | `feed` | a feed's message, update by update |
 //! | `replace` | which update may take another's place |
 //! | `json`, `subject` | names in JSON; subjects |
@@ -22,6 +23,7 @@ mod filters;
 pub mod json;
 pub mod presence;
 pub mod queries;
+pub mod read_back;
 mod reader;
 mod replace;
 pub mod subject;

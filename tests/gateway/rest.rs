@@ -4,7 +4,7 @@ use reqwest::{Method, StatusCode, header};
 use serde_json::{Value, json};
 
 use crate::{
-    support::waiting::eventually,
+    support::waiting::{eventually, wall_ms},
     under_test::{GatewayUnderTest, scenes},
 };
 
@@ -103,7 +103,7 @@ async fn a_state_has_the_wires_field_names_and_absent_ones_are_null() {
     let (status, state) = world.get("/streams/s").await;
     assert_eq!(status, 200);
     let keys: Vec<&String> = state.as_object().expect("an object").keys().collect();
-    assert_eq!(keys.len(), 21, "{keys:?}");
+    assert_eq!(keys.len(), 26, "{keys:?}");
     assert_eq!((&state["mode"], &state["cause"]), (&json!("IDLE"), &json!("SNAPSHOT")));
     assert_eq!((&state["total_duration"], &state["is_paused"]), (&json!(15_000), &json!(false)));
     assert_eq!((&state["current_scene"], &state["scene_index"]), (&Value::Null, &Value::Null), "before the start");
@@ -121,6 +121,194 @@ async fn a_state_has_the_wires_field_names_and_absent_ones_are_null() {
     for key in stats.as_object().expect("an object").keys() {
         assert!(readme.contains(&format!("`{key}`")), "{key} is in the README");
     }
+}
+
+/// A configuration with everything in it, as `PUT …/config` takes it and `GET` gives it.
+fn everything() -> Value {
+    let scene = |name: &str, more: Value| {
+        let mut scene = json!({
+            "name": name, "duration_ms": 600_000, "scene_id": "", "data": "", "at_end": "NEXT", "max_hold_ms": null,
+            "fallback_scene": "", "warn_ms": null, "danger_ms": null,
+        });
+        scene.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        scene
+    };
+    json!({
+        "scenes": [
+            scene("Intro", json!({"scene_id": "opening", "data": "{\"colour\":\"#f80\"}", "warn_ms": 60_000})),
+            scene("Break", json!({"at_end": "HOLD"})),
+            scene("Break", json!({"at_end": "HOLD", "max_hold_ms": 7_000, "fallback_scene": "closing", "danger_ms": 0})),
+            scene("Main", json!({})),
+            scene("Outro", json!({"scene_id": "closing"})),
+        ],
+        "tick_interval_ms": 250, "loop_scenes": true, "when_empty": "RUN_ON", "empty_grace_ms": 0,
+        "idle_timeout_ms": 60_000, "starts_at_ms": null, "no_ticks": true, "title": "The morning show ☀",
+    })
+}
+
+#[tokio::test]
+async fn what_put_config_took_comes_back_equal() {
+    let world = GatewayUnderTest::new().await;
+    world.create("s").await;
+    let put = async |config: &Value| {
+        let answer = world.send(world.request(Method::PUT, "/streams/s/config").json(config)).await;
+        assert_eq!(answer.0, 200, "{}", answer.1);
+    };
+    put(&everything()).await;
+    let (status, read) = world.get("/streams/s/config").await;
+    assert_eq!((status.as_u16(), &read["config"]), (200, &everything()));
+    let keys: Vec<&String> = read.as_object().expect("an object").keys().collect();
+    assert_eq!(keys, ["config", "revision", "scene_duration_ms", "state", "stream_id"]);
+    assert_eq!((&read["stream_id"], &read["scene_duration_ms"]), (&json!("s"), &json!([])));
+    assert_eq!((&read["revision"], &read["state"]["config_revision"]), (&json!(2), &json!(2)));
+    assert_eq!(&read["state"]["revision"], &read["revision"]);
+
+    put(&read["config"]).await;
+    assert_eq!(world.get("/streams/s/config").await.1["config"], read["config"]);
+    // What is left out, or null, has its default.
+    put(&json!({"scenes": [{"name": "Main", "duration_ms": 1, "scene_id": null, "data": null}], "title": null})).await;
+    let (_, read) = world.get("/streams/s/config").await;
+    let config = &read["config"];
+    assert_eq!((&config["tick_interval_ms"], &config["when_empty"]), (&json!(100), &json!("RESTART")));
+    assert_eq!((&config["empty_grace_ms"], &config["title"]), (&json!(2_000), &json!("")));
+    let scene = json!({
+        "name": "Main", "duration_ms": 1, "scene_id": "", "data": "", "at_end": "NEXT", "max_hold_ms": null,
+        "fallback_scene": "", "warn_ms": null, "danger_ms": null,
+    });
+    assert_eq!(config["scenes"], json!([scene]));
+    assert_refused(world.get("/streams/nobody/config").await, 404, "STREAM_NOT_FOUND", &["nobody"]);
+}
+
+#[tokio::test]
+async fn a_change_of_what_was_read_is_refused_if_somebody_was_quicker() {
+    let world = GatewayUnderTest::new().await;
+    world.create("s").await;
+    let (_, mut seen) = world.get("/streams/s/config").await;
+    let put = async |revision: &Value, config: &Value| {
+        let path = format!("/streams/s/config?expected_revision={revision}");
+        world.send(world.request(Method::PUT, &path).json(config)).await
+    };
+    let mut theirs = seen["config"].clone();
+    theirs["title"] = json!("Theirs");
+    assert_eq!(put(&seen["revision"], &theirs).await.0, 200);
+    seen["config"]["title"] = json!("Mine");
+    assert_refused(put(&seen["revision"], &seen["config"]).await, 409, "CONFLICT", &["expected_revision"]);
+    assert_eq!(world.get("/streams/s/config").await.1["config"]["title"], "Theirs");
+}
+
+#[tokio::test]
+async fn lengths_that_were_adjusted_are_told_beside_the_config() {
+    let world = GatewayUnderTest::new().await;
+    world.create("s").await;
+    world.post("/streams/s/adjust/-1000").await;
+    let (_, read) = world.get("/streams/s/config").await;
+    assert_eq!(read["scene_duration_ms"], json!([2_000, 10_000, 2_000]));
+    assert_eq!(read["config"]["scenes"][0]["duration_ms"], 3_000);
+}
+
+#[tokio::test]
+async fn commands_that_expect_something_else_are_conflicts() {
+    let world = GatewayUnderTest::new().await;
+    world.create_with("s", json!({"scenes": everything()["scenes"]})).await;
+    let _viewer = world.client.register("s", "viewer", None, 1).await.expect("registered");
+    let (_, state) = world.get("/streams/s").await;
+    assert_eq!((&state["current_scene"], &state["scene_id"]), (&json!("Intro"), &json!("opening")));
+    let epoch = state["epoch"].as_u64().expect("a number");
+    for (wrong, named) in [
+        ("expected_revision=1".to_owned(), "expected_revision"),
+        (format!("expected_epoch={}", epoch + 1), "expected_epoch"),
+        ("expected_scene=Break".to_owned(), "expected_scene"),
+        ("expected_scene=".to_owned(), "expected_scene"),
+    ] {
+        assert_refused(world.post(&format!("/streams/s/skip?{wrong}")).await, 409, "CONFLICT", &[named]);
+    }
+    assert_eq!(world.get("/streams/s").await.1["revision"], state["revision"], "nothing has changed");
+    // By id, and by name.
+    let skip = format!("/streams/s/skip?expected_scene=opening&expected_epoch={epoch}&expected_revision=2");
+    let (status, answer) = world.post(&skip).await;
+    assert_eq!((status.as_u16(), &answer["state"]["current_scene"]), (200, &json!("Break")), "{answer}");
+    assert_eq!(answer["state"]["scene_id"], Value::Null);
+    // A second press a moment later.
+    assert_refused(world.post("/streams/s/skip?expected_scene=opening").await, 409, "CONFLICT", &["Break"]);
+    for wrong in ["expected_epoch=x", "expected_epoch=-1", "expected_scenes=a"] {
+        assert_refused(world.post(&format!("/streams/s/skip?{wrong}")).await, 400, "INVALID_ARGUMENT", &[]);
+    }
+}
+
+#[tokio::test]
+async fn subscribers_are_listed_page_by_page() {
+    let world = GatewayUnderTest::new().await;
+    world.create("s").await;
+    let address = "192.0.2.7:51000".parse().expect("an address");
+    let mut viewers = Vec::new();
+    for session in 0..5 {
+        viewers.push(world.client.register("s", "viewer", Some(address), session).await.expect("registered"));
+    }
+    let (mut seen, mut path) = (Vec::new(), "/streams/s/subscribers?limit=2".to_owned());
+    loop {
+        let (status, page) = world.get(&path).await;
+        assert_eq!(status, 200, "{page}");
+        let subscribers = page["subscribers"].as_array().expect("a list");
+        assert!(subscribers.len() <= 2);
+        for one in subscribers {
+            let keys: Vec<&String> = one.as_object().expect("an object").keys().collect();
+            assert_eq!(keys, ["client_id", "last_heard_ms", "session", "source_addr", "stale"]);
+            assert_eq!((&one["client_id"], &one["source_addr"]), (&json!("viewer"), &json!("192.0.2.7:51000")));
+            assert!(one["last_heard_ms"].as_u64() <= page["server_time_ms"].as_u64(), "{page}");
+            seen.push(one["session"].as_u64().expect("a number"));
+        }
+        let Some(cursor) = page["cursor"].as_str() else { break };
+        path = format!("/streams/s/subscribers?limit=2&cursor={cursor}");
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, [0, 1, 2, 3, 4]);
+    assert_refused(world.get("/streams/nobody/subscribers").await, 404, "STREAM_NOT_FOUND", &["nobody"]);
+    for (query, named) in [("limit=0", "limit"), ("limit=1001", "1000"), ("cursor=x", "cursor"), ("page=1", "page")] {
+        let answer = world.get(&format!("/streams/s/subscribers?{query}")).await;
+        assert_refused(answer, 400, "INVALID_ARGUMENT", &[named]);
+    }
+}
+
+#[tokio::test]
+async fn a_history_says_who_did_what() {
+    let world = GatewayUnderTest::new().await;
+    world.create("s").await;
+    world.post("/streams/s/seek/4000?issued_by=ann%40studio").await;
+    world.post("/streams/s/skip").await;
+    let (status, read) = world.get("/streams/s/history").await;
+    assert_eq!(status, 200, "{read}");
+    let entries = read["history"].as_array().expect("a list");
+    let outline: Vec<_> = entries.iter().map(|entry| (entry["action"].clone(), entry["revision"].clone())).collect();
+    let expected = [("SKIP_SCENE", 3), ("SEEK", 2), ("START", 1)];
+    assert_eq!(outline, expected.map(|(action, revision)| (json!(action), json!(revision))));
+    let mut seek = entries[1].clone();
+    assert!(seek["at_ms"].take().as_u64().is_some_and(|ms| ms > 1_700_000_000_000));
+    let expected = json!({
+        "at_ms": null, "action": "SEEK", "issued_by": "ann@studio", "revision": 2, "mode": "IDLE", "position_ms": 4_000,
+        "position_before_ms": 0, "planned_position_ms": 4_000, "loop_count": 0, "scene_index": 1,
+    });
+    assert_eq!(seek, expected);
+
+    let (_, before) = world.get("/streams/s/history?limit=1&before_revision=3").await;
+    assert_eq!(before["history"], json!([entries[1]]));
+    assert_eq!(world.get("/streams/s/history?before_revision=1").await.1["history"], json!([]));
+    assert_refused(world.get("/streams/nobody/history").await, 404, "STREAM_NOT_FOUND", &["nobody"]);
+    for (query, named) in [("limit=0", "limit"), ("limit=257", "256"), ("before_revision=x", "before_revision")] {
+        let answer = world.get(&format!("/streams/s/history?{query}")).await;
+        assert_refused(answer, 400, "INVALID_ARGUMENT", &[named]);
+    }
+    let long = world.post(&format!("/streams/s/skip?issued_by={}", "x".repeat(129))).await;
+    assert_refused(long, 400, "INVALID_ARGUMENT", &["issued_by", "128"]);
+}
+
+#[tokio::test]
+async fn the_time_is_the_services() {
+    let world = GatewayUnderTest::new().await;
+    let before = wall_ms();
+    let (status, time) = world.get("/time").await;
+    assert_eq!(status, 200, "{time}");
+    let now = time["server_time_ms"].as_u64().expect("a number");
+    assert!((before..=wall_ms()).contains(&now), "{before} <= {now}");
 }
 
 #[tokio::test]
@@ -246,6 +434,11 @@ async fn a_body_is_refused_with_field_and_limit_and_changes_nothing() {
     world.create("s").await;
     let before = world.get("/streams/s").await.1["revision"].take();
     let scene = |name: &str, duration: Value| json!({"scenes": [{"name": name, "duration_ms": duration}]});
+    let detailed = |field: &str, value: Value| {
+        let mut scenes = json!([{"name": "a", "duration_ms": 1}, {"name": "b", "duration_ms": 1}]);
+        scenes[0][field] = value;
+        json!({"scenes": scenes})
+    };
     let many: Vec<Value> = (0..1001).map(|n| json!({"name": format!("{n}"), "duration_ms": 1})).collect();
     let most = u64::MAX;
     for (config, parts) in [
@@ -255,7 +448,6 @@ async fn a_body_is_refused_with_field_and_limit_and_changes_nothing() {
         (json!({"scenes": "Intro"}), &["scenes"]),
         (scene("", json!(1)), &["name"]),
         (scene(&"x".repeat(257), json!(1)), &["name", "256"]),
-        (json!({"scenes": [{"name": "a", "duration_ms": 1}, {"name": "a", "duration_ms": 1}]}), &["name"]),
         (scene("a", json!(0)), &["duration_ms", "1"]),
         (scene("a", json!(most)), &["duration_ms", "31536000000"]),
         (scene("a", json!(-1)), &["scenes[0].duration_ms"]),
@@ -270,6 +462,18 @@ async fn a_body_is_refused_with_field_and_limit_and_changes_nothing() {
         (json!({"scenes": scenes(), "loop_scenes": "yes"}), &["loop_scenes"]),
         (json!({"scenes": scenes(), "looop": true}), &["looop"]),
         (json!({"scenes": scenes(), "stream_id": 5}), &["stream_id"]),
+        (json!({"scenes": scenes(), "starts_at_ms": "noon"}), &["starts_at_ms"]),
+        (json!({"scenes": scenes(), "starts_at_ms": most}), &["starts_at_ms"]),
+        (json!({"scenes": scenes(), "no_ticks": 1}), &["no_ticks"]),
+        (json!({"scenes": scenes(), "title": "x".repeat(257)}), &["title", "256"]),
+        (detailed("scene_id", json!("a.b")), &["scenes[0].scene_id"]),
+        (detailed("data", json!("x".repeat(4_097))), &["scenes[0].data", "4096"]),
+        (detailed("at_end", json!("STOP")), &["scenes[0].at_end", "HOLD"]),
+        (detailed("max_hold_ms", json!(5)), &["scenes[0]", "max_hold_ms"]),
+        (detailed("fallback_scene", json!("b")), &["scenes[0]", "fallback_scene"]),
+        (detailed("warn_ms", json!(most)), &["scenes[0].warn_ms"]),
+        (detailed("danger_ms", json!(-1)), &["scenes[0].danger_ms"]),
+        (detailed("color", json!("red")), &["color"]),
     ] {
         for (method, path) in [(Method::POST, "/streams"), (Method::PUT, "/streams/s/config")] {
             let answer = world.send(world.request(method, path).json(&config)).await;

@@ -326,6 +326,9 @@ impl Subject {
             }
             Accepted::Stats(counts) => Answer::Stats(without_bytes(counts)),
             Accepted::Streams { .. } => unreachable!("pages are put together elsewhere"),
+            Accepted::Config { .. } | Accepted::Subscribers { .. } | Accepted::History(_) => {
+                unreachable!("asked elsewhere")
+            }
             Accepted::Noted => Answer::Noted,
             Accepted::Following { .. } => unreachable!("nobody follows a filter here"),
         }
@@ -411,7 +414,7 @@ impl Subject {
 
 /// Those are compared by themselves.
 pub(crate) fn without_bytes(counts: Counts) -> Counts {
-    Counts { config_bytes: 0, client_bytes: 0, ..counts }
+    Counts { config_bytes: 0, client_bytes: 0, history_bytes: 0, ..counts }
 }
 
 /// A show made anew from nothing but numbers and texts.

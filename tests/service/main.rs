@@ -39,6 +39,7 @@ mod limits;
 mod outages;
 mod payloads;
 mod queries;
+mod reading_back;
 mod refusals;
 mod stale;
 mod subscriptions;

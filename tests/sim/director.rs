@@ -1,12 +1,12 @@
 //! Directors, who command streams; chance, which decides what happens; and the audit at the end.
 
-use std::rc::Rc;
+use std::{collections::BTreeMap, rc::Rc};
 
 use orchestrator_service::{
     engine::{DEFAULT_EMPTY_GRACE_MS, StreamId},
     shard::publish_queue::PublishTo,
     wire::{
-        proto::{self, orchestrator_command::Command, query},
+        proto::{self, HistoryAction, orchestrator_command::Command, query},
         subject,
     },
 };
@@ -15,7 +15,7 @@ use crate::{
     checkers::Fact,
     gateway::{SubId, encoded},
     net::{Answer, AnswerBody, Party, Sent, What},
-    reading::stream_id,
+    reading::{stream_id, stream_number},
     service::round,
     world::{Event, Phase, World},
 };
@@ -236,6 +236,7 @@ impl World {
         answered: bool,
     ) {
         let message = proto::OrchestratorCommand {
+            issued_by: self.sign(stream, &command),
             command: Some(command),
             request_id: request_id.map(|id| format!("request {id}")).unwrap_or_default(),
             expected_revision,
@@ -262,6 +263,14 @@ impl World {
             }
         }
         self.ask(sent(), answered);
+    }
+
+    /// Who a command is from: its number, or nobody.
+    pub fn sign(&mut self, stream: usize, command: &Command) -> String {
+        let commands = &mut self.truth.commands;
+        let number = commands.len();
+        commands.push((stream, action_of(command)));
+        if number.is_multiple_of(4) { String::new() } else { format!("command {number}") }
     }
 
     /// A director has waited for an answer in vain, or is impatient: the same request, under the same id. Or it confuses
@@ -371,7 +380,7 @@ impl World {
         let director = self.rng.below(self.directors.len());
         let stream = self.rng.below(self.plan.streams);
         let stream_id = stream_id(stream);
-        match self.rng.below(4) {
+        match self.rng.below(6) {
             0 => self.question(director, query::Query::GetState(proto::GetState { stream_id }), What::State { stream }),
             1 => {
                 let what = What::Stats { stream: Some(stream) };
@@ -382,8 +391,20 @@ impl World {
                 query::Query::GetStats(proto::GetStats::default()),
                 What::Stats { stream: None },
             ),
-            _ => self.question(director, query::Query::ListStreams(proto::ListStreams::default()), What::List),
+            3 => self.question(director, query::Query::ListStreams(proto::ListStreams::default()), What::List),
+            4 => self.ask_history(director, stream),
+            _ => self.ask_subscribers(director, stream),
         };
+    }
+
+    fn ask_history(&mut self, director: usize, stream: usize) -> Option<usize> {
+        let asked = proto::GetHistory { stream_id: stream_id(stream), limit: 256, before_revision: 0 };
+        self.question(director, query::Query::GetHistory(asked), What::History { stream })
+    }
+
+    fn ask_subscribers(&mut self, director: usize, stream: usize) -> Option<usize> {
+        let asked = proto::ListSubscribers { stream_id: stream_id(stream), limit: 1_000, cursor: String::new() };
+        self.question(director, query::Query::ListSubscribers(asked), What::Subscribers { stream })
     }
 
     pub fn director_answered(&mut self, director: usize, answer: &Answer) {
@@ -406,6 +427,8 @@ impl World {
             let questions = [
                 self.question(0, state, What::State { stream }),
                 self.question(0, stats, What::Stats { stream: Some(stream) }),
+                self.ask_history(0, stream),
+                self.ask_subscribers(0, stream),
             ];
             self.directors[0].questions.extend(questions.into_iter().flatten());
         }
@@ -432,6 +455,14 @@ impl World {
         of_gateways.chain(self.real_viewers().map(|(_, viewer)| viewer.sub))
     }
 
+    fn viewers_of(&self, stream: usize) -> Vec<(String, u64)> {
+        self.watchers()
+            .map(|sub| &self.truth.subs[sub])
+            .filter(|sub| sub.stream == stream)
+            .map(|sub| (sub.client.to_string(), sub.session))
+            .collect()
+    }
+
     /// Tells the checkers what came of it.
     pub fn check_quiet(&mut self) {
         for shard in 0..self.plan.shards {
@@ -441,17 +472,25 @@ impl World {
         }
         self.check_clients_see_the_service();
         let answers = std::mem::take(&mut self.directors[0].answers);
-        assert_eq!(answers.len(), 2 * self.plan.streams, "convergence: every question of the audit is answered");
+        assert_eq!(answers.len(), 4 * self.plan.streams, "convergence: every question of the audit is answered");
+        let states: BTreeMap<usize, proto::StateUpdate> = (answers.iter())
+            .filter_map(|(_, reply)| reply.state.first())
+            .map(|state| (stream_number(&state.stream_id), state.clone()))
+            .collect();
         for (request, reply) in answers {
             let sent = Rc::clone(&self.truth.requests[request].sent);
             match sent.what {
                 What::Stats { stream: Some(stream) } => {
-                    let viewers: Vec<_> = (self.watchers())
-                        .map(|sub| &self.truth.subs[sub])
-                        .filter(|sub| sub.stream == stream)
-                        .map(|sub| (sub.client.to_string(), sub.session))
-                        .collect();
+                    let viewers = self.viewers_of(stream);
                     self.fact(&Fact::QuietCounts { stream, answer: &reply, viewers: &viewers });
+                }
+                What::Subscribers { stream } => {
+                    let viewers = self.viewers_of(stream);
+                    self.fact(&Fact::QuietSubscribers { stream, answer: &reply, viewers: &viewers });
+                }
+                What::History { stream } => {
+                    let state = states.get(&stream);
+                    self.fact(&Fact::QuietHistory { stream, answer: &reply, state });
                 }
                 What::State { stream } => {
                     let watched = self.watchers().any(|sub| self.truth.subs[sub].stream == stream);
@@ -494,5 +533,24 @@ impl World {
             let watched = true;
             self.fact(&Fact::QuietView { gateway, stream, answer, view, connected_since, reads_feed, watched });
         }
+    }
+}
+
+/// What a command is in a history.
+fn action_of(command: &Command) -> HistoryAction {
+    match command {
+        Command::Start(_) => HistoryAction::Start,
+        Command::Stop(_) => HistoryAction::Stop,
+        Command::Pause(_) => HistoryAction::Pause,
+        Command::Resume(_) => HistoryAction::Resume,
+        Command::ForceScene(_) => HistoryAction::ForceScene,
+        Command::SkipScene(_) => HistoryAction::SkipScene,
+        Command::UpdateStreamStatus(_) => HistoryAction::UpdateStreamStatus,
+        Command::Reconfigure(_) => HistoryAction::Reconfigure,
+        Command::Reset(_) => HistoryAction::Reset,
+        Command::Remove(_) => HistoryAction::Remove,
+        Command::Seek(_) => HistoryAction::Seek,
+        Command::PreviousScene(_) => HistoryAction::PreviousScene,
+        Command::AdjustScene(_) => HistoryAction::AdjustScene,
     }
 }

@@ -111,6 +111,12 @@ pub enum What {
         stream: Option<usize>,
     },
     List,
+    History {
+        stream: usize,
+    },
+    Subscribers {
+        stream: usize,
+    },
 }
 
 impl What {
@@ -119,7 +125,13 @@ impl What {
         match self {
             Self::Join(subs) => subs.len(),
             Self::Beat(subs) | Self::Leave(subs) => subs.len(),
-            Self::Command { .. } | Self::Follow { .. } | Self::State { .. } | Self::Stats { .. } | Self::List => 1,
+            Self::Command { .. }
+            | Self::Follow { .. }
+            | Self::State { .. }
+            | Self::Stats { .. }
+            | Self::List
+            | Self::History { .. }
+            | Self::Subscribers { .. } => 1,
         }
     }
 }

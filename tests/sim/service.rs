@@ -329,7 +329,13 @@ impl World {
                 // Four handles are found in the time of one name.
                 own.count() - handles + handles.div_ceil(4)
             }
-            What::Command { .. } | What::Follow { .. } | What::State { .. } | What::Stats { .. } | What::List => 1,
+            What::Command { .. }
+            | What::Follow { .. }
+            | What::State { .. }
+            | What::Stats { .. }
+            | What::List
+            | What::History { .. }
+            | What::Subscribers { .. } => 1,
         }
     }
 
@@ -731,9 +737,13 @@ pub fn round(service: &Service, stream_id: &str, handles: &[u64], what: &What) -
             owners.collect::<BTreeSet<usize>>().into_iter().collect()
         }
         What::Stats { stream: None } | What::List => (0..service.seats.len()).collect(),
-        What::Command { .. } | What::Follow { .. } | What::Join(_) | What::State { .. } | What::Stats { .. } => {
-            Vec::new()
-        }
+        What::Command { .. }
+        | What::Follow { .. }
+        | What::Join(_)
+        | What::State { .. }
+        | What::Stats { .. }
+        | What::History { .. }
+        | What::Subscribers { .. } => Vec::new(),
     };
     if all.len() > 1 { all } else { Vec::new() }
 }

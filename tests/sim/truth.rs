@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, rc::Rc};
 
-use orchestrator_service::wire::proto::{Cause, Code, Mode};
+use orchestrator_service::wire::proto::{Cause, Code, HistoryAction, Mode};
 
 use crate::{
     gateway::SubId,
@@ -140,6 +140,8 @@ pub struct Truth {
     pub grace_ms: u64,
     /// How many request ids were given out.
     pub request_ids: usize,
+    /// What was commanded of which stream, by the number in the name of who did it.
+    pub commands: Vec<(usize, HistoryAction)>,
     /// How many answers a stream remembers.
     pub remembered_of_stream: usize,
     /// For how long a stream that plays may be untold of, where that is known, ms.
@@ -163,6 +165,7 @@ impl Truth {
             skew_ms: plan.skew_ms,
             grace_ms: plan.grace_ms,
             request_ids: 0,
+            commands: Vec::new(),
             remembered_of_stream: plan.remembered_of_stream,
             longest_gap_ms: plan.longest_gap_ms(),
             shards: (0..plan.shards).map(|_| ShardTruth::default()).collect(),
@@ -320,7 +323,12 @@ impl Truth {
                 }
             }
             What::Follow { stream, filter } => self.follows.entry((*stream, *filter)).or_default().push(now),
-            What::Command { .. } | What::State { .. } | What::Stats { .. } | What::List => {}
+            What::Command { .. }
+            | What::State { .. }
+            | What::Stats { .. }
+            | What::List
+            | What::History { .. }
+            | What::Subscribers { .. } => {}
         }
         Handled { serial: self.serial, tick: now }
     }

@@ -131,6 +131,19 @@ pub(crate) fn list(limit: u32, cursor: &str) -> Query {
     Query::ListStreams(proto::ListStreams { limit, cursor: cursor.into() })
 }
 
+pub(crate) fn get_config(id: &str) -> Query {
+    Query::GetConfig(proto::GetConfig { stream_id: id.into() })
+}
+
+pub(crate) fn list_subscribers(id: &str, limit: u32, cursor: &str) -> Query {
+    Query::ListSubscribers(proto::ListSubscribers { stream_id: id.into(), limit, cursor: cursor.into() })
+}
+
+/// From the newest on if the revision is 0.
+pub(crate) fn get_history(id: &str, limit: u32, before_revision: u64) -> Query {
+    Query::GetHistory(proto::GetHistory { stream_id: id.into(), limit, before_revision })
+}
+
 fn owned(texts: &[&str]) -> Vec<String> {
     texts.iter().map(|text| (*text).to_owned()).collect()
 }

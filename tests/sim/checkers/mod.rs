@@ -8,6 +8,7 @@ mod audience;
 mod beats;
 mod convergence;
 mod filters;
+mod history;
 mod repeats;
 mod viewing;
 
@@ -44,6 +45,10 @@ pub enum Fact<'a> {
     Sampled { shard: usize, counts: Counts, all_known: bool },
     /// All is quiet, and the service counts this on a stream, if it is there, that is watched by those.
     QuietCounts { stream: usize, answer: &'a proto::QueryReply, viewers: &'a [(String, u64)] },
+    /// All is quiet, and the service tells this of what happened to a stream, which was in this state a moment before.
+    QuietHistory { stream: usize, answer: &'a proto::QueryReply, state: Option<&'a proto::StateUpdate> },
+    /// All is quiet, and the service lists this of the subscribers of a stream, which is watched by those.
+    QuietSubscribers { stream: usize, answer: &'a proto::QueryReply, viewers: &'a [(String, u64)] },
     /// All is quiet, a stream is in this state, and a gateway sees it like that.
     QuietView {
         gateway: usize,
@@ -97,6 +102,8 @@ impl Checkers {
             Box::new(filters::FiltersSayWhatIsSaid::default()),
             Box::new(filters::WhoFollowsMissesNoChange),
             Box::new(filters::FollowersConverge),
+            Box::new(history::HistoryTellsWhatHappened::default()),
+            Box::new(history::SubscribersAreListed),
         ])
     }
 

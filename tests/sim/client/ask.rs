@@ -25,10 +25,12 @@ impl World {
         let Some(real) = self.clients.each[client].client.clone() else { return };
         let impatience = self.rng.chance(150).then(|| Duration::from_millis(self.rng.within(0, 3_000)));
         let longest = self.clients.each[client].options.total_timeout + CALL_SLACK;
+        let issued_by = self.sign(stream, &command);
         self.log.note(self.clock(), "client commands", &[client as u64, stream as u64, request_id as u64], &[]);
         let task = self.clients.runtime().spawn(async move {
             let stream_id = stream_id(stream);
-            let mut call = real.command(&stream_id, typed(command)).request_id(format!("request {request_id}"));
+            let mut call = real.command(&stream_id, typed(command)).issued_by(issued_by);
+            call = call.request_id(format!("request {request_id}"));
             if let Some(revision) = expected_revision {
                 call = call.expected_revision(revision);
             }
