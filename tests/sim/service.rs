@@ -150,6 +150,16 @@ impl Service {
         Self { router, ingress, totals, settings, arrivals: 0, seats }
     }
 
+    /// How many messages have reached it.
+    pub fn arrivals(&self) -> u64 {
+        self.arrivals
+    }
+
+    /// Whether none of the first `arrivals` messages waits any more.
+    pub fn has_handled(&self, arrivals: u64) -> bool {
+        self.seats.iter().all(|seat| seat.mail.front().is_none_or(|waiting| waiting.arrival > arrivals))
+    }
+
     pub fn shard_of(&self, stream_id: &str) -> usize {
         self.router.owner(partition(stream_id))
     }

@@ -25,6 +25,9 @@ use crate::{
 /// The beginning of time: some day in 2023, ms since 1970.
 pub const T0: u64 = 1_700_000_000_000;
 
+/// So long may a shard have to do with a flood that is over, s.
+const CATCHES_UP_WITHIN_S: u64 = 900;
+
 /// What a stream of the broker answers that captures a request's subject, and others who are in the way.
 const OTHER_ANSWERS: [&[u8]; 4] = [
     br#"{"stream":"ORDERS","seq":4711}"#,
@@ -197,6 +200,7 @@ impl World {
 
         self.begin_liveness();
         let since = self.now;
+        self.run_until_caught_up();
         self.run_until(self.now + 10_000);
         self.check_reconnected_clients(since);
         self.run_until(self.now + 2 * self.plan.stale_after_ms + 2 * self.plan.heartbeat_ms + 10_000);
@@ -598,6 +602,21 @@ impl World {
             .chain((0..self.directors.len()).map(Party::Director))
             .chain((0..self.plan.clients.len()).map(Party::Client))
             .collect()
+    }
+
+    /// What was sent while there were faults is no fault's doing any more, and still takes its time: where a shard may owe
+    /// little, a flood waits in its mailbox for many a round trip, and what comes behind it is not handled before.
+    fn run_until_caught_up(&mut self) {
+        for _ in 0..CATCHES_UP_WITHIN_S {
+            let sent = self.service.arrivals();
+            self.run_until(self.now + 1_000);
+            if self.service.has_handled(sent) {
+                return;
+            }
+        }
+        panic!(
+            "convergence: after {CATCHES_UP_WITHIN_S} s without a fault a shard is still busy with what came before"
+        );
     }
 
     /// No fault any more, and nothing that a fault left behind.
