@@ -313,7 +313,7 @@ impl Gateway {
                         while let Some(done) = under_way.join_next().await {
                             self.note(done.unwrap());
                         }
-                        self.fall_silent(silences);
+                        self.go_silent(silences);
                     }
                     silences += 1;
                 }
@@ -389,7 +389,7 @@ impl Gateway {
     }
 
     /// Some of each stream say nothing any more.
-    fn fall_silent(&mut self, round: u64) {
+    fn go_silent(&mut self, round: u64) {
         let mut counts = vec![0; self.heard.len()];
         for place in self.chosen(round) {
             for stream in 0..self.streams.len() {

@@ -262,7 +262,7 @@ impl Receiver {
     }
 
     /// As [`Self::fate`], once it does not change any more.
-    async fn settled(&self, client: &Client) -> (u64, u64) {
+    async fn final_fate(&self, client: &Client) -> (u64, u64) {
         let mut fate = self.fate(client).await;
         loop {
             tokio::time::sleep(Duration::from_millis(300)).await;
@@ -388,10 +388,10 @@ async fn burst(quick: bool) {
         let receiver = Receiver::start(&server.url(), who).await;
         let (mut handled, mut dropped, mut silent) = (0, 0, 0);
         for _ in 0..tries {
-            let before = receiver.settled(&client).await;
+            let before = receiver.final_fate(&client).await;
             let flooded;
             (flooded, blocks) = flood(server.address(), &client, blocks, (NUMBER / VIEWERS) as usize, None).await;
-            let after = receiver.settled(&client).await;
+            let after = receiver.final_fate(&client).await;
             // Questions are counted too: less than a dozen.
             let questions = flooded.markers + 8;
             handled += (after.0 - before.0).min(NUMBER);
@@ -533,7 +533,7 @@ async fn bare_receiver(client: Client) {
 async fn requests_of(client: &Client) -> Subscriber {
     let requests = client.queue_subscribe(subject::ALL_REQUESTS, subject::QUEUE_GROUP.to_owned()).await;
     let requests = requests.expect("a subscription");
-    caller::settle(client).await;
+    caller::wait_subscribed(client).await;
     requests
 }
 
@@ -566,7 +566,7 @@ async fn actors_receiver(client: Client) {
 
 async fn bare_echo(client: Client) {
     let mut requests = client.subscribe("bench.echo").await.expect("a subscription");
-    caller::settle(&client).await;
+    caller::wait_subscribed(&client).await;
     Role::ready();
     while let Some(message) = requests.next().await {
         if let Some(reply) = message.reply {

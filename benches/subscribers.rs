@@ -109,7 +109,7 @@ fn ours(number: u64, quick: bool) {
     tell(&aimed(row(SINGLY, world.single(number, span) / 1e6, "M/s"), each((12.0, 8.0))));
     tell(&aimed(row(BY_KEY, world.by_key(span) / 1e6, "M/s"), each((30.0, 25.0))));
     tell(&aimed(row(BY_HANDLE, world.by_handle(span) / 1e6, "M/s"), each((60.0, 60.0))));
-    let (each_us, longest_ms, removed) = world.fall_silent();
+    let (each_us, longest_ms, removed) = world.go_silent();
     assert_eq!(removed, number, "everybody goes, and nobody twice");
     tell(&row("going stale", each_us, "µs each"));
     tell(&row("going stale, the longest stall", longest_ms, "ms").aimed("<= 2"));
@@ -253,7 +253,7 @@ impl World {
     }
 
     /// Everybody was last heard of at the same time. Returns µs each, the longest call in ms, and how many went.
-    fn fall_silent(&mut self) -> (f64, f64, u64) {
+    fn go_silent(&mut self) -> (f64, f64, u64) {
         let number = self.engine.counts().total;
         let (mut longest, mut busy, mut now) = (Duration::ZERO, Duration::ZERO, BEGIN);
         while self.engine.counts().total > 0 {

@@ -37,7 +37,7 @@ use proptest_state_machine::{ReferenceStateMachine as _, StateMachineTest};
 
 use bytes::ByteLimits;
 use reference::{Answer, Fact, Model, Refusal};
-use steps::{Many, Order, Plan, PlanScene, STREAMS, Say, Setup, Span, Step, Who};
+use steps::{Action, Many, Plan, PlanScene, STREAMS, Say, Setup, Span, Step, Who};
 use subject::Subject;
 
 #[path = "model/bytes.rs"]
@@ -75,7 +75,7 @@ fn invariants(model: &Model, subject: &mut Subject) {
         let counts = model.streams.get(stream).map(stream::Stream::counts);
         assert_eq!(subject.counts(stream), counts, "the engine's counts of {stream} are left, the model's right");
     }
-    if !model.last.settled {
+    if !model.last.is_up_to_date {
         return;
     }
     let (deadline, due) = (subject.engine.next_deadline(), model.dues().into_iter().min().map(Tick));
@@ -113,7 +113,7 @@ impl StateMachineTest for Subject {
     }
 
     fn teardown(mut subject: Self, model: Model) {
-        if model.last.settled {
+        if model.last.is_up_to_date {
             states(&model, &mut subject);
         }
     }
@@ -243,7 +243,7 @@ fn features(model: &Model) -> Vec<String> {
         Some(Err(refusal)) => met.push(kind(format!("{refusal:?}"))),
         None => {}
     }
-    if let Some(Say::Command { command: Order::Start(Some(plan)) | Order::Reconfigure(plan), .. }) = &model.last.said
+    if let Some(Say::Command { command: Action::Start(Some(plan)) | Action::Reconfigure(plan), .. }) = &model.last.said
         && model.setup.plans[usize::from(*plan)].bytes() > model.setup.bytes.config
     {
         met.push("Invalid-plan".to_owned());
@@ -317,7 +317,7 @@ fn a_stream_woken_after_end_and_idle_timeout_is_just_gone() {
     };
     let setup = setup(plan, 90_000);
     let who = Who { client: 0, session: 0, from: 0 };
-    let start = Say::Command { stream: 0, request: None, expects: None, command: Order::Start(Some(0)) };
+    let start = Say::Command { stream: 0, request: None, expects: None, command: Action::Start(Some(0)) };
     let model = replay(
         setup,
         &[
@@ -345,7 +345,7 @@ fn leaving_with_a_stale_session_behind_ends_an_empty_grace() {
     };
     let setup = setup(plan, 5_000);
     let session = |session| Who { client: 0, session, from: 0 };
-    let start = Say::Command { stream: 0, request: None, expects: None, command: Order::Start(Some(0)) };
+    let start = Say::Command { stream: 0, request: None, expects: None, command: Action::Start(Some(0)) };
     let model = replay(
         setup,
         &[

@@ -70,7 +70,7 @@ async fn fate(service: &Program) -> (usize, usize) {
 }
 
 /// As [`fate`], once it has said the same for a second.
-async fn settled(service: &Program) -> (usize, usize) {
+async fn final_fate(service: &Program) -> (usize, usize) {
     let deadline = Instant::now() + 3 * LIMIT;
     let (mut last, mut since) = (fate(service).await, Instant::now());
     while since.elapsed() < Duration::from_secs(1) {
@@ -177,7 +177,7 @@ async fn a_burst_at_a_frozen_service_is_not_lost_in_silence() {
         }
         service.signal("CONT");
 
-        let (received, dropped) = settled(&service).await;
+        let (received, dropped) = final_fate(&service).await;
         assert_eq!(caller.stats("").await.active, 6, "the service goes on");
         let received = received - before;
         let refused = service.metric("orchestrator_refused_total", "").await;
@@ -279,7 +279,7 @@ async fn a_flood_of_commands_on_one_stream_leaves_others_beats_alone() {
         for flooder in flooders {
             flooder.await.expect("a flooder");
         }
-        let (received, dropped) = settled(&service).await;
+        let (received, dropped) = final_fate(&service).await;
         assert_eq!(received - before + dropped, FLOOD, "none was lost in silence");
         // The question waits behind what is left of the flood, unless its mailbox is full.
         let state = caller.state("flooded").await;

@@ -46,7 +46,7 @@ pub(crate) enum Landing {
 
 impl Head {
     pub(crate) fn at_start(plan: &Plan) -> Self {
-        Self { loops: 0, scene: 0, elapsed: 0, overtime: None, scenes: plan.scenes.clone(), ended: false }.settled()
+        Self { loops: 0, scene: 0, elapsed: 0, overtime: None, scenes: plan.scenes.clone(), ended: false }.normalized()
     }
 
     pub(crate) fn walk(story: &[(u64, Chapter)], until: u64) -> Self {
@@ -191,7 +191,7 @@ impl Head {
             Some(_) => self.leave_hold(),
             None => {
                 self.elapsed = self.scenes[self.scene].ms;
-                *self = self.clone().settled();
+                *self = self.clone().normalized();
             }
         }
     }
@@ -211,7 +211,7 @@ impl Head {
     }
 
     /// On from what is over already: scenes without a length left, and into a hold.
-    fn settled(mut self) -> Self {
+    fn normalized(mut self) -> Self {
         while self.overtime.is_none() && self.elapsed >= self.scenes[self.scene].ms {
             if self.scenes[self.scene].hold.is_some() {
                 self.overtime = Some(0);
@@ -231,7 +231,7 @@ impl Head {
 
     fn go_to(&mut self, scene: usize) {
         (self.scene, self.elapsed, self.overtime) = (scene, 0, None);
-        *self = self.clone().settled();
+        *self = self.clone().normalized();
     }
 
     /// To the first scene that ends behind the position, or the end of the last.
@@ -239,7 +239,7 @@ impl Head {
         let last = self.scenes.len() - 1;
         self.scene = (0..last).find(|scene| self.start_of(scene + 1) > position).unwrap_or(last);
         (self.elapsed, self.overtime) = (position - self.start_of(self.scene), None);
-        *self = self.clone().settled();
+        *self = self.clone().normalized();
     }
 
     fn lengthen(&mut self, scene: usize, ms: u64) {
@@ -257,7 +257,7 @@ impl Head {
                 let holds_on = elapsed >= there.ms && there.hold.is_some();
                 (self.scene, self.elapsed) = (scene, elapsed.min(there.ms));
                 self.overtime = overtime.filter(|_| holds_on);
-                *self = self.clone().settled();
+                *self = self.clone().normalized();
             }
         }
     }

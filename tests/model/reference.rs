@@ -45,7 +45,7 @@ use proptest_state_machine::ReferenceStateMachine;
 use crate::{
     bytes::{bytes_of, id_bytes, source_bytes},
     steps::{
-        CLIENTS, Expects, MAX_SESSIONS, MAX_STREAMS, MAX_SUBSCRIBERS, Many, Order, SCENES, STREAMS, Say, Setup, Span,
+        Action, CLIENTS, Expects, MAX_SESSIONS, MAX_STREAMS, MAX_SUBSCRIBERS, Many, SCENES, STREAMS, Say, Setup, Span,
         Stage, Status, Step, T0, Ticket, Who, setup, step,
     },
     stream::{Member, Stream, check_instant},
@@ -233,7 +233,7 @@ pub(crate) struct Last {
     pub(crate) outcome: Option<Outcome>,
     pub(crate) told: Told,
     /// Whether everything due was done at the end of it.
-    pub(crate) settled: bool,
+    pub(crate) is_up_to_date: bool,
 }
 
 impl fmt::Debug for Model {
@@ -293,24 +293,24 @@ impl Model {
         match step {
             Step::Say(say) => {
                 self.last.outcome = Some(self.say(say, &mut told));
-                self.settle(&mut told);
+                self.advance(&mut told);
             }
             Step::Rush(say) => self.last.outcome = Some(self.say(say, &mut told)),
             Step::Wait(span) => {
                 self.now = self.until(*span);
-                self.settle(&mut told);
+                self.advance(&mut told);
             }
             Step::Sleep(span) => self.now = self.until(*span),
             Step::Follow(dues) => {
-                self.settle(&mut told);
+                self.advance(&mut told);
                 for _ in 0..*dues {
                     let Some(due) = self.dues().into_iter().min() else { break };
                     self.now = due;
-                    self.settle(&mut told);
+                    self.advance(&mut told);
                 }
             }
         }
-        self.last.settled = !matches!(step, Step::Rush(_) | Step::Sleep(_));
+        self.last.is_up_to_date = !matches!(step, Step::Rush(_) | Step::Sleep(_));
         told.by_stream();
         self.last.told = told;
     }
@@ -406,7 +406,7 @@ impl Model {
     }
 
     /// Does everything that is due now.
-    fn settle(&mut self, told: &mut Told) {
+    fn advance(&mut self, told: &mut Told) {
         loop {
             for stream in STREAMS {
                 self.bring(stream, told);
@@ -466,7 +466,7 @@ impl Model {
         let say = self.determined(say);
         self.last.expected = expected;
         self.last.said = Some(say.clone());
-        if let Say::Command { command: Order::Start(Some(plan)) | Order::Reconfigure(plan), .. } = &say
+        if let Say::Command { command: Action::Start(Some(plan)) | Action::Reconfigure(plan), .. } = &say
             && self.setup.plans[usize::from(*plan)].bytes() > self.setup.bytes.config
         {
             // Before anybody looks at the stream, or at the request's id.
@@ -501,9 +501,9 @@ impl Model {
             }
             Say::Heartbeat { stream, who } => {
                 let (name, place) = self.find(*stream, *who)?;
-                if self.hear(name, place, told) { Ok(Answer::Heard) } else { Err(Refusal::StreamNotFound) }
+                if self.touch(name, place, told) { Ok(Answer::Heard) } else { Err(Refusal::StreamNotFound) }
             }
-            Say::HeartbeatBatch(many) => Ok(self.batch(many, Self::hear, told)),
+            Say::HeartbeatBatch(many) => Ok(self.batch(many, Self::touch, told)),
             Say::UnregisterBatch(many) => Ok(self.batch(many, Self::leave, told)),
             Say::GetState { stream } => {
                 let now = self.now;
@@ -544,10 +544,10 @@ impl Model {
     fn resolved(&self, say: &Say) -> Say {
         let mut say = say.clone();
         if let Say::Command { stream, command, .. } = &mut say
-            && let order @ Order::SeekFromEnd(_) = *command
+            && let action @ Action::SeekFromEnd(_) = *command
         {
             let stream = self.streams.get(STREAMS[*stream as usize]);
-            *command = Order::Seek(stream.map_or(0, |stream| stream.sought(order, self.now)));
+            *command = Action::Seek(stream.map_or(0, |stream| stream.sought(action, self.now)));
         }
         say
     }
@@ -591,20 +591,20 @@ impl Model {
     }
 
     /// What a command asks for, in words.
-    fn content(&self, command: Order) -> String {
+    fn content(&self, command: Action) -> String {
         match command {
-            Order::Start(Some(plan)) => format!("Start {:?}", self.setup.plans[plan as usize]),
-            Order::Reconfigure(plan) => format!("Reconfigure {:?}", self.setup.plans[plan as usize]),
+            Action::Start(Some(plan)) => format!("Start {:?}", self.setup.plans[plan as usize]),
+            Action::Reconfigure(plan) => format!("Reconfigure {:?}", self.setup.plans[plan as usize]),
             command => format!("{command:?}"),
         }
     }
 
-    fn command(&mut self, stream: u8, expected: Option<Expected>, command: Order, told: &mut Told) -> Outcome {
+    fn command(&mut self, stream: u8, expected: Option<Expected>, command: Action, told: &mut Told) -> Outcome {
         let name = STREAMS[stream as usize];
         let (now, ahead) = (self.now, self.ahead);
         let plans = self.setup.plans.clone();
         if self.bring(name, told).is_none() {
-            let Order::Start(plan) = command else { return Err(Refusal::StreamNotFound) };
+            let Action::Start(plan) = command else { return Err(Refusal::StreamNotFound) };
             self.check_expected(None, expected)?;
             let plan = plans[usize::from(plan.ok_or(Refusal::Invalid)?)].clone();
             if self.streams.len() as u64 >= self.max_streams.min(MAX_STREAMS) {
@@ -621,7 +621,7 @@ impl Model {
         self.check_expected(self.streams.get(name), expected)?;
         let room = self.room(name)[0];
         let stream = self.streams.get_mut(name).expect("it was just there");
-        if matches!(command, Order::Remove) {
+        if matches!(command, Action::Remove) {
             let last = stream.removed(now, false, told);
             self.unforgotten_bytes += bytes_of(&stream.audience);
             self.streams.remove(name);
@@ -675,7 +675,7 @@ impl Model {
             let member = &mut stream.audience[place];
             (member.from, member.ticket) = (who.from, self.tickets);
             self.tickets += 1;
-            self.hear(name, place, told);
+            self.touch(name, place, told);
             return Ok(self.tickets - 1);
         }
         if total >= self.max_subscribers.min(MAX_SUBSCRIBERS) {
@@ -709,7 +709,7 @@ impl Model {
     }
 
     /// A subscriber was heard of. False if it was stale and its stream's time was over.
-    fn hear(&mut self, name: &'static str, place: usize, told: &mut Told) -> bool {
+    fn touch(&mut self, name: &'static str, place: usize, told: &mut Told) -> bool {
         let now = self.now;
         let member = &mut self.streams.get_mut(name).expect("the caller has looked").audience[place];
         member.heard = now;

@@ -205,7 +205,7 @@ pub(crate) enum Say {
         stream: u8,
         request: Option<u8>,
         expects: Option<Expects>,
-        command: Order,
+        command: Action,
     },
     Register {
         stream: u8,
@@ -299,7 +299,7 @@ pub(crate) enum Expects {
 
 /// A command.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Order {
+pub(crate) enum Action {
     Start(Option<u8>),
     Stop,
     Pause,
@@ -452,7 +452,7 @@ pub(crate) fn step(stage: Stage) -> impl Strategy<Value = Step> {
         stream: 0,
         request: None,
         expects: None,
-        command: Order::Start(Some(plan)),
+        command: Action::Start(Some(plan)),
     });
     let register = (stream(), who(), any::<bool>());
     let register = register.prop_map(|(stream, who, answered)| Say::Register { stream, who, answered });
@@ -539,7 +539,7 @@ fn say() -> impl Strategy<Value = Say> {
         client_bytes,
     });
     prop_oneof![
-        20 => (stream(), request, expects, order())
+        20 => (stream(), request, expects, action())
             .prop_map(|(stream, request, expects, command)| Say::Command { stream, request, expects, command }),
         2 => Just(Say::Again),
         9 => (stream(), who(), any::<bool>()).prop_map(|(stream, who, answered)| Say::Register { stream, who, answered }),
@@ -558,27 +558,27 @@ fn say() -> impl Strategy<Value = Say> {
     ]
 }
 
-fn order() -> impl Strategy<Value = Order> {
+fn action() -> impl Strategy<Value = Action> {
     let delta = prop_oneof![
         2 => -20..20_i64,
         2 => -3_000..3_000_i64,
         2 => select(&[i64::MIN, i64::MIN + 1, i64::MAX, MAX_DURATION_MS as i64, -(MAX_DURATION_MS as i64)][..]),
     ];
     prop_oneof![
-        6 => proptest::option::weighted(0.8, 0..3_u8).prop_map(Order::Start),
-        2 => Just(Order::Stop),
-        3 => Just(Order::Pause),
-        3 => Just(Order::Resume),
-        3 => (0..7_u8).prop_map(Order::ForceScene),
-        4 => Just(Order::SkipScene),
-        3 => Just(Order::PreviousScene),
-        1 => prop_oneof![0..20_u64, 0..3_000_u64, Just(u64::MAX)].prop_map(Order::Seek),
-        2 => (0..3_u64).prop_map(Order::SeekFromEnd),
-        5 => delta.prop_map(Order::AdjustScene),
+        6 => proptest::option::weighted(0.8, 0..3_u8).prop_map(Action::Start),
+        2 => Just(Action::Stop),
+        3 => Just(Action::Pause),
+        3 => Just(Action::Resume),
+        3 => (0..7_u8).prop_map(Action::ForceScene),
+        4 => Just(Action::SkipScene),
+        3 => Just(Action::PreviousScene),
+        1 => prop_oneof![0..20_u64, 0..3_000_u64, Just(u64::MAX)].prop_map(Action::Seek),
+        2 => (0..3_u64).prop_map(Action::SeekFromEnd),
+        5 => delta.prop_map(Action::AdjustScene),
         2 => (any::<bool>(), select(&[0, 7, u64::MAX][..]), 0..2_u8)
-            .prop_map(|(is_streaming, ms, timecode)| Order::Status(Status { is_streaming, ms, timecode })),
-        3 => (0..3_u8).prop_map(Order::Reconfigure),
-        2 => Just(Order::Reset),
-        1 => Just(Order::Remove),
+            .prop_map(|(is_streaming, ms, timecode)| Action::Status(Status { is_streaming, ms, timecode })),
+        3 => (0..3_u8).prop_map(Action::Reconfigure),
+        2 => Just(Action::Reset),
+        1 => Just(Action::Remove),
     ]
 }

@@ -7,7 +7,7 @@ use crate::{
     bytes::Room,
     head::{Chapter, Head, Landing},
     reference::{Fact, Happening, Refusal, Told},
-    steps::{Order, Plan, PlanScene, SCENES, Status, TIMECODES},
+    steps::{Action, Plan, PlanScene, SCENES, Status, TIMECODES},
 };
 
 /// What the reference keeps of one stream.
@@ -303,7 +303,7 @@ impl Stream {
     pub(crate) fn obey(
         &mut self,
         (now, ahead): (u64, i64),
-        order: Order,
+        action: Action,
         plans: &[Plan],
         room: Room,
         told: &mut Told,
@@ -312,8 +312,8 @@ impl Stream {
         let mode = self.mode;
         let playing = matches!(mode, Mode::Running | Mode::Paused);
         let movable = if playing || mode == Mode::Idle { Ok(()) } else { Err(Refusal::InvalidState(mode)) };
-        match order {
-            Order::Start(plan) => {
+        match action {
+            Action::Start(plan) => {
                 if plan.is_some_and(|plan| plans[plan as usize] != self.plan) {
                     return Err(Refusal::AlreadyExists);
                 }
@@ -327,15 +327,15 @@ impl Stream {
                     }
                 }
             }
-            Order::Reset => self.rewinds(now, told),
-            Order::Stop => {
+            Action::Reset => self.rewinds(now, told),
+            Action::Stop => {
                 if mode != Mode::Stopped {
                     self.leaves_schedule(now);
                     self.add(now, Chapter::StandsStill);
                     self.becomes(now, Mode::Stopped, Cause::Command, told);
                 }
             }
-            Order::Pause => match mode {
+            Action::Pause => match mode {
                 Mode::Running => {
                     self.leaves_schedule(now);
                     self.add(now, Chapter::StandsStill);
@@ -344,18 +344,18 @@ impl Stream {
                 Mode::Paused => {}
                 _ => return Err(Refusal::InvalidState(mode)),
             },
-            Order::Resume => match mode {
+            Action::Resume => match mode {
                 Mode::Paused => self.plays(now, Cause::Command, told),
                 Mode::Running => {}
                 _ => return Err(Refusal::InvalidState(mode)),
             },
-            Order::ForceScene(named) => {
+            Action::ForceScene(named) => {
                 movable?;
                 let behind = self.is_on_stage(&head).then_some(head.scene);
                 let scene = head.find(SCENES[named as usize], behind).ok_or(Refusal::SceneNotFound)?;
                 self.jumps(now, Chapter::GoesTo(scene), told);
             }
-            Order::SkipScene => {
+            Action::SkipScene => {
                 movable?;
                 if head.scene + 1 < head.scenes.len() {
                     self.jumps(now, Chapter::GoesTo(head.scene + 1), told);
@@ -368,21 +368,21 @@ impl Stream {
                     self.becomes(now, Mode::Finished, Cause::Command, told);
                 }
             }
-            Order::PreviousScene => {
+            Action::PreviousScene => {
                 movable?;
                 // One that was shortened to nothing cannot be gone to.
                 let before = head.scenes[..head.scene].iter().rposition(|scene| scene.ms > 0);
                 self.jumps(now, Chapter::GoesTo(before.unwrap_or(0)), told);
             }
-            Order::Seek(_) | Order::SeekFromEnd(_) => {
+            Action::Seek(_) | Action::SeekFromEnd(_) => {
                 movable?;
-                let position = self.sought(order, now);
+                let position = self.sought(action, now);
                 if position >= head.total() {
                     return Err(Refusal::Invalid);
                 }
                 self.jumps(now, Chapter::JumpsTo(position), told);
             }
-            Order::AdjustScene(delta) => {
+            Action::AdjustScene(delta) => {
                 movable?;
                 let wanted = i128::from(head.scenes[head.scene].ms) + i128::from(delta);
                 let length = wanted.max(i128::from(head.elapsed()));
@@ -394,7 +394,7 @@ impl Stream {
                 self.config_revision = self.revision + 1;
                 self.moves(now, Chapter::SceneBecomes(head.scene, length), told);
             }
-            Order::Status(status) => {
+            Action::Status(status) => {
                 let length = |status: Status| TIMECODES[usize::from(status.timecode)].len() as u64;
                 room.check(self.status.map_or(0, length), length(status))?;
                 let was_streaming = self.status.is_some_and(|status| status.is_streaming);
@@ -403,22 +403,22 @@ impl Stream {
                     self.becomes(now, mode, Cause::Command, told);
                 }
             }
-            Order::Reconfigure(plan) => {
+            Action::Reconfigure(plan) => {
                 let plan = &plans[plan as usize];
                 check_instant(plan, now, ahead)?;
                 room.check(self.plan.bytes() + self.adjusted_bytes(&head), plan.bytes())?;
                 self.reconfigures((now, ahead), &head, plan, told);
             }
-            Order::Remove => unreachable!("removing is not the stream's to do"),
+            Action::Remove => unreachable!("removing is not the stream's to do"),
         }
         Ok(())
     }
 
-    /// The position that an order to seek asks for.
-    pub(crate) fn sought(&self, order: Order, now: u64) -> u64 {
-        match order {
-            Order::Seek(position) => position,
-            Order::SeekFromEnd(ms) => self.head(now).total().saturating_sub(ms),
+    /// The position that a command to seek asks for.
+    pub(crate) fn sought(&self, action: Action, now: u64) -> u64 {
+        match action {
+            Action::Seek(position) => position,
+            Action::SeekFromEnd(ms) => self.head(now).total().saturating_sub(ms),
             _ => 0,
         }
     }

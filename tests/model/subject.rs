@@ -10,7 +10,7 @@ use orchestrator_service::engine::{
 
 use crate::{
     reference::{Answer, Expected, Fact, Happening, Holder, Model, Refusal, Told},
-    steps::{CLIENTS, Many, Order, REQUESTS, SCENES, STREAMS, Say, Status, Step, T0, TIMECODES, Who, source},
+    steps::{Action, CLIENTS, Many, REQUESTS, SCENES, STREAMS, Say, Status, Step, T0, TIMECODES, Who, source},
 };
 
 /// Turns without an end to what is due: far more than any step can need.
@@ -59,8 +59,8 @@ impl Subject {
             self.now = until;
         }
         let outcome = model.last.said.as_ref().map(|say| self.say(model, say));
-        if model.last.settled {
-            self.settle(until);
+        if model.last.is_up_to_date {
+            self.advance(until);
         }
         let mut told = self.told();
         told.by_stream();
@@ -83,7 +83,7 @@ impl Subject {
     }
 
     /// Calls the engine whenever it wants to be called, until `until`.
-    fn settle(&mut self, until: Tick) {
+    fn advance(&mut self, until: Tick) {
         // At once, and then as it says.
         for _ in 0..MOST_CALLS {
             let said = self.outbox.updates.len();
@@ -139,7 +139,7 @@ impl Subject {
     // --- steps become inputs --------------------------------------------------------------------------------------------
 
     fn say(&mut self, model: &Model, say: &Say) -> Result<Answer, Refusal> {
-        if let Say::Command { command: Order::Start(Some(plan)) | Order::Reconfigure(plan), .. } = say
+        if let Say::Command { command: Action::Start(Some(plan)) | Action::Reconfigure(plan), .. } = say
             && self.configs[usize::from(*plan)].is_none()
         {
             // It never comes to the engine.
@@ -225,26 +225,26 @@ impl Subject {
         Refusal::Conflict { expected, revision, scene }
     }
 
-    fn command(&self, order: Order) -> Command<'static> {
-        match order {
-            Order::Start(plan) => Command::Start(plan.and_then(|plan| self.configs[plan as usize].clone())),
-            Order::Stop => Command::Stop,
-            Order::Pause => Command::Pause,
-            Order::Resume => Command::Resume,
-            Order::ForceScene(scene) => Command::ForceScene(SCENES[scene as usize]),
-            Order::SkipScene => Command::SkipScene,
-            Order::PreviousScene => Command::PreviousScene,
-            Order::Seek(position) => Command::Seek(position),
-            Order::SeekFromEnd(_) => unreachable!("the model has looked up where that is"),
-            Order::AdjustScene(delta) => Command::AdjustScene(delta),
-            Order::Status(Status { is_streaming, ms, timecode }) => {
+    fn command(&self, action: Action) -> Command<'static> {
+        match action {
+            Action::Start(plan) => Command::Start(plan.and_then(|plan| self.configs[plan as usize].clone())),
+            Action::Stop => Command::Stop,
+            Action::Pause => Command::Pause,
+            Action::Resume => Command::Resume,
+            Action::ForceScene(scene) => Command::ForceScene(SCENES[scene as usize]),
+            Action::SkipScene => Command::SkipScene,
+            Action::PreviousScene => Command::PreviousScene,
+            Action::Seek(position) => Command::Seek(position),
+            Action::SeekFromEnd(_) => unreachable!("the model has looked up where that is"),
+            Action::AdjustScene(delta) => Command::AdjustScene(delta),
+            Action::Status(Status { is_streaming, ms, timecode }) => {
                 Command::UpdateStreamStatus { is_streaming, stream_time_ms: ms, timecode: TIMECODES[timecode as usize] }
             }
-            Order::Reconfigure(plan) => {
+            Action::Reconfigure(plan) => {
                 Command::Reconfigure(self.configs[plan as usize].clone().expect("it is not too large"))
             }
-            Order::Reset => Command::Reset,
-            Order::Remove => Command::Remove,
+            Action::Reset => Command::Reset,
+            Action::Remove => Command::Remove,
         }
     }
 

@@ -1,7 +1,7 @@
 //! One suite over both transports: what holds for a NATS server holds for the memory bus, and the other way round.
 //!
 //! Nothing here waits for a while and then looks. A reader that must have everything by now is behind a barrier
-//! (see [`settle`]); whatever else takes time is awaited as such, and [`LIMIT`] only ends a test that failed.
+//! (see [`flush_all`]); whatever else takes time is awaited as such, and [`LIMIT`] only ends a test that failed.
 
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
 
@@ -80,7 +80,7 @@ impl Broker {
         }
     }
 
-    fn come_back(&mut self) {
+    fn reconnect(&mut self) {
         match self {
             Self::Memory(bus) => {
                 bus.set_black_hole(false);
@@ -91,7 +91,7 @@ impl Broker {
     }
 
     /// The broker stops answering, but its connections stay.
-    fn fall_silent(&self) {
+    fn go_silent(&self) {
         match self {
             Self::Memory(bus) => bus.set_black_hole(true),
             Self::Nats(server) => server.freeze(),
@@ -180,7 +180,7 @@ async fn messages_arrive_in_the_order_in_which_they_were_published(broker: Broke
     publisher.publish(&mut numbers).await.unwrap();
 
     assert!(numbers.is_empty());
-    settle(&[&publisher, &reader]).await;
+    flush_all(&[&publisher, &reader]).await;
     let expected: Vec<String> = (0..10_000).map(|number| number.to_string()).collect();
     assert_eq!(texts(received(&mut subscription)), expected);
 }
@@ -192,7 +192,7 @@ async fn a_wildcard_subscription_sees_one_order_across_subjects(broker: Broker) 
     let sent: Vec<String> = (0..1_000).map(|number| format!("orders.{}", number % 7)).collect();
     publisher.publish(&mut sent.iter().map(|subject| outgoing(subject, "")).collect()).await.unwrap();
 
-    settle(&[&publisher, &reader]).await;
+    flush_all(&[&publisher, &reader]).await;
     let seen: Vec<String> =
         received(&mut subscription).into_iter().map(|message| message.subject.to_string()).collect();
     assert_eq!(seen, sent);
@@ -208,7 +208,7 @@ async fn a_star_is_one_token_and_a_last_greater_than_is_one_or_more(broker: Brok
     let subjects = ["a", "a.b", "a.c", "a.b.c", "x.b", "a.b.c.d"];
     transport.publish(&mut subjects.iter().map(|subject| outgoing(subject, subject)).collect()).await.unwrap();
 
-    settle(&[&transport]).await;
+    flush_all(&[&transport]).await;
     let seen: BTreeMap<&str, Vec<String>> = subscriptions
         .iter_mut()
         .map(|(pattern, subscription)| {
@@ -241,7 +241,7 @@ async fn one_member_of_a_queue_group_gets_each_message(broker: Broker) {
     let jobs: Vec<String> = (1000..1300).map(|job| job.to_string()).collect();
     publisher.publish(&mut jobs.iter().map(|job| outgoing("jobs", job)).collect()).await.unwrap();
 
-    settle(&[&publisher, &one, &other]).await;
+    flush_all(&[&publisher, &one, &other]).await;
     let by_worker: Vec<Vec<String>> = workers.iter_mut().map(|worker| texts(received(worker))).collect();
     assert!(by_worker.iter().all(|jobs| jobs.len() > 10), "all take part: {by_worker:?}");
     let mut done = by_worker.concat();
@@ -261,7 +261,7 @@ async fn members_of_one_group_by_different_patterns_share_a_message(broker: Brok
     let jobs: Vec<String> = (1000..1100).map(|job| job.to_string()).collect();
     transport.publish(&mut jobs.iter().map(|job| outgoing("jobs.a", job)).collect()).await.unwrap();
 
-    settle(&[&transport]).await;
+    flush_all(&[&transport]).await;
     let mut done = [texts(received(&mut exact)), texts(received(&mut wildcard))].concat();
     done.sort();
     assert_eq!(done, jobs);
@@ -275,7 +275,7 @@ async fn a_dropped_subscription_gets_nothing_more_and_its_group_goes_on(broker: 
 
     let jobs: Vec<String> = (1000..1100).map(|job| job.to_string()).collect();
     transport.publish(&mut jobs.iter().map(|job| outgoing("jobs", job)).collect()).await.unwrap();
-    settle(&[&transport]).await;
+    flush_all(&[&transport]).await;
     assert_eq!(texts(received(&mut staying)), jobs);
 
     drop(staying);
@@ -288,10 +288,10 @@ async fn a_stopped_subscription_gives_what_has_come_and_then_the_end(broker: Bro
     let mut subscription = reader.subscribe("jobs", Some("workers")).await.unwrap();
     let jobs: Vec<String> = (1000..1100).map(|job| job.to_string()).collect();
     publisher.publish(&mut jobs.iter().map(|job| outgoing("jobs", job)).collect()).await.unwrap();
-    settle(&[&publisher, &reader]).await;
+    flush_all(&[&publisher, &reader]).await;
 
     subscription.stop().await.unwrap();
-    settle(&[&reader]).await;
+    flush_all(&[&reader]).await;
     let nobody = publisher.request("jobs", Bytes::new(), NEVER).await;
     assert_eq!(nobody.unwrap_err(), TransportError::NoResponders("jobs".to_owned()));
     for job in jobs {
@@ -359,7 +359,7 @@ async fn an_unanswered_request_times_out_and_leaves_nothing_behind(broker: Broke
     // The late answer finds nobody and does no harm.
     let late = outgoing(&question.reply.expect("a reply subject"), "late");
     silent.publish(&mut VecDeque::from([late])).await.unwrap();
-    settle(&[&silent, &asking]).await;
+    flush_all(&[&silent, &asking]).await;
     assert_eq!(open(), before, "after a late answer");
 }
 
@@ -381,7 +381,7 @@ async fn an_answer_that_is_not_accepted_is_waited_past(broker: Broker) {
     let asked = ask(NEVER);
     let reply = questions.next().await.expect("a question").reply.expect("a reply subject");
     answer(&reply, &["", "{\"stream\":\"EVENTS\",\"seq\":1}", "no"]).await;
-    settle(&[&answering, &asking]).await;
+    flush_all(&[&answering, &asking]).await;
     assert!(!asked.is_finished(), "three answers came and none was accepted");
     answer(&reply, &["yes, the first", "yes, the second"]).await;
     assert_eq!(text(&asked.await.unwrap().unwrap()), "yes, the first");
@@ -412,7 +412,7 @@ async fn a_payload_over_the_limit_is_refused_and_the_connection_lives(broker: Br
     let asked = transport.request("sizes", Bytes::from(vec![b'x'; SMALL + 1]), NEVER).await;
 
     assert_eq!(asked.unwrap_err(), too_large);
-    settle(&[&transport]).await;
+    flush_all(&[&transport]).await;
     let sizes: Vec<usize> = received(&mut subscription).iter().map(|message| message.payload.len()).collect();
     assert_eq!(sizes, [SMALL, 7]);
     assert_eq!(*connection.borrow(), before);
@@ -441,7 +441,7 @@ async fn a_subject_that_would_break_the_protocol_is_refused(broker: Broker) {
     let to_many = transport.publish(&mut VecDeque::from([outgoing("a.*", "")])).await;
     assert!(matches!(to_many, Err(TransportError::Refused(_))));
 
-    settle(&[&transport]).await;
+    flush_all(&[&transport]).await;
     assert_eq!(received(&mut subscription).len(), 5);
     assert_eq!(*connection.borrow(), before);
 }
@@ -460,10 +460,10 @@ async fn while_the_broker_is_away_calls_fail_and_keep_their_messages(mut broker:
     let asked = transport.request("news", Bytes::new(), NEVER).await;
     assert_eq!(asked.unwrap_err(), TransportError::Disconnected);
 
-    broker.come_back();
+    broker.reconnect();
     wait_until_connected(&*transport, 2).await;
     transport.publish(&mut messages).await.unwrap();
-    settle(&[&transport]).await;
+    flush_all(&[&transport]).await;
     assert_eq!(texts(received(&mut subscription)), ["one", "two", "three"], "once each, nothing queued meanwhile");
 }
 
@@ -476,7 +476,7 @@ async fn the_watch_shows_an_outage_and_a_return_as_another_generation(mut broker
         broker.go_away();
         wait_until_away(&*transport).await;
         assert_eq!(*watch.borrow(), Connection { connected: false, generation });
-        broker.come_back();
+        broker.reconnect();
         wait_until_connected(&*transport, generation + 1).await;
         assert_eq!(*watch.borrow(), Connection { connected: true, generation: generation + 1 });
     }
@@ -496,14 +496,14 @@ async fn subscriptions_survive_an_outage(mut broker: Broker) {
         wait_until_away(&**transport).await;
     }
     drop(dropped_meanwhile);
-    broker.come_back();
+    broker.reconnect();
     for transport in [&publisher, &reader] {
         wait_until_connected(&**transport, 2).await;
     }
-    settle(&[&reader]).await;
+    flush_all(&[&reader]).await;
     publisher.publish(&mut VecDeque::from([outgoing("news.today", "back")])).await.unwrap();
 
-    settle(&[&publisher, &reader]).await;
+    flush_all(&[&publisher, &reader]).await;
     for subscription in &mut subscriptions {
         assert_eq!(texts(received(subscription)), ["back"]);
     }
@@ -518,7 +518,7 @@ async fn a_subscription_made_in_an_outage_works_after_it(mut broker: Broker) {
 
     let mut subscription = transport.subscribe("news", None).await.unwrap();
 
-    broker.come_back();
+    broker.reconnect();
     wait_until_connected(&*transport, 2).await;
     transport.publish(&mut VecDeque::from([outgoing("news", "back")])).await.unwrap();
     assert_eq!(text(&subscription.next().await.expect("a message")), "back");
@@ -553,13 +553,13 @@ async fn barriers_of_many_callers_confirm_what_was_published_before(broker: Brok
         assert_eq!(caller.unwrap(), Ok(()));
     }
 
-    settle(&[&reader]).await;
+    flush_all(&[&reader]).await;
     assert_eq!(received(&mut subscription).len(), 100);
 }
 
 async fn a_barrier_that_waits_fails_when_the_connection_goes(mut broker: Broker) {
     let transport = broker.connect().await;
-    broker.fall_silent();
+    broker.go_silent();
     let mut barrier = transport.barrier();
     assert_eq!(barrier.as_mut().now_or_never(), None, "there is nothing to confirm it");
     let started = Instant::now();
@@ -568,14 +568,14 @@ async fn a_barrier_that_waits_fails_when_the_connection_goes(mut broker: Broker)
 
     assert_eq!(barrier.await, Err(TransportError::Disconnected));
     assert!(started.elapsed() < BARRIER_TIMEOUT, "by the loss, not by the timeout");
-    broker.come_back();
+    broker.reconnect();
     wait_until_connected(&*transport, 2).await;
     assert_eq!(transport.barrier().await, Ok(()));
 }
 
 async fn a_barrier_of_a_silent_broker_times_out(broker: Broker) {
     let transport = broker.connect().await;
-    broker.fall_silent();
+    broker.go_silent();
     let started = Instant::now();
 
     let error = transport.barrier().await.unwrap_err();
@@ -593,7 +593,7 @@ async fn an_unread_subscription_drops_and_counts_what_is_over_capacity(broker: B
 
     publisher.publish(&mut numbers.collect()).await.unwrap();
 
-    settle(&[&publisher, &reader]).await;
+    flush_all(&[&publisher, &reader]).await;
     let kept = texts(received(&mut unread));
     assert_eq!(kept, (0..SUBSCRIPTION_CAPACITY).map(|number| number.to_string()).collect::<Vec<_>>());
     match broker {
@@ -620,7 +620,7 @@ async fn closing_sends_what_was_taken_and_ends_subscriptions_and_calls(broker: B
 
     closing.close().await;
 
-    settle(&[&reader]).await;
+    flush_all(&[&reader]).await;
     assert_eq!(texts(received(&mut elsewhere)), sent);
     let mut last_words = Vec::new();
     while let Some(message) = own.next().await {
@@ -957,7 +957,7 @@ async fn wait_until_away(transport: &dyn Transport) {
 
 /// Waits until all that was published by the first of `transports` is where the others' readers find it: each barrier
 /// is answered behind what the broker sent on that connection before.
-async fn settle(transports: &[&Arc<dyn Transport>]) {
+async fn flush_all(transports: &[&Arc<dyn Transport>]) {
     for transport in transports {
         transport.barrier().await.expect("a barrier");
     }

@@ -36,7 +36,7 @@ pub async fn connect(url: &str) -> Client {
 
 /// Waits until the broker knows of all that this connection has subscribed to: a round trip behind it, to nobody. A
 /// flush only empties the client's own buffer.
-pub async fn settle(client: &Client) {
+pub async fn wait_subscribed(client: &Client) {
     let answer = client.request("bench.nobody", Bytes::new()).await;
     assert!(answer.is_err(), "nobody answers");
 }
@@ -97,7 +97,7 @@ impl Listener {
     pub async fn start(url: &str, subject: &'static str, of_feeds: bool) -> Self {
         let client = connect(url).await;
         let subscription = client.subscribe(subject).await.expect("a subscription");
-        settle(&client).await;
+        wait_subscribed(&client).await;
         let counted = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&counted);
         let task = tokio::spawn(async move {

@@ -67,7 +67,7 @@ pub async fn flood(
 ) -> (Flooded, Vec<Block>) {
     let inbox = client.new_inbox();
     let mut answers = client.subscribe(inbox.clone()).await.expect("an inbox");
-    caller::settle(client).await;
+    caller::wait_subscribed(client).await;
     let (answered, marks) = mpsc::channel();
     let reader = tokio::spawn(async move {
         while answers.next().await.is_some() {
