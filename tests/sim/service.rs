@@ -51,7 +51,7 @@ struct Waiting {
 }
 
 /// A shard and what its thread has.
-pub struct Seat {
+pub struct ShardUnderTest {
     pub shard: Shard,
     pub queue: PublishQueue,
     delivery: Delivery,
@@ -96,7 +96,7 @@ pub struct Service {
     totals: Arc<Totals>,
     settings: Vec<ShardSettings>,
     arrivals: u64,
-    pub seats: Vec<Seat>,
+    pub seats: Vec<ShardUnderTest>,
 }
 
 impl Service {
@@ -118,7 +118,7 @@ impl Service {
             })
             .collect();
         let seats = (settings.iter().enumerate())
-            .map(|(number, settings)| Seat {
+            .map(|(number, settings)| ShardUnderTest {
                 shard: Shard::new(number, settings.clone(), Arc::clone(&router), Arc::clone(&totals)),
                 queue: PublishQueue::with_limits(plan.publish_to, plan.publish.clone()),
                 delivery: Delivery::new(Connection { connected: true, generation: 1 }),

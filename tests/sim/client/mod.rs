@@ -219,7 +219,7 @@ impl Clients {
     }
 
     /// Lets the clients do all that they can do now, if they were given anything.
-    async fn settle(&mut self) {
+    async fn yield_to(&mut self) {
         if std::mem::take(&mut self.has_news) {
             tokio::task::yield_now().await;
         }
@@ -254,7 +254,7 @@ impl World {
     /// As `run_until` without clients; what they do happens when they do it.
     pub async fn run_with_clients(&mut self, end: u64) {
         loop {
-            self.clients.settle().await;
+            self.clients.yield_to().await;
             self.take_from_clients();
             let next = self.next_event_at().filter(|at| *at <= end);
             let until = next.unwrap_or(end);
@@ -279,7 +279,7 @@ impl World {
             if let Some((transport, call)) = self.clients.calls.pop() {
                 self.carry_out(transport, call);
             } else if let Some((viewer, told)) = self.clients.tale.pop() {
-                self.hear(viewer, told);
+                self.take_told(viewer, told);
             } else {
                 return;
             }
@@ -353,7 +353,7 @@ impl World {
         self.clients.has_news = true;
     }
 
-    fn hear(&mut self, viewer: usize, told: Told) {
+    fn take_told(&mut self, viewer: usize, told: Told) {
         let client = viewer % self.clients.each.len();
         // Over this connection, and since the last gap in it.
         let generation = self.course(Party::Client(client), self.clients.each[client].gaps);
