@@ -15,7 +15,7 @@ use tokio::{
 
 use super::{
     ClientError, ClientOptions, ErrorKind, ServiceState, feeds::Feeds, keeper, liveness, random::Random,
-    registration_table::RegistrationTable,
+    registration_table::RegistrationTable, service_time::ServiceClock,
 };
 use crate::transport::{Subscription, Transport};
 
@@ -33,6 +33,7 @@ pub(super) struct Core {
     pub(super) service: watch::Sender<ServiceState>,
     /// How often it was there again.
     pub(super) returns: Arc<Returns>,
+    pub(super) clock: ServiceClock,
     /// True when the background task has ended.
     pub(super) ended: watch::Sender<bool>,
 }
@@ -116,8 +117,9 @@ impl Lease {
         let table = Mutex::new(RegistrationTable::new(options.max_registrations, options.max_unregisters));
         let random = Random::new(options.seed);
         let (feeds, wake, ended) = (Feeds::default(), Notify::new(), watch::Sender::new(false));
-        let (service, returns) = (watch::Sender::new(ServiceState::Unknown), Arc::default());
-        let core = Arc::new(Core { transport, options, table, feeds, random, wake, service, returns, ended });
+        let (service, returns, clock) =
+            (watch::Sender::new(ServiceState::Unknown), Arc::default(), ServiceClock::new());
+        let core = Arc::new(Core { transport, options, table, feeds, random, wake, service, returns, clock, ended });
         let ending = Ending(Arc::clone(&core));
         tokio::spawn(async move {
             keeper::run(Arc::clone(&ending.0)).await;

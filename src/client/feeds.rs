@@ -8,7 +8,10 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -20,7 +23,7 @@ use super::{
     ClientError,
     core::subscribe,
     shared::{Holder, Shared},
-    updates::denied,
+    updates::{Received, denied},
 };
 use crate::{
     transport::{Subscription, Transport, TransportError},
@@ -159,8 +162,10 @@ fn hand_over(update: Bytes, followers: &Followers) -> Result<bool, prost::Decode
     // What is no text is no id, and nobody follows it.
     let of_stream = std::str::from_utf8(&stream_id).ok().and_then(|stream_id| followers.by_stream.get(stream_id));
     let Some(of_stream) = of_stream else { return Ok(false) };
-    let update = Arc::new(StateUpdate::decode(update)?);
-    of_stream.iter().for_each(|waiting| waiting.push(Arc::clone(&update)));
+    // A copy: what waits must not keep the whole message.
+    let bytes = of_stream.iter().any(|waiting| waiting.keeps_bytes.load(Relaxed)).then(|| Bytes::copy_from_slice(&update));
+    let received = Arc::new(Received { update: StateUpdate::decode(update)?, bytes });
+    of_stream.iter().for_each(|waiting| waiting.push(Arc::clone(&received)));
     Ok(true)
 }
 
@@ -206,18 +211,20 @@ impl Drop for Reader {
 #[derive(Debug, Default)]
 struct Waiting {
     state: Mutex<State>,
+    /// The follower wants the bytes too.
+    keeps_bytes: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct State {
     /// At most [`MAX_WAITING`].
-    updates: VecDeque<Arc<StateUpdate>>,
+    updates: VecDeque<Arc<Received>>,
     end: Option<ClientError>,
     waker: Option<Waker>,
 }
 
 impl Waiting {
-    fn push(&self, update: Arc<StateUpdate>) {
+    fn push(&self, update: Arc<Received>) {
         let mut state = self.state();
         let skipped = state.make_room();
         state.updates.push_back(update);
@@ -235,7 +242,7 @@ impl Waiting {
         state.wake();
     }
 
-    fn poll_next(&self, context: &Context<'_>) -> Poll<Result<Arc<StateUpdate>, ClientError>> {
+    fn poll_next(&self, context: &Context<'_>) -> Poll<Result<Arc<Received>, ClientError>> {
         let mut state = self.state();
         match (state.updates.pop_front(), &state.end) {
             (Some(update), _) => Poll::Ready(Ok(update)),
@@ -257,7 +264,7 @@ impl State {
     fn make_room(&mut self) -> usize {
         let before = self.updates.len();
         if before == MAX_WAITING {
-            self.updates.retain(|update| !update.is_replaceable());
+            self.updates.retain(|new| !new.update.is_replaceable());
             if self.updates.len() == MAX_WAITING {
                 self.updates.pop_front();
             }
@@ -274,8 +281,13 @@ impl State {
 
 impl Follower {
     /// The next update, or why none will come any more.
-    pub(super) fn poll_next(&self, context: &Context<'_>) -> Poll<Result<Arc<StateUpdate>, ClientError>> {
+    pub(super) fn poll_next(&self, context: &Context<'_>) -> Poll<Result<Arc<Received>, ClientError>> {
         self.waiting.poll_next(context)
+    }
+
+    /// From now on, updates come with their bytes.
+    pub(super) fn keep_bytes(&self) {
+        self.waiting.keeps_bytes.store(true, Relaxed);
     }
 }
 

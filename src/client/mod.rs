@@ -38,6 +38,8 @@
 //! | `liveness` | whether there is a service |
 //! | `updates`, `plausible` | updates without old ones, and without those that cannot be true |
 //! | `follow` | updates that pass a filter, followed again and again |
+//! | `playout` | where a show is, computed from its configuration and its last update: pure |
+//! | `service_time`, `clock_offset` | what the service's clock says; the arithmetic of it |
 //! | `shared` | one task for all who share a subscription |
 //! | `feeds` | one subscription to a partition's feed for all who follow its streams |
 
@@ -50,10 +52,12 @@ use tokio::sync::watch;
 
 pub use self::{
     calls::{Accepted, Call, Command, Page, StreamConfig, SubscriberPage},
+    clock_offset::ServiceTime,
     error::{ClientError, ErrorKind},
     liveness::{Absence, ServiceState},
+    playout::{InvalidConfig, Playout, View},
     registration::{Registration, Standing},
-    updates::{HighWaterMark, UpdateStream, UpdatesFrom},
+    updates::{HighWaterMark, Received, UpdateStream, UpdatesFrom},
 };
 pub use crate::{
     transport::Connection,
@@ -69,6 +73,7 @@ use crate::{transport::Transport, wire::subject};
 mod answer;
 mod batch;
 mod calls;
+mod clock_offset;
 mod core;
 mod error;
 mod feeds;
@@ -76,10 +81,12 @@ mod follow;
 mod keeper;
 mod liveness;
 mod plausible;
+mod playout;
 mod random;
 mod registration;
 mod registration_table;
 mod request;
+mod service_time;
 pub mod shared;
 mod unregister_queue;
 mod updates;

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use futures_util::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture};
 use prost::Message as _;
 use tokio::time::Instant;
@@ -89,6 +90,31 @@ pub struct UpdateStream {
     now: fn() -> SystemTime,
 }
 
+/// An update and what it came as.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Received {
+    /// The update.
+    pub update: StateUpdate,
+    /// Its bytes as they were published, with fields in them that this version may not know. From a feed only after
+    /// [`UpdateStream::keep_bytes`], and none of what was no message, as a snapshot in an answer.
+    pub bytes: Option<Bytes>,
+}
+
+impl Received {
+    /// As it was published, or where that was not kept, as far as this version knows it.
+    #[must_use]
+    pub fn to_bytes(&self) -> Bytes {
+        self.bytes.clone().unwrap_or_else(|| self.update.encode_to_vec().into())
+    }
+}
+
+impl From<StateUpdate> for Received {
+    /// One that was no message.
+    fn from(update: StateUpdate) -> Self {
+        Self { update, bytes: None }
+    }
+}
+
 #[derive(Debug)]
 pub(super) enum Source {
     Subject(Subject),
@@ -109,7 +135,7 @@ impl Subject {
     }
 
     /// What comes next; an error when the broker refuses the subscription.
-    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<bytes::Bytes, ClientError>>> {
+    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, ClientError>>> {
         // What had come before the refusal is still news.
         match self.subscription.poll_next_unpin(context) {
             Poll::Ready(message) => Poll::Ready(message.map(|message| Ok(message.payload))),
@@ -201,6 +227,18 @@ impl UpdateStream {
         std::future::poll_fn(|context| Pin::new(&mut *self).poll_next(context)).await
     }
 
+    /// The next update with its bytes, for whoever passes it on; otherwise like [`UpdateStream::next`].
+    pub async fn next_received(&mut self) -> Option<Received> {
+        std::future::poll_fn(|context| self.poll_received(context)).await
+    }
+
+    /// From now on, updates that come in a feed have their bytes too. On a subject of their own they always do.
+    pub fn keep_bytes(&self) {
+        if let Source::Feed(follower) = &self.source {
+            follower.keep_bytes();
+        }
+    }
+
     /// How many messages on the stream's subject were skipped because they do not decode or are another stream's. What
     /// does not decode in a feed is nobody's in particular; the metrics count both.
     #[must_use]
@@ -217,9 +255,11 @@ impl UpdateStream {
         may
     }
 
-    fn read(&mut self, payload: bytes::Bytes) -> Option<StateUpdate> {
-        match StateUpdate::decode(payload) {
-            Ok(update) if update.stream_id == self.stream_id => self.admit(&update).then_some(update),
+    fn read(&mut self, payload: Bytes) -> Option<Received> {
+        match StateUpdate::decode(payload.clone()) {
+            Ok(update) if update.stream_id == self.stream_id => {
+                self.admit(&update).then_some(Received { update, bytes: Some(payload) })
+            }
             Ok(update) => {
                 self.skip("other_stream", &format_args!("it is of stream {:?}", update.stream_id));
                 None
@@ -238,38 +278,34 @@ impl UpdateStream {
     }
 
     /// The next that comes; an empty place for what is old or cannot be read; an error at the end.
-    fn poll_any(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<StateUpdate>, ClientError>> {
+    fn poll_any(&mut self, context: &mut Context<'_>) -> Poll<Result<Option<Received>, ClientError>> {
         match &mut self.source {
             Source::Subject(subject) => {
                 let payload = ready!(subject.poll_next(context)).unwrap_or_else(|| Err(ClientError::closed()));
                 Poll::Ready(payload.map(|payload| self.read(payload)))
             }
             Source::Feed(follower) => {
-                let update = ready!(follower.poll_next(context));
-                Poll::Ready(update.map(|update| self.admit(&update).then(|| Arc::unwrap_or_clone(update))))
+                let received = ready!(follower.poll_next(context));
+                Poll::Ready(received.map(|new| self.admit(&new.update).then(|| Arc::unwrap_or_clone(new))))
             }
             Source::Followed(followed) => {
-                let update = match ready!(followed.poll_next(context))? {
+                let received = match ready!(followed.poll_next(context))? {
                     News::Message(payload) => self.read(payload),
-                    News::State(state) => self.admit(&state).then_some(*state),
+                    News::State(state) => self.admit(&state).then(|| Received::from(*state)),
                 };
-                if let (Source::Followed(followed), Some(update)) = (&mut self.source, &update) {
-                    followed.told(update);
+                if let (Source::Followed(followed), Some(received)) = (&mut self.source, &received) {
+                    followed.told(&received.update);
                 }
-                Poll::Ready(Ok(update))
+                Poll::Ready(Ok(received))
             }
         }
     }
-}
 
-impl Stream for UpdateStream {
-    type Item = StateUpdate;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<StateUpdate>> {
+    fn poll_received(&mut self, context: &mut Context<'_>) -> Poll<Option<Received>> {
         while self.end.is_none() {
             match ready!(self.poll_any(context)) {
                 Ok(None) => {}
-                Ok(update) => return Poll::Ready(update),
+                Ok(received) => return Poll::Ready(received),
                 Err(error) => self.end = Some(error),
             }
         }
@@ -277,9 +313,16 @@ impl Stream for UpdateStream {
     }
 }
 
+impl Stream for UpdateStream {
+    type Item = StateUpdate;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<StateUpdate>> {
+        self.poll_received(context).map(|received| received.map(|received| received.update))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use futures_util::stream;
 
     use super::*;
@@ -325,6 +368,16 @@ mod tests {
     #[tokio::test]
     async fn the_first_update_is_news_even_with_epoch_and_sequence_0() {
         assert_eq!(read_all(&mut reading(vec![update(0, 0).encode_to_vec()])).await, [(0, 0)]);
+    }
+
+    #[tokio::test]
+    async fn an_update_comes_with_its_bytes_and_with_what_nobody_knows_in_them() {
+        // Field 200, a number.
+        let bytes = [update(1, 1).encode_to_vec(), vec![0xc0, 0x0c, 5]].concat();
+        let mut updates = reading(vec![bytes.clone()]);
+        let expected = Received { update: update(1, 1), bytes: Some(bytes.into()) };
+        assert_eq!(updates.next_received().await, Some(expected));
+        assert_eq!(updates.next_received().await, None);
     }
 
     #[tokio::test]

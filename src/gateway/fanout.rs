@@ -23,11 +23,13 @@ use std::{
 use axum::body::Bytes;
 use slab::Slab;
 use tokio::{task::JoinSet, time::Instant};
+use tungstenite::Utf8Bytes;
 
 use super::{
+    clock::TimeQuestion,
     end::End,
     lag::Lag,
-    latest::{Latest, MAX_CHANGES, Reader},
+    latest::{Format, Latest, MAX_CHANGES, Reader},
     line::Line,
     outlet::{Moment, Outlet},
 };
@@ -70,8 +72,8 @@ impl Fanout {
     }
 
     /// A reader for whom all that is up now is old.
-    pub(super) fn reader(&self) -> Reader {
-        self.latest.read().unwrap_or_else(PoisonError::into_inner).reader()
+    pub(super) fn reader(&self, format: Format) -> Reader {
+        self.latest.read().unwrap_or_else(PoisonError::into_inner).reader(format)
     }
 
     /// Takes a line in. Nothing is written before [`Member::start`].
@@ -138,7 +140,7 @@ impl Member {
     }
 
     /// Ready when the viewer has said something, and at the end; see [`Outlet::poll`].
-    pub(super) fn poll(&self, context: &mut Context<'_>) -> Poll<Result<(), End>> {
+    pub(super) fn poll(&self, context: &mut Context<'_>) -> Poll<Result<Option<Utf8Bytes>, End>> {
         self.with(Poll::Ready(Err(End::Failed)), |outlet, moment| outlet.poll(context, moment))
     }
 
@@ -155,6 +157,11 @@ impl Member {
     /// See [`Outlet::ping`].
     pub(super) fn ping(&self) -> Result<(), End> {
         self.with(Ok(()), Outlet::ping)
+    }
+
+    /// See [`Outlet::poll_answer`].
+    pub(super) fn poll_answer(&self, question: &mut TimeQuestion, context: &mut Context<'_>) -> Poll<Result<(), End>> {
+        self.with(Poll::Ready(Err(End::Failed)), |outlet, moment| outlet.poll_answer(question, context, moment))
     }
 
     /// Leaves, with the line. `None` if it was taken already.

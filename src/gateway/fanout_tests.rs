@@ -15,7 +15,12 @@ use crate::{
         proto::{Cause, Mode, StateUpdate},
         shared::Shared,
     },
-    gateway::{TalkLimits, latest::Ended, line::text_frame, talk::Allowance},
+    gateway::{
+        TalkLimits,
+        latest::{Ended, Frames},
+        line::text_frame,
+        talk::Allowance,
+    },
     http::UpgradedStream,
 };
 
@@ -45,7 +50,7 @@ impl Fanout {
     /// A member that was sent the snapshot 0, and its viewer.
     async fn admit(self: &Arc<Self>) -> (Member, Viewer) {
         let (line, mut viewer) = line().await;
-        let member = self.join(line, self.reader());
+        let member = self.join(line, self.reader(Format::Json));
         member.start(frame(0, 0));
         assert_eq!(next(&mut viewer).await, Some(0));
         (member, viewer)
@@ -54,7 +59,7 @@ impl Fanout {
     fn put_up(&self, cause: Cause, sequence: u64, length: usize) {
         let (mode, epoch) = (Mode::Running.into(), 1);
         let update = StateUpdate { cause: cause.into(), mode, epoch, sequence, ..StateUpdate::default() };
-        self.post(|latest| latest.post(&update, frame(sequence, length)));
+        self.post(|latest| latest.post(&update, Frames::same(frame(sequence, length))));
     }
 }
 

@@ -1,7 +1,13 @@
 //! One subscription to a stream's updates, or to those that pass a filter, for all sockets that show them: a channel, there
 //! from its first subscriber to its last. Its task reads the updates, puts them up, and has them written (`fanout`).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use axum::body::Bytes;
 use futures_util::future::BoxFuture;
@@ -15,11 +21,11 @@ use super::{
     fanout::{Fanout, Member, Round},
     freshness::Freshness,
     lag::Lag,
-    latest::{Ended, Latest, Reader},
-    line::{Line, text_frame},
+    latest::{Ended, Format, Frames, Latest, Reader},
+    line::{Line, binary_frame, text_frame},
 };
 use crate::client::{
-    Client, ClientError, Filter, ServiceState, UpdateStream,
+    Client, ClientError, Filter, Received, ServiceState, UpdateStream,
     proto::{self, Code, Mode, StateUpdate},
     shared::{Holder, Shared},
 };
@@ -52,6 +58,8 @@ pub(super) struct Hub {
 struct Channel {
     stream_id: Arc<str>,
     fanout: Arc<Fanout>,
+    /// How many sockets want protobuf: for them, updates are framed in that form too.
+    proto_readers: AtomicUsize,
     /// Somebody has reason to think that updates were missed.
     refresh: Notify,
 }
@@ -91,7 +99,7 @@ impl Hub {
             }
         };
         let channel = self.channels.join((Arc::clone(&stream_id), filter), make, open).await?;
-        let reader = channel.fanout.reader();
+        let reader = channel.fanout.reader(Format::Json);
         Ok(Subscriber { channel, reader })
     }
 
@@ -104,6 +112,19 @@ impl Hub {
 impl Subscriber {
     pub(super) fn stream_id(&self) -> &str {
         &self.channel.stream_id
+    }
+
+    pub(super) fn format(&self) -> Format {
+        self.reader.format()
+    }
+
+    /// Gives this socket its updates in that form; for it, all that is up now is old.
+    pub(super) fn read_as(&mut self, format: Format) {
+        self.channel.count_reader(format);
+        // Counted before it looks: whatever is put up behind this place has its form.
+        let reader = self.channel.fanout.reader(format);
+        let before = std::mem::replace(&mut self.reader, reader);
+        self.channel.uncount_reader(before.format());
     }
 
     /// A place for a line among those that updates are written to. What is in the snapshot is not sent again.
@@ -119,9 +140,33 @@ impl Subscriber {
     }
 }
 
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        self.channel.uncount_reader(self.reader.format());
+    }
+}
+
 impl Channel {
     fn new(stream_id: Arc<str>, fanout: Fanout) -> Self {
-        Self { stream_id, fanout: Arc::new(fanout), refresh: Notify::new() }
+        let proto_readers = AtomicUsize::new(0);
+        Self { stream_id, fanout: Arc::new(fanout), proto_readers, refresh: Notify::new() }
+    }
+
+    fn count_reader(&self, format: Format) {
+        if format == Format::Proto {
+            self.proto_readers.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn uncount_reader(&self, format: Format) {
+        if format == Format::Proto {
+            self.proto_readers.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// Whether anybody wants protobuf. While something is put up, this is so for all who will read it.
+    fn wants_proto(&self) -> bool {
+        self.proto_readers.load(Relaxed) > 0
     }
 }
 
@@ -147,7 +192,7 @@ async fn answered(asking: &mut Option<Asking<'_>>) -> Result<StateUpdate, Client
 
 /// An update that was held up, until when a newer one may take its place.
 struct Held {
-    update: StateUpdate,
+    received: Received,
     until: Instant,
 }
 
@@ -192,6 +237,9 @@ impl<'a> Reading<'a> {
         let mut service = self.client.service();
         service.mark_changed();
         loop {
+            if self.channel.wants_proto() {
+                self.updates.keep_bytes();
+            }
             tokio::select! {
                 biased;
                 _ = is_ending.wait_for(|ending| *ending) => return Ended::ShuttingDown,
@@ -208,8 +256,8 @@ impl<'a> Reading<'a> {
                 }
                 // Before the updates: many of them must not keep it from going on.
                 () = self.round.done() => {}
-                update = self.updates.next(), if self.round.has_room() => match update {
-                    Some(update) => self.receive(update),
+                received = self.updates.next_received(), if self.round.has_room() => match received {
+                    Some(received) => self.receive(received),
                     None => {
                         let why = self.updates.end().map(ToString::to_string);
                         tracing::debug!(stream_id = %self.channel.stream_id, why, "the subscription ended");
@@ -217,8 +265,8 @@ impl<'a> Reading<'a> {
                     }
                 },
                 () = held_until(&self.held) => {
-                    if let Some(Held { update, .. }) = self.held.take() {
-                        self.show(&update);
+                    if let Some(Held { received, .. }) = self.held.take() {
+                        self.show(&received);
                     }
                 }
                 () = self.channel.refresh.notified() => {
@@ -242,21 +290,21 @@ impl<'a> Reading<'a> {
 
     /// An update as it comes. One that was held up waits for a moment, since behind a stop many come at once, and only the
     /// newest is worth showing. The last of a stream is never held back.
-    fn receive(&mut self, update: StateUpdate) {
-        let now = Instant::now();
+    fn receive(&mut self, received: Received) {
+        let (now, update) = (Instant::now(), &received.update);
         let is_late = self.freshness.is_late(update.server_time_ms, now) && update.mode() != Mode::Unknown;
         if self.held.is_some() {
             metrics::counter!("gateway_late_updates_skipped_total").increment(1);
         }
         if is_late {
             let until = self.held.take().map_or(now + LATE_PAUSE, |held| held.until);
-            self.held = Some(Held { update, until });
+            self.held = Some(Held { received, until });
             return;
         }
         self.held = None;
         // It is the full state, so there is nothing left to ask.
         self.asking = None;
-        self.show(&update);
+        self.show(&received);
     }
 
     /// What became of a question for the state.
@@ -266,7 +314,7 @@ impl<'a> Reading<'a> {
             Ok(state) => {
                 // After an outage viewers are told where the clock is now, also if nothing has changed.
                 if self.updates.seed(&state) || self.not_live.is_some() {
-                    self.show(&state);
+                    self.show(&state.into());
                 }
             }
             Err(error) if error.code() == Code::Unavailable => self.ask(REFRESH_PAUSE),
@@ -300,12 +348,17 @@ impl<'a> Reading<'a> {
     }
 
     /// Puts an update up, behind the word that it is live where that was not so.
-    fn show(&mut self, update: &StateUpdate) {
-        let Some(frame) = encode(update) else { return };
+    fn show(&mut self, received: &Received) {
+        let (channel, update) = (self.channel, &received.update);
+        let Some(json) = encode(update) else { return };
         let back = self.not_live.take().and_then(|_| encode(&Liveness { live: true, reason: None }));
-        self.post(|latest| match back {
-            None => latest.post(update, frame),
-            Some(back) => latest.resume(update, [back, frame].concat().into()),
+        self.post(|latest| {
+            let proto = if channel.wants_proto() { proto_frame(received) } else { Bytes::new() };
+            let frames = Frames { json, proto };
+            match back {
+                None => latest.post(update, frames),
+                Some(back) => latest.resume(update, frames.behind(&back)),
+            }
         });
         if update.mode() == Mode::Unknown {
             tracing::debug!(stream_id = %self.channel.stream_id, "the stream was removed");
@@ -324,6 +377,11 @@ struct Liveness<'a> {
     live: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
+}
+
+/// An update as it was published. What came otherwise, as an answer to a question, is encoded as far as it is known here.
+pub(super) fn proto_frame(received: &Received) -> Bytes {
+    binary_frame(received.to_bytes())
 }
 
 fn encode(message: &impl Serialize) -> Option<Bytes> {

@@ -19,13 +19,51 @@ use crate::client::{
 /// How many changes a socket may be behind: a minute's worth of a busy operator, and few enough to keep for a stream.
 pub(super) const MAX_CHANGES: usize = 64;
 
-/// One update, encoded once for all sockets.
+/// In which form a socket's updates go over the line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Format {
+    /// Text messages.
+    #[default]
+    Json,
+    /// Binary messages: `StateUpdate`s as they were published.
+    Proto,
+}
+
+/// One update as it goes over the line, encoded once for all sockets.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Frames {
+    pub(super) json: Bytes,
+    /// Empty where no socket wants it.
+    pub(super) proto: Bytes,
+}
+
+impl Frames {
+    /// The same in every form.
+    pub(super) fn same(frame: Bytes) -> Self {
+        Self { json: frame.clone(), proto: frame }
+    }
+
+    fn of(&self, format: Format) -> Bytes {
+        match format {
+            Format::Json => self.json.clone(),
+            Format::Proto => self.proto.clone(),
+        }
+    }
+
+    /// With a message before it that is the same in every form.
+    pub(super) fn behind(&self, before: &[u8]) -> Self {
+        let with = |frame: &Bytes| if frame.is_empty() { Bytes::new() } else { [before, frame].concat().into() };
+        Self { json: with(&self.json), proto: with(&self.proto) }
+    }
+}
+
+/// One update.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Post {
     /// Its epoch and sequence.
     mark: HighWaterMark,
     /// As it goes over the line.
-    frame: Bytes,
+    frames: Frames,
     /// The stream was removed: nothing follows.
     last: bool,
 }
@@ -41,7 +79,7 @@ pub(super) struct Latest {
     tick: Option<Post>,
     tick_count: u64,
     /// What was last said about whether the state is live, with the state in it, if there is one.
-    notice: Option<(Bytes, Option<HighWaterMark>)>,
+    notice: Option<(Frames, Option<HighWaterMark>)>,
     notice_count: u64,
     ended: Option<Ended>,
 }
@@ -58,6 +96,7 @@ pub(super) enum Ended {
 /// How far one socket has read the latest updates.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Reader {
+    format: Format,
     changes: u64,
     ticks: u64,
     notices: u64,
@@ -86,9 +125,9 @@ pub(super) enum Next {
 
 impl Latest {
     /// Puts an update up.
-    pub(super) fn post(&mut self, update: &StateUpdate, frame: Bytes) {
+    pub(super) fn post(&mut self, update: &StateUpdate, frames: Frames) {
         let last = update.mode() == Mode::Unknown;
-        let post = Post { mark: HighWaterMark::of(update), frame, last };
+        let post = Post { mark: HighWaterMark::of(update), frames, last };
         if update.is_replaceable() {
             self.tick = Some(post);
             self.tick_count += 1;
@@ -104,16 +143,16 @@ impl Latest {
 
     /// What is up need not be true any more, as the message says.
     pub(super) fn lose(&mut self, frame: Bytes) {
-        self.notice = Some((frame, None));
+        self.notice = Some((Frames::same(frame), None));
         self.notice_count += 1;
     }
 
     /// It is true again: the message says so, and what the state is, which all are told.
-    pub(super) fn resume(&mut self, update: &StateUpdate, frame: Bytes) {
+    pub(super) fn resume(&mut self, update: &StateUpdate, frames: Frames) {
         if update.mode() == Mode::Unknown {
-            return self.post(update, frame);
+            return self.post(update, frames);
         }
-        self.notice = Some((frame, Some(HighWaterMark::of(update))));
+        self.notice = Some((frames, Some(HighWaterMark::of(update))));
         self.notice_count += 1;
     }
 
@@ -128,14 +167,18 @@ impl Latest {
     }
 
     /// A reader for whom all that is up now is old; but that it is not live is news.
-    pub(super) fn reader(&self) -> Reader {
+    pub(super) fn reader(&self, format: Format) -> Reader {
         let is_live = self.notice.as_ref().is_none_or(|(_, state)| state.is_some());
         let notices = self.notice_count - u64::from(!is_live);
-        Reader { changes: self.change_count, ticks: self.tick_count, notices, ..Reader::default() }
+        Reader { format, changes: self.change_count, ticks: self.tick_count, notices, ..Reader::default() }
     }
 }
 
 impl Reader {
+    pub(super) fn format(&self) -> Format {
+        self.format
+    }
+
     /// What a snapshot contains is not sent again.
     pub(super) fn start_at(&mut self, snapshot: &StateUpdate) {
         self.mark = HighWaterMark::of(snapshot);
@@ -151,14 +194,14 @@ impl Reader {
 
     fn next_update(&mut self, latest: &Latest) -> Next {
         if self.notices < latest.notice_count
-            && let Some((frame, state)) = &latest.notice
+            && let Some((frames, state)) = &latest.notice
         {
             self.notices = latest.notice_count;
             // What is older than that state is not shown behind it.
             if let Some(mark) = state {
                 self.mark.raise(*mark);
             }
-            return Next::Send { frame: frame.clone(), last: false };
+            return Next::Send { frame: frames.of(self.format), last: false };
         }
         while self.changes < latest.change_count {
             let behind = usize::try_from(latest.change_count - self.changes).unwrap_or(usize::MAX);
@@ -167,7 +210,7 @@ impl Reader {
             self.changes += 1;
             self.skip_ticks(*ticks_before);
             if self.mark.raise(post.mark) {
-                return Next::Send { frame: post.frame.clone(), last: post.last };
+                return Next::Send { frame: post.frames.of(self.format), last: post.last };
             }
         }
         match &latest.tick {
@@ -175,7 +218,7 @@ impl Reader {
                 self.skip_ticks(latest.tick_count - 1);
                 self.ticks = latest.tick_count;
                 match self.mark.raise(post.mark) {
-                    true => Next::Send { frame: post.frame.clone(), last: false },
+                    true => Next::Send { frame: post.frames.of(self.format), last: false },
                     false => Next::Wait,
                 }
             }
@@ -202,7 +245,12 @@ mod tests {
             sequence,
             ..StateUpdate::default()
         };
-        latest.post(&update, sequence.to_string().into());
+        latest.post(&update, frames(&sequence.to_string()));
+    }
+
+    /// As JSON, and with a `p` as protobuf.
+    fn frames(json: &str) -> Frames {
+        Frames { json: json.to_owned().into(), proto: format!("p{json}").into() }
     }
 
     fn send(sequence: u64) -> Next {
@@ -212,7 +260,7 @@ mod tests {
     #[test]
     fn a_newer_tick_replaces_one_that_was_not_read() {
         let mut latest = Latest::default();
-        let mut reader = latest.reader();
+        let mut reader = latest.reader(Format::Json);
         (1..=5).for_each(|sequence| post(&mut latest, Cause::Tick, sequence));
         assert_eq!([reader.next(&latest), reader.next(&latest)], [send(5), Next::Wait]);
         assert_eq!(reader.skipped, 4);
@@ -221,7 +269,7 @@ mod tests {
     #[test]
     fn snapshots_for_others_make_no_reader_too_slow() {
         let mut latest = Latest::default();
-        let mut reader = latest.reader();
+        let mut reader = latest.reader(Format::Json);
         post(&mut latest, Cause::Command, 1);
         (2..=1_000).for_each(|sequence| post(&mut latest, Cause::Snapshot, sequence));
         assert_eq!(std::array::from_fn(|_| reader.next(&latest)), [send(1), send(1_000), Next::Wait]);
@@ -231,7 +279,7 @@ mod tests {
     #[test]
     fn changes_are_read_in_order_and_replace_the_ticks_before_them() {
         let mut latest = Latest::default();
-        let mut reader = latest.reader();
+        let mut reader = latest.reader(Format::Json);
         for (cause, sequence) in
             [(Cause::Tick, 1), (Cause::Scene, 2), (Cause::Tick, 3), (Cause::Command, 4), (Cause::Tick, 5)]
         {
@@ -244,7 +292,7 @@ mod tests {
     #[test]
     fn a_reader_that_keeps_up_skips_nothing() {
         let mut latest = Latest::default();
-        let mut reader = latest.reader();
+        let mut reader = latest.reader(Format::Json);
         for sequence in 1..=1_000 {
             post(&mut latest, if sequence % 3 == 0 { Cause::Scene } else { Cause::Tick }, sequence);
             assert_eq!([reader.next(&latest), reader.next(&latest)], [send(sequence), Next::Wait]);
@@ -255,7 +303,7 @@ mod tests {
     #[test]
     fn a_reader_may_be_64_changes_behind_and_not_65() {
         let mut latest = Latest::default();
-        let (mut slow, mut too_slow) = (latest.reader(), latest.reader());
+        let (mut slow, mut too_slow) = (latest.reader(Format::Json), latest.reader(Format::Json));
         for sequence in 1..=65 {
             post(&mut latest, Cause::Command, sequence);
             if sequence == 1 {
@@ -274,7 +322,7 @@ mod tests {
         let mut latest = Latest::default();
         post(&mut latest, Cause::Command, 1);
         post(&mut latest, Cause::Tick, 2);
-        let mut reader = latest.reader();
+        let mut reader = latest.reader(Format::Json);
         assert_eq!(reader.next(&latest), Next::Wait);
         post(&mut latest, Cause::Command, 3);
         post(&mut latest, Cause::Command, 4);
@@ -285,9 +333,9 @@ mod tests {
     #[test]
     fn the_update_of_a_removed_stream_is_the_last_one() {
         let mut latest = Latest::default();
-        let mut reader = latest.reader();
+        let mut reader = latest.reader(Format::Json);
         let removed = StateUpdate { epoch: 1, sequence: 9, ..StateUpdate::default() };
-        latest.post(&removed, "9".into());
+        latest.post(&removed, frames("9"));
         post(&mut latest, Cause::Tick, 10);
         assert_eq!(reader.next(&latest), Next::Send { frame: "9".into(), last: true });
     }
@@ -295,17 +343,17 @@ mod tests {
     #[test]
     fn that_a_state_is_not_live_is_told_at_once_the_last_alone() {
         let mut latest = Latest::default();
-        let mut reader = latest.reader();
+        let mut reader = latest.reader(Format::Json);
         post(&mut latest, Cause::Tick, 1);
         latest.lose("away".into());
         let away = Next::Send { frame: "away".into(), last: false };
         assert_eq!([reader.next(&latest), reader.next(&latest), reader.next(&latest)], [away, send(1), Next::Wait]);
-        let mut newcomer = latest.reader();
+        let mut newcomer = latest.reader(Format::Json);
         assert!(matches!(newcomer.next(&latest), Next::Send { .. }), "it is told too");
         let state = StateUpdate { mode: Mode::Running.into(), epoch: 1, sequence: 1, ..StateUpdate::default() };
-        latest.resume(&state, "back 1".into());
+        latest.resume(&state, frames("back 1"));
         latest.lose("away again".into());
-        latest.resume(&state, "back 2".into());
+        latest.resume(&state, frames("back 2"));
         for reader in [&mut reader, &mut newcomer] {
             let back = Next::Send { frame: "back 2".into(), last: false };
             assert_eq!(
@@ -314,25 +362,40 @@ mod tests {
                 "though it has the state already"
             );
         }
-        assert_eq!(latest.reader().next(&latest), Next::Wait);
+        assert_eq!(latest.reader(Format::Json).next(&latest), Next::Wait);
     }
 
     #[test]
     fn nothing_older_is_shown_behind_a_state_that_is_live_again() {
         let mut latest = Latest::default();
-        let mut reader = latest.reader();
+        let mut reader = latest.reader(Format::Json);
         post(&mut latest, Cause::Command, 5);
         let state = StateUpdate { mode: Mode::Running.into(), epoch: 1, sequence: 6, ..StateUpdate::default() };
-        latest.resume(&state, "back".into());
+        latest.resume(&state, frames("back"));
         post(&mut latest, Cause::Command, 7);
         let back = Next::Send { frame: "back".into(), last: false };
         assert_eq!([reader.next(&latest), reader.next(&latest), reader.next(&latest)], [back, send(7), Next::Wait]);
     }
 
     #[test]
+    fn each_reader_is_given_its_own_form() {
+        let mut latest = Latest::default();
+        let mut reader = latest.reader(Format::Proto);
+        latest.lose("away".into());
+        let send = |frame: &'static str| Next::Send { frame: frame.into(), last: false };
+        assert_eq!(reader.next(&latest), send("away"), "words are the same for all");
+        let state = StateUpdate { mode: Mode::Running.into(), epoch: 1, sequence: 1, ..StateUpdate::default() };
+        latest.resume(&state, frames("1").behind(b"back "));
+        post(&mut latest, Cause::Command, 2);
+        post(&mut latest, Cause::Tick, 3);
+        let next = [reader.next(&latest), reader.next(&latest), reader.next(&latest)];
+        assert_eq!(next, ["back p1", "p2", "p3"].map(send));
+    }
+
+    #[test]
     fn the_end_comes_behind_what_is_up() {
         let mut latest = Latest::default();
-        let mut reader = latest.reader();
+        let mut reader = latest.reader(Format::Json);
         post(&mut latest, Cause::Command, 1);
         latest.end(Ended::NoUpdates);
         assert_eq!([reader.next(&latest), reader.next(&latest)], [send(1), Next::Ended(Ended::NoUpdates)]);

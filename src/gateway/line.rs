@@ -13,7 +13,7 @@ use std::{
 use axum::body::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tungstenite::{
-    Error, Message,
+    Error, Message, Utf8Bytes,
     error::CapacityError,
     protocol::{
         CloseFrame, Role, WebSocketConfig, WebSocketContext,
@@ -37,6 +37,11 @@ const MAX_DRAINED: usize = 256 << 10;
 /// A text message as a frame.
 pub(super) fn text_frame(text: String) -> Bytes {
     encode(Frame::message(text, OpCode::Data(Data::Text), true))
+}
+
+/// A binary message as a frame.
+pub(super) fn binary_frame(message: Bytes) -> Bytes {
+    encode(Frame::message(message, OpCode::Data(Data::Binary), true))
 }
 
 /// A ping as a frame.
@@ -69,6 +74,8 @@ pub(super) struct Line {
 pub(super) enum Heard {
     /// The answer to a ping.
     Pong(Bytes),
+    /// A text message.
+    Text(Utf8Bytes),
     /// Something that is ignored.
     Anything,
     /// Its close frame, or the end.
@@ -128,7 +135,8 @@ impl Line {
                 match message {
                     Message::Pong(payload) => Ok(Heard::Pong(payload)),
                     Message::Close(_) => Ok(Heard::Close),
-                    Message::Text(_) | Message::Binary(_) | Message::Ping(_) | Message::Frame(_) => Ok(Heard::Anything),
+                    Message::Text(text) => Ok(Heard::Text(text)),
+                    Message::Binary(_) | Message::Ping(_) | Message::Frame(_) => Ok(Heard::Anything),
                 }
             }
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
@@ -218,7 +226,7 @@ impl Line {
         match sent.await {
             false => {}
             true if is_fault => self.drain().await,
-            true => while let Ok(Heard::Pong(_) | Heard::Anything) = self.heard().await {},
+            true => while let Ok(Heard::Pong(_) | Heard::Text(_) | Heard::Anything) = self.heard().await {},
         }
     }
 

@@ -18,6 +18,7 @@
 //! | `pace` | how far a viewer may be behind: what is in the kernels' buffers is bounded by its pongs |
 //! | `lag` | how late this gateway is itself |
 //! | `talk` | how much a viewer may say |
+//! | `clock` | what a viewer's clock is set by |
 //! | `freshness` | which updates were held up on their way |
 //! | `hub` | one subscription to a stream's updates for all its sockets |
 //! | `fanout` | writing an update to all of them |
@@ -38,6 +39,7 @@ use crate::{
 };
 
 mod bodies;
+mod clock;
 mod end;
 mod error;
 mod extract;

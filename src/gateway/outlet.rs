@@ -7,14 +7,16 @@
 
 use std::{
     sync::{PoisonError, RwLock},
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
 use axum::body::Bytes;
 use tokio::time::Instant;
+use tungstenite::Utf8Bytes;
 
 use super::{
+    clock::TimeQuestion,
     end::End,
     latest::{Latest, Next, Reader},
     line::{Fault, Heard, Line, ping_frame},
@@ -84,25 +86,25 @@ impl Outlet {
         }
     }
 
-    /// For the task: ready when the viewer has said something, and at the end. Meanwhile it writes what is the task's to
+    /// For the task: ready when the viewer has said something, with what it said if that is a text, and at the end. Meanwhile it writes what is the task's to
     /// write.
     ///
     /// Reading comes first: a viewer that says it is gone is not written to.
-    pub(super) fn poll(&mut self, context: &mut Context<'_>, moment: Moment<'_>) -> Poll<Result<(), End>> {
+    pub(super) fn poll(&mut self, context: &mut Context<'_>, moment: Moment<'_>) -> Poll<Result<Option<Utf8Bytes>, End>> {
         let polled = self.poll_line(context, moment);
-        match polled {
-            Poll::Ready(Ok(())) => {}
-            Poll::Ready(Err(end)) => self.turn = Turn::Ended(end),
+        match &polled {
+            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Err(end)) => self.turn = Turn::Ended(*end),
             Poll::Pending if self.task.as_ref().is_some_and(|task| task.will_wake(context.waker())) => {}
             Poll::Pending => self.task = Some(context.waker().clone()),
         }
         polled
     }
 
-    fn poll_line(&mut self, context: &mut Context<'_>, moment: Moment<'_>) -> Poll<Result<(), End>> {
+    fn poll_line(&mut self, context: &mut Context<'_>, moment: Moment<'_>) -> Poll<Result<Option<Utf8Bytes>, End>> {
         loop {
             if let Poll::Ready(heard) = self.line.poll_heard(context) {
-                return Poll::Ready(self.hear(&heard?, moment));
+                return Poll::Ready(self.hear(heard?, moment));
             }
             let was_clear = self.line.is_clear();
             self.drive(context, moment)?;
@@ -113,13 +115,14 @@ impl Outlet {
         }
     }
 
-    fn hear(&mut self, heard: &Heard, moment: Moment<'_>) -> Result<(), End> {
+    fn hear(&mut self, heard: Heard, moment: Moment<'_>) -> Result<Option<Utf8Bytes>, End> {
         match heard {
-            Heard::Pong(payload) if self.pace.answered(payload, moment.now, moment.lag) => self.line.forgive_answer(),
+            Heard::Pong(payload) if self.pace.answered(&payload, moment.now, moment.lag) => self.line.forgive_answer(),
             Heard::Pong(_) | Heard::Anything => {}
+            Heard::Text(text) => return Ok(Some(text)),
             Heard::Close => return Err(End::Closed),
         }
-        Ok(())
+        Ok(None)
     }
 
     /// When the task has to look at it again, if nothing happens before.
@@ -155,6 +158,27 @@ impl Outlet {
             }
         }
         Ok(())
+    }
+
+    /// For the task: answers the viewer's question once there is an answer and the line takes it, however far behind the viewer
+    /// is: an answer is small, and none comes unasked.
+    pub(super) fn poll_answer(
+        &mut self,
+        question: &mut TimeQuestion,
+        context: &mut Context<'_>,
+        moment: Moment<'_>,
+    ) -> Poll<Result<(), End>> {
+        // When the line is clear again, the task is there.
+        if !self.line.is_clear() {
+            return Poll::Pending;
+        }
+        let frame = ready!(question.poll_answer(context));
+        self.pace.note_sent(frame.len());
+        self.line.send(frame)?;
+        if !self.line.is_clear() {
+            self.turn = Turn::Blocked { due: moment.now + moment.write_timeout };
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Nothing is written any more but by whoever closes the line.

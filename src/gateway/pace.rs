@@ -70,6 +70,11 @@ impl Pace {
         self.unanswered.is_none().then(|| self.ask(now))
     }
 
+    /// So much was sent that is no update.
+    pub(super) fn note_sent(&mut self, bytes: usize) {
+        self.since_ping += bytes as u64;
+    }
+
     fn ask(&mut self, now: Instant) -> u32 {
         self.ping = self.ping.wrapping_add(1);
         self.since_ping = 0;

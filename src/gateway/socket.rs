@@ -21,15 +21,18 @@ use tokio::{
     sync::watch,
     time::{Instant, Sleep, sleep_until, timeout},
 };
+use tungstenite::Utf8Bytes;
 
 use super::{
     App,
+    clock::TimeQuestion,
     end::End,
     error::ApiError,
     extract::{Params, QueryParams, peer},
     fanout::Member,
     handshake::Handshake,
-    hub::Subscriber,
+    hub::{Subscriber, proto_frame},
+    latest::Format,
     line::{Line, text_frame},
     talk::Allowance,
 };
@@ -83,13 +86,14 @@ pub(super) async fn open(
     let filter = viewer.filter()?;
     let client_id = viewer.client_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     let session = viewer.session.unwrap_or_else(|| app.client.random_session());
-    let subscriber = app.hub.join(&stream_id, filter).await?;
+    let mut subscriber = app.hub.join(&stream_id, filter).await?;
+    let (accept, upgrade) = handshake.into_parts();
+    subscriber.read_as(accept.format());
     let registration = app.client.register(&stream_id, &client_id, peer(&extensions), session).await?;
     // The connection has its place for as long as the socket lives.
     let guard = extensions.get::<Arc<ConnectionGuard>>().cloned();
     // Boxed: futures keep room for whatever is moved through them.
     let socket = Box::new(Socket::new(app, subscriber, registration, guard));
-    let (accept_key, upgrade) = handshake.into_parts();
     tokio::spawn(async move {
         match upgrade.upgraded().await {
             Ok((stream, read)) => {
@@ -101,7 +105,7 @@ pub(super) async fn open(
             Err(error) => tracing::debug!(%error, "a connection broke before it was a socket"),
         }
     });
-    Ok(Handshake::accept(accept_key))
+    Ok(accept.into_response())
 }
 
 /// A viewer's socket, beside its line.
@@ -114,13 +118,15 @@ struct Socket {
     next_ping: Instant,
     /// Since when the service has not known the stream.
     lost_since: Option<Instant>,
+    /// What the viewer asked last, until it is answered.
+    question: Option<Box<TimeQuestion>>,
     _guard: Option<Arc<ConnectionGuard>>,
 }
 
 /// What a socket waits for.
 enum Event {
-    /// The viewer has said something.
-    Heard,
+    /// The viewer has said something: a text, or what needs no answer of the socket's.
+    Heard(Option<Utf8Bytes>),
     Due,
     Standing(watch::Receiver<Standing>),
 }
@@ -134,7 +140,16 @@ impl Socket {
     ) -> Self {
         let now = Instant::now();
         let next_ping = now + app.options.ping_interval;
-        Self { app, subscriber, registration, last_heard: now, next_ping, lost_since: None, _guard: guard }
+        Self {
+            app,
+            subscriber,
+            registration,
+            last_heard: now,
+            next_ping,
+            lost_since: None,
+            question: None,
+            _guard: guard,
+        }
     }
 
     /// The connection's place among those that updates are written to; `read` has come on it already.
@@ -166,8 +181,11 @@ impl Socket {
     }
 
     async fn attend(&mut self, member: &Member) -> Result<Infallible, End> {
-        let snapshot = serde_json::to_string(self.registration.state()).map_err(|_| End::Failed)?;
-        member.start(text_frame(snapshot));
+        let snapshot = self.registration.state();
+        member.start(match self.subscriber.format() {
+            Format::Json => text_frame(serde_json::to_string(snapshot).map_err(|_| End::Failed)?),
+            Format::Proto => proto_frame(&snapshot.clone().into()),
+        });
         self.serve(member).await
     }
 
@@ -177,7 +195,7 @@ impl Socket {
         let mut timer = pin!(sleep_until(self.next_ping));
         loop {
             match poll_fn(|context| self.poll_event(member, context, timer.as_mut(), standing.as_mut())).await? {
-                Event::Heard => self.last_heard = Instant::now(),
+                Event::Heard(said) => self.hear(said),
                 Event::Due => self.look_at_time(member)?,
                 Event::Standing(mut receiver) => {
                     let now = *receiver.borrow_and_update();
@@ -188,20 +206,43 @@ impl Socket {
         }
     }
 
+    fn hear(&mut self, said: Option<Utf8Bytes>) {
+        self.last_heard = Instant::now();
+        if let Some(question) = said.and_then(|text| TimeQuestion::of(&text, &self.app.client)) {
+            self.question = Some(question);
+        }
+    }
+
     fn poll_event(
-        &self,
+        &mut self,
         member: &Member,
         context: &mut Context<'_>,
         timer: Pin<&mut Sleep>,
         standing: Pin<&mut impl Future<Output = watch::Receiver<Standing>>>,
     ) -> Poll<Result<Event, End>> {
-        if let Poll::Ready(heard) = member.poll(context) {
-            return Poll::Ready(heard.map(|()| Event::Heard));
+        loop {
+            // Before another is heard, which would take its place.
+            self.answer(member, context)?;
+            if let Poll::Ready(heard) = member.poll(context) {
+                return Poll::Ready(heard.map(Event::Heard));
+            }
+            // The line may have become clear.
+            if !self.answer(member, context)? {
+                break;
+            }
         }
         if self.poll_due(member, context, timer).is_ready() {
             return Poll::Ready(Ok(Event::Due));
         }
         standing.poll(context).map(|receiver| Ok(Event::Standing(receiver)))
+    }
+
+    /// Answers the viewer's question, if there is one and it is possible by now; says whether it has.
+    fn answer(&mut self, member: &Member, context: &mut Context<'_>) -> Result<bool, End> {
+        let Some(question) = &mut self.question else { return Ok(false) };
+        let Poll::Ready(answered) = member.poll_answer(question, context) else { return Ok(false) };
+        self.question = None;
+        answered.map(|()| true)
     }
 
     /// Sets the timer, unless it fires before anyway: most times it does.

@@ -6,6 +6,7 @@ mod support;
 
 mod filters;
 mod http;
+mod protocols;
 mod rest;
 mod sockets;
 mod under_test;
