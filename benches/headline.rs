@@ -1,7 +1,8 @@
 //! The headline run: ten million viewers of ten thousand streams, over a real nats-server, for five minutes.
 //!
 //! `cargo bench --bench headline` takes about six minutes and wants two cores and 3 GiB; `-- --quick` is done within
-//! one. `--viewers`, `--streams`, `--seconds` and `--publish subjects|feed` make other runs of it.
+//! one. `--viewers`, `--streams`, `--seconds` and `--publish subjects|feed` make other runs of it; `--no-ticks` one of ten times
+//! as many streams, of which only changes are told: the scenes.
 //!
 //! Several gateways (tasks of this process, each with a connection of its own) register their viewers in batches and
 //! heartbeat each of them by handle, 1,000 in a message, spread over the heartbeat interval. A batch holds viewers of as
@@ -54,6 +55,8 @@ use support::{
 use tokio::task::JoinSet;
 
 const TICK_MS: u64 = 100;
+/// How many scenes begin in a pass, and how long one is, ms.
+const PASS: (u64, u64) = (3, 15_000);
 const GATEWAYS: u64 = 4;
 const ECHO: &str = "bench.echo";
 /// RegisterBatches that a gateway has under way at once while everybody arrives.
@@ -75,12 +78,15 @@ struct Options {
     /// Viewers, all streams together.
     #[arg(long)]
     viewers: Option<u64>,
-    /// Streams, each with a tick every 100 ms.
+    /// Streams, each with a tick every 100 ms if it has any.
     #[arg(long)]
     streams: Option<u64>,
     /// For how long, after everybody has been registered.
     #[arg(long)]
     seconds: Option<u64>,
+    /// Streams without ticks: ten times as many, unless told otherwise.
+    #[arg(long)]
+    no_ticks: bool,
     /// Where the service publishes and this program listens.
     #[arg(long, default_value = "subjects", value_parser = ["subjects", "feed"])]
     publish: String,
@@ -100,6 +106,8 @@ struct Options {
 struct Plan {
     viewers: u64,
     streams: u64,
+    /// None: no ticks.
+    tick_ms: Option<u64>,
     span: Duration,
     stale: Duration,
     heartbeat: Duration,
@@ -113,14 +121,22 @@ impl Plan {
             if options.quick { (100_000, 100, 40, [15, 5, 10]) } else { (10_000_000, 10_000, 300, [90, 30, 60]) };
         let [stale, heartbeat, minute] = times_s.map(Duration::from_secs);
         let span = Duration::from_secs(options.seconds.unwrap_or(seconds).clamp(10, 3_600));
+        let (streams, tick_ms) = if options.no_ticks { (streams * 10, None) } else { (streams, Some(TICK_MS)) };
         let streams = options.streams.unwrap_or(streams).max(GATEWAYS);
         let viewers = options.viewers.unwrap_or(viewers) / streams * streams;
         assert!(viewers / streams >= ONE_OF, "each stream needs {ONE_OF} viewers at least");
-        Self { viewers, streams, span, stale, heartbeat, minute }
+        Self { viewers, streams, tick_ms, span, stale, heartbeat, minute }
     }
 
     const fn a_stream(&self) -> u64 {
         self.viewers / self.streams
+    }
+
+    /// How many updates of all streams are to come in a second.
+    fn asked(&self) -> f64 {
+        let (scenes, pass_ms) = PASS;
+        let of_one = self.tick_ms.map_or(scenes as f64 / pass_ms as f64, |tick_ms| 1.0 / tick_ms as f64);
+        self.streams as f64 * of_one * 1_000.0
     }
 
     /// How many of a stream are replaced at a time, or fall silent.
@@ -529,7 +545,8 @@ async fn note_removals(service: &Service, removals: &Mutex<Vec<(Instant, u64)>>)
 async fn headline(options: &Options, plan: Plan, ears: &tokio::runtime::Handle) -> Report {
     let Plan { viewers, streams, span, stale, .. } = plan;
     let about = plan.span.as_secs() + plan.viewers / 400_000 + 5;
-    println!("{viewers} viewers of {streams} streams, --publish {}: about {about} s", options.publish);
+    let ticks = if options.no_ticks { "no ticks, " } else { "" };
+    println!("{viewers} viewers of {streams} streams, {ticks}--publish {}: about {about} s", options.publish);
     let server = Server::start();
     let url = server.url();
     let stale_option = format!("{}s", stale.as_secs());
@@ -539,7 +556,7 @@ async fn headline(options: &Options, plan: Plan, ears: &tokio::runtime::Handle) 
     ears.spawn(echo(url.clone()));
     let client = caller::connect(&url).await;
     let empty = rss_of(service.pid());
-    caller::start_streams(&client, streams, TICK_MS).await;
+    caller::start_streams(&client, streams, plan.tick_ms).await;
     let with_streams = rss_of(service.pid());
 
     let known = Arc::new(Known::default());
@@ -596,12 +613,14 @@ async fn headline(options: &Options, plan: Plan, ears: &tokio::runtime::Handle) 
     for gateway in &gateways {
         yet_known += gateway.silent_yet_known().await;
     }
-    let mut report = Report::new("headline", "The headline run", options.quick);
-    let scale = format!("{} viewers, {} streams, {}", number(viewers as f64), number(streams as f64), options.publish);
+    let name = if options.no_ticks { "headline_no_ticks" } else { "headline" };
+    let mut report = Report::new(name, "The headline run", options.quick);
+    let (viewers_text, streams_text) = (number(viewers as f64), number(streams as f64));
+    let scale = format!("{viewers_text} viewers, {streams_text} streams, {ticks}{}", options.publish);
     let row = |what: &str, value: f64, unit: &str| Row::new(what, &scale, OURS, value, unit);
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let share = |place: usize| (after[place] - before[place]) * 100.0 / took;
-    let asked = streams as f64 * 1_000.0 / TICK_MS as f64;
+    let asked = plan.asked();
     let silent: u64 = known.silent.lock().unwrap().iter().map(|some| some.count).sum();
     let delays = removal_delays(&known, &watched.removals);
     let (lateness, off_beat) = heard.lateness.lock().unwrap().clone();

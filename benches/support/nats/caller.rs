@@ -60,8 +60,9 @@ pub async fn stats(client: &Client) -> Stats {
     reply.stats.expect("stats")
 }
 
-/// Starts so many streams.
-pub async fn start_streams(client: &Client, count: u64, tick_ms: u64) {
+/// Starts so many streams, with a tick now and then or with none.
+pub async fn start_streams(client: &Client, count: u64, tick_ms: impl Into<Option<u64>>) {
+    let tick_ms = tick_ms.into();
     let starts = (0..count).map(|number| async move {
         done(client, subject::COMMAND, messages::start(&ids::stream(number), tick_ms)).await;
     });

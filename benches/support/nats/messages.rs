@@ -21,13 +21,14 @@ fn subscription(command: Subscription) -> Bytes {
     SubscriptionCommand { command: Some(command) }.encode_to_vec().into()
 }
 
-/// Starts a stream whose scenes repeat for ever.
-pub fn start(stream_id: &str, tick_ms: u64) -> Bytes {
+/// Starts a stream whose scenes repeat for ever, with a tick now and then or with none.
+pub fn start(stream_id: &str, tick_ms: Option<u64>) -> Bytes {
     let scenes =
         SCENES.map(|(name, duration_ms)| SceneConfig { name: name.to_owned(), duration_ms, ..Default::default() });
     let config = OrchestratorConfig {
         scenes: scenes.into(),
-        tick_interval_ms: Some(tick_ms),
+        tick_interval_ms: tick_ms,
+        no_ticks: tick_ms.is_none(),
         loop_scenes: true,
         ..Default::default()
     };
