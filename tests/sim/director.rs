@@ -6,7 +6,7 @@ use orchestrator_service::{
     engine::{DEFAULT_EMPTY_GRACE_MS, StreamId},
     shard::publish_queue::PublishTo,
     wire::{
-        proto::{self, HistoryAction, orchestrator_command::Command, query},
+        proto::{self, AtEnd, HistoryAction, Mode, orchestrator_command::Command, query},
         subject,
     },
 };
@@ -14,8 +14,9 @@ use orchestrator_service::{
 use crate::{
     checkers::Fact,
     gateway::{SubId, encoded},
-    net::{Answer, AnswerBody, Party, Sent, What},
+    net::{Answer, AnswerBody, Party, Sent, Update, What},
     reading::{stream_id, stream_number},
+    rng::Rng,
     service::round,
     world::{Event, Phase, World},
 };
@@ -33,6 +34,23 @@ pub struct Director {
 
 /// What streams tick at.
 const INTERVALS_MS: [Option<u64>; 7] = [None, Some(60), Some(250), Some(500), Some(1_000), Some(1_000), Some(5_000)];
+
+/// Makes something of a scene that only some have: an id, a name that others have, a hold.
+fn hold_perhaps(rng: &mut Rng, scene: &mut proto::SceneConfig, ends: bool) {
+    if rng.chance(300) {
+        scene.scene_id = scene.name.replace("scene ", "id-");
+    }
+    if rng.chance(200) {
+        scene.name = "scene 1".to_owned();
+    }
+    if rng.chance(350) {
+        scene.at_end = AtEnd::Hold.into();
+        scene.max_hold_ms = (ends || rng.chance(800)).then(|| rng.within(1, 4_000));
+        if scene.max_hold_ms.is_some() && rng.chance(400) {
+            scene.fallback_scene = "last".to_owned();
+        }
+    }
+}
 
 /// How many request ids all directors of a world share out: one after the other.
 fn next_request_id(world: &mut World) -> usize {
@@ -193,7 +211,8 @@ impl World {
             2 => Command::Pause(proto::Pause { stream_id }),
             3 => Command::Resume(proto::Resume { stream_id }),
             4 => {
-                let scene_name = format!("scene {}", self.rng.below(4));
+                let place = self.rng.below(4);
+                let scene_name = if self.rng.chance(300) { format!("id-{place}") } else { format!("scene {place}") };
                 Command::ForceScene(proto::ForceScene { stream_id, scene_name })
             }
             5 => Command::SkipScene(proto::SkipScene { stream_id }),
@@ -235,13 +254,19 @@ impl World {
         expected_revision: Option<u64>,
         answered: bool,
     ) {
-        let message = proto::OrchestratorCommand {
+        let mut message = proto::OrchestratorCommand {
             issued_by: self.sign(stream, &command),
             command: Some(command),
             request_id: request_id.map(|id| format!("request {id}")).unwrap_or_default(),
             expected_revision,
             ..Default::default()
         };
+        if let Some(said) = self.truth.streams[stream].said.clone().filter(|_| self.rng.chance(100)) {
+            let current = said.scene_id.clone().or_else(|| said.current_scene.clone()).unwrap_or_default();
+            let other = if self.rng.chance(200) { "scene 3".to_owned() } else { current };
+            message.expected_scene = self.rng.chance(700).then_some(other);
+            message.expected_epoch = self.rng.chance(500).then_some(said.epoch + u64::from(self.rng.chance(100)));
+        }
         let sent = || Sent {
             from: Party::Director(director),
             subject: subject::COMMAND,
@@ -303,8 +328,9 @@ impl World {
     fn config(&mut self) -> proto::OrchestratorConfig {
         // The default is not said, as most would have it.
         let empty_grace_ms = Some(self.plan.grace_ms).filter(|grace| *grace != DEFAULT_EMPTY_GRACE_MS);
+        let (has_holds, wall_ms) = (self.plan.has_holds, self.now + self.plan.skew_ms);
         let rng = &mut self.rng;
-        let scenes = (0..rng.within(1, 5))
+        let mut scenes: Vec<_> = (0..rng.within(1, 5))
             .map(|place| {
                 let most = rng.pick(&[2_000, 2_000, 10_000, 30_000]);
                 let least = if rng.chance(60) { 1 } else { 200 };
@@ -315,10 +341,18 @@ impl World {
             // None so short that a pass would be over at once.
             .chain([proto::SceneConfig { name: "last".to_owned(), duration_ms: 700, ..Default::default() }])
             .collect();
+        // One that starts by itself stays until its end, so it has to have one.
+        let starts_at_ms = (has_holds && rng.chance(200)).then(|| wall_ms + rng.within(0, 13_000) - 3_000);
+        if has_holds {
+            let last = scenes.len() - 1;
+            scenes[..last].iter_mut().for_each(|scene| hold_perhaps(rng, scene, starts_at_ms.is_some()));
+        }
         proto::OrchestratorConfig {
             scenes,
             tick_interval_ms: self.plan.tick_interval_ms.or_else(|| rng.pick(&INTERVALS_MS)),
-            loop_scenes: rng.chance(500),
+            loop_scenes: starts_at_ms.is_none() && rng.chance(500),
+            starts_at_ms,
+            no_ticks: has_holds && self.plan.tick_interval_ms.is_none() && rng.chance(200),
             when_empty: rng.within(0, 2) as i32,
             empty_grace_ms,
             idle_timeout_ms: rng.pick(&[None, Some(1_000), Some(6_000), Some(20_000)]),
@@ -380,7 +414,12 @@ impl World {
         let director = self.rng.below(self.directors.len());
         let stream = self.rng.below(self.plan.streams);
         let stream_id = stream_id(stream);
-        match self.rng.below(6) {
+        match self.rng.below(7) {
+            6 => self.question(
+                director,
+                query::Query::GetConfig(proto::GetConfig { stream_id }),
+                What::Config { stream },
+            ),
             0 => self.question(director, query::Query::GetState(proto::GetState { stream_id }), What::State { stream }),
             1 => {
                 let what = What::Stats { stream: Some(stream) };
@@ -405,6 +444,15 @@ impl World {
     fn ask_subscribers(&mut self, director: usize, stream: usize) -> Option<usize> {
         let asked = proto::ListSubscribers { stream_id: stream_id(stream), limit: 1_000, cursor: String::new() };
         self.question(director, query::Query::ListSubscribers(asked), What::Subscribers { stream })
+    }
+
+    /// Who computes where a stream is has to know its scenes: asks for them when they have changed.
+    pub fn ask_for_scenes(&mut self, update: &Update) {
+        if self.phase == Phase::Empty || update.mode() == Mode::Unknown || self.truth.note_asked_for_scenes(update) {
+            return;
+        }
+        let config = query::Query::GetConfig(proto::GetConfig { stream_id: update.stream_id.clone() });
+        self.question(0, config, What::Config { stream: update.stream });
     }
 
     pub fn director_answered(&mut self, director: usize, answer: &Answer) {

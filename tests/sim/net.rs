@@ -117,6 +117,9 @@ pub enum What {
     Subscribers {
         stream: usize,
     },
+    Config {
+        stream: usize,
+    },
 }
 
 impl What {
@@ -131,7 +134,8 @@ impl What {
             | Self::Stats { .. }
             | Self::List
             | Self::History { .. }
-            | Self::Subscribers { .. } => 1,
+            | Self::Subscribers { .. }
+            | Self::Config { .. } => 1,
         }
     }
 }

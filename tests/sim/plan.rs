@@ -92,6 +92,8 @@ pub struct Plan {
     pub shared: u64,
     /// Viewers of clients that follow a filter, per mille.
     pub filtered: u64,
+    /// Scenes hold, shows start at an instant, some have no ticks.
+    pub has_holds: bool,
     /// Whether gateways register and leave in batches of thousands.
     pub large_batches: bool,
     /// Somebody floods a stream with commands, one in so many ms.
@@ -165,6 +167,7 @@ impl Plan {
             shared: rng.pick(&[0, 100, 400]),
             // Where more is to be published than can be, it is known how much.
             filtered: if congested { 0 } else { rng.pick(&[0, 300, 800]) },
+            has_holds: rng.chance(500),
             large_batches: crowd && rng.chance(500),
             flood_every_ms: (congested || rng.chance(100))
                 .then(|| if congested { rng.within(2, 4) } else { rng.within(5, 200) }),

@@ -55,7 +55,12 @@ pub fn read(subject: &str, payload: Bytes, requests: &[Request]) -> Read {
     if let Some(request) = subject.strip_prefix("answer.") {
         let request: usize = request.parse().expect("an answer's subject ends in a number");
         let body = match requests[request].sent.what {
-            What::State { .. } | What::Stats { .. } | What::List | What::History { .. } | What::Subscribers { .. } => {
+            What::State { .. }
+            | What::Stats { .. }
+            | What::List
+            | What::History { .. }
+            | What::Subscribers { .. }
+            | What::Config { .. } => {
                 AnswerBody::Query(proto::QueryReply::decode(payload.clone()).expect("an answer decodes"))
             }
             _ => AnswerBody::Reply(proto::Reply::decode(payload.clone()).expect("an answer decodes")),

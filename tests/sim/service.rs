@@ -345,7 +345,8 @@ impl World {
             | What::Stats { .. }
             | What::List
             | What::History { .. }
-            | What::Subscribers { .. } => 1,
+            | What::Subscribers { .. }
+            | What::Config { .. } => 1,
         }
     }
 
@@ -514,11 +515,13 @@ impl World {
                         }
                     }
                     self.truth.remember(self.now, update, *feed);
+                    self.ask_for_scenes(update);
                 }
             }
             Read::Answer(answer) => {
                 self.log.tell(|| format!("answer to {}: {:?}", answer.request, answer.body));
                 let handled = self.truth.answered(answer);
+                self.truth.learn_scenes(answer);
                 self.fact(&Fact::Answered { answer, handled, by: Some(shard) });
             }
         }
@@ -753,7 +756,8 @@ pub fn round(service: &Service, stream_id: &str, handles: &[u64], what: &What) -
         | What::State { .. }
         | What::Stats { .. }
         | What::History { .. }
-        | What::Subscribers { .. } => Vec::new(),
+        | What::Subscribers { .. }
+            | What::Config { .. } => Vec::new(),
     };
     if all.len() > 1 { all } else { Vec::new() }
 }

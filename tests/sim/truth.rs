@@ -5,7 +5,10 @@
 
 use std::{collections::BTreeMap, rc::Rc};
 
-use orchestrator_service::wire::proto::{Cause, Code, HistoryAction, Mode};
+use orchestrator_service::{
+    client::Playout,
+    wire::proto::{self, Cause, Code, HistoryAction, Mode},
+};
 
 use crate::{
     gateway::SubId,
@@ -100,6 +103,20 @@ pub struct StreamTruth {
     /// When somebody was last known to watch it.
     pub surely_until: u64,
     pub subs: Vec<SubId>,
+    /// Its scenes, as somebody asked for them last.
+    pub scenes: Option<Scenes>,
+    /// Of which epoch and configuration somebody asked for them.
+    asked_for_scenes: Option<(u64, u64)>,
+}
+
+/// What is known of a stream's scenes.
+#[derive(Debug)]
+pub struct Scenes {
+    /// The answer's state.
+    state: proto::StateUpdate,
+    /// A reader that has heard of nothing yet but this.
+    reader: Playout,
+    pub no_ticks: bool,
 }
 
 #[derive(Debug, Default)]
@@ -138,6 +155,8 @@ pub struct Truth {
     pub stale_after_ms: u64,
     pub skew_ms: u64,
     pub grace_ms: u64,
+    /// Whether scenes may hold, and shows start at an instant.
+    pub has_holds: bool,
     /// How many request ids were given out.
     pub request_ids: usize,
     /// What was commanded of which stream, by the number in the name of who did it.
@@ -164,6 +183,7 @@ impl Truth {
             stale_after_ms: plan.stale_after_ms,
             skew_ms: plan.skew_ms,
             grace_ms: plan.grace_ms,
+            has_holds: plan.has_holds,
             request_ids: 0,
             commands: Vec::new(),
             remembered_of_stream: plan.remembered_of_stream,
@@ -328,7 +348,8 @@ impl Truth {
             | What::Stats { .. }
             | What::List
             | What::History { .. }
-            | What::Subscribers { .. } => {}
+            | What::Subscribers { .. }
+            | What::Config { .. } => {}
         }
         Handled { serial: self.serial, tick: now }
     }
@@ -519,6 +540,44 @@ impl Truth {
     /// The engine's time of an update.
     pub fn tick_of(&self, update: &Update) -> u64 {
         update.server_time_ms - self.skew_ms
+    }
+
+    // --- scenes --------------------------------------------------------------------------------------------------
+
+    /// Whether the scenes that a stream has in this state are known, or were asked for.
+    pub fn note_asked_for_scenes(&mut self, update: &Update) -> bool {
+        let course = Some((update.epoch, update.config_revision));
+        std::mem::replace(&mut self.streams[update.stream].asked_for_scenes, course) == course
+    }
+
+    /// Somebody was told a stream's scenes.
+    pub fn learn_scenes(&mut self, answer: &Answer) {
+        let (What::Config { stream }, AnswerBody::Query(reply)) = (&self.requests[answer.request].sent.what, &answer.body)
+        else {
+            return;
+        };
+        if let (Some(config), Some(state)) = (&reply.config, reply.state.first()) {
+            // Whatever it is asked to compute from is as new as what it was made with.
+            let first = proto::StateUpdate { sequence: 0, ..state.clone() };
+            let reader = Playout::new(config, &reply.scene_duration_ms, &first).expect("scenes that a service has");
+            let (state, no_ticks) = (state.clone(), config.no_ticks);
+            self.streams[*stream].scenes = Some(Scenes { state, reader, no_ticks });
+        }
+    }
+
+    /// The scenes that a stream has in this state, if they are known.
+    pub fn scenes_of(&self, state: &proto::StateUpdate) -> Option<&Scenes> {
+        let scenes = self.streams[reading::stream_number(&state.stream_id)].scenes.as_ref();
+        let course = |state: &proto::StateUpdate| (state.epoch, state.config_revision);
+        scenes.filter(|scenes| course(&scenes.state) == course(state))
+    }
+
+    /// A reader that computes from this state, if its scenes are known.
+    pub fn reader_from(&self, state: &proto::StateUpdate) -> Option<Playout> {
+        let mut reader = self.scenes_of(state)?.reader.clone();
+        assert!(reader.apply(state), "as new as what it was made with: {state:?}, {reader:?}");
+        // Of a pass that is over, adjusted lengths are not known any more.
+        (!reader.needs_config()).then_some(reader)
     }
 
     /// Whether somebody may have watched a stream at that time.

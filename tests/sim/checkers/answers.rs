@@ -63,9 +63,9 @@ impl Checker for AnswersAgreeWithUpdates {
                 continue;
             };
             if said.server_time_ms <= state.server_time_ms {
-                assert_same_course(said, state);
+                assert_same_course(said, state, truth);
             } else {
-                assert_same_course(state, said);
+                assert_same_course(state, said, truth);
             }
             // A newer timecode alone counts no revision.
             assert_eq!(said.stream_is_streaming, state.stream_is_streaming, "status: {}", in_short(said));

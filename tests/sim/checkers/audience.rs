@@ -39,7 +39,8 @@ impl Checker for GraceIsGranted {
             && (update.mode(), update.cause(), update.current_time) == (Mode::Idle, Cause::Lifecycle, 0);
         let frozen_at_0 = before.mode() == Mode::Running && {
             let ms = update.server_time_ms - before.server_time_ms;
-            played_on(before, ms, update.total_duration) == (update.loop_count, 0)
+            let played = played_on(before, ms, update.total_duration, truth);
+            played.is_none_or(|played| played == (update.loop_count, 0))
         };
         if restarts && !frozen_at_0 && truth.tick_of(update) == now {
             let (left, grace_ms) = (stream.surely_until, truth.grace_ms);

@@ -58,7 +58,7 @@ impl Checker for PositionFollowsTheClock {
             return;
         }
         if before.revision == update.revision {
-            assert_same_course(before, update);
+            assert_same_course(before, update, truth);
         } else if before.revision + 1 == update.revision && grows_revision(update.cause()) {
             check_transition(before, update, truth);
         }
@@ -70,19 +70,32 @@ fn check_transition(before: &Update, update: &Update, truth: &Truth) {
     let here = (update.loop_count, update.current_time);
     let stood = (before.loop_count, before.current_time);
     let ms = update.server_time_ms - before.server_time_ms;
-    let played = played_on(before, ms, update.total_duration);
+    let played = played_on(before, ms, update.total_duration, truth);
+    let is_played = played.is_none_or(|played| here == played);
     match (before.mode(), update.mode(), update.cause()) {
         (Mode::Running, Mode::Paused | Mode::Stopped, _) => {
-            assert_eq!(here, played, "position: it stops where it is: {}", pair());
+            assert!(is_played, "position: it stops where it is, {played:?}: {}", pair());
         }
         (Mode::Paused, Mode::Running, _) => {
-            assert!(here == stood || update.current_time == 0, "position: a pause freezes: {}", pair());
+            // Unless it was put on a schedule.
+            let scheduled = truth.has_holds && update.config_revision == update.revision;
+            let froze = scheduled || here == stood || update.current_time == 0;
+            assert!(froze, "position: a pause freezes: {}", pair());
         }
         (Mode::Idle, Mode::Running, Cause::Lifecycle) => {
-            assert!(here == stood || update.current_time == 0, "position: it begins where it waits: {}", pair());
+            let began = before.starts_in.is_some() || here == stood || update.current_time == 0;
+            assert!(began, "position: it begins where it waits: {}", pair());
         }
         (Mode::Running, Mode::Idle, Cause::Lifecycle) => {
-            assert!(here == played || here == (0, 0), "position: frozen where it is, or at 0: {}", pair());
+            assert!(is_played || here == (0, 0), "position: frozen where it is, or at 0: {}", pair());
+        }
+        (Mode::Running, Mode::Finished, Cause::Lifecycle) if truth.has_holds => {
+            if let Some(reader) = truth.reader_from(before) {
+                let shard = truth.streams[update.stream].shard;
+                let soonest = update.server_time_ms - truth.lateness(shard, truth.tick_of(update)) - 1;
+                let ended = [soonest, update.server_time_ms].map(|ms| reader.at(ms).mode == Mode::Finished);
+                assert_eq!(ended, [false, true], "position: it ends in time: {}", pair());
+            }
         }
         (Mode::Running, Mode::Finished, Cause::Lifecycle) => {
             let shard = truth.streams[update.stream].shard;
@@ -109,7 +122,8 @@ impl Checker for ScenesBeginAtTheirBoundary {
             // Where the one before was told just now, this one has to wait.
             let waited = truth.streams[update.stream].scene_at + MIN_SCENE_MS + late >= tick;
             let late = if waited { late.max(MIN_SCENE_MS + late) } else { late };
-            assert!(update.scene_elapsed <= late, "boundary: {late} ms late at most: {}", in_short(update));
+            let since_ms = if update.holding { update.overtime } else { update.scene_elapsed };
+            assert!(since_ms <= late, "boundary: {late} ms late at most, {since_ms} are: {}", in_short(update));
             assert_eq!(update.mode(), Mode::Running, "boundary: {}", in_short(update));
         }
         let Fact::Seen { before, covered, update, .. } = fact else { return };
@@ -118,9 +132,11 @@ impl Checker for ScenesBeginAtTheirBoundary {
         else {
             return;
         };
-        let moved = (before.loop_count, before.scene_index) != (update.loop_count, update.scene_index);
+        let place = |update: &Update| (update.loop_count, update.scene_index, update.holding);
+        let moved = place(before) != place(update);
         // Where it has to wait to be told, somebody who joins sees it before.
-        let waits = update.cause() == Cause::Snapshot && update.scene_elapsed < MIN_SCENE_MS;
+        let since_ms = if update.holding { update.overtime } else { update.scene_elapsed };
+        let waits = update.cause() == Cause::Snapshot && since_ms < MIN_SCENE_MS;
         if moved && !waits && !is_change(update.cause()) {
             let (from, to) = (truth.tick_of(before), truth.tick_of(update));
             assert!(
