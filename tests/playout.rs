@@ -174,7 +174,8 @@ impl Testbed {
         let config = &self.config;
         let reader = self.reader.get_or_insert_with(|| Playout::new(config, durations, update).expect("valid"));
         assert!(reader.apply(update), "news: {update:?}");
-        let has_changed = std::mem::replace(&mut self.config_revision, update.config_revision) != update.config_revision;
+        let has_changed =
+            std::mem::replace(&mut self.config_revision, update.config_revision) != update.config_revision;
         assert!(has_changed || !reader.needs_config(), "nothing has changed: {update:?}; the reader: {reader:?}");
         if has_changed {
             reader.configure(config, durations, update).expect("valid");
@@ -228,7 +229,14 @@ fn scene() -> impl Strategy<Value = SceneConfig> {
 
 fn config() -> impl Strategy<Value = OrchestratorConfig> {
     let starts_at = prop::option::weighted(0.3, -5_000..20_000_i64);
-    (prop::collection::vec(scene(), 0..5), any::<bool>(), 0..3_i32, prop::option::of(10..2_000_u64), starts_at, any::<bool>())
+    (
+        prop::collection::vec(scene(), 0..5),
+        any::<bool>(),
+        0..3_i32,
+        prop::option::of(10..2_000_u64),
+        starts_at,
+        any::<bool>(),
+    )
         .prop_map(|(mut scenes, loop_scenes, when_empty, tick_interval_ms, starts_at, no_ticks)| {
             scenes.push(SceneConfig { name: "last".into(), duration_ms: 700, ..Default::default() });
             OrchestratorConfig {

@@ -100,11 +100,7 @@ impl ClockOffset {
         let drift_us = age_us / 1_000_000 * DRIFT_PER_MILLION as i64
             + (age_us % 1_000_000 * DRIFT_PER_MILLION as i64 + 999_999) / 1_000_000;
         let at = now.max(self.at);
-        Self {
-            least_us: self.least_us.saturating_sub(drift_us),
-            most_us: self.most_us.saturating_add(drift_us),
-            at,
-        }
+        Self { least_us: self.least_us.saturating_sub(drift_us), most_us: self.most_us.saturating_add(drift_us), at }
     }
 }
 

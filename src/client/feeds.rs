@@ -163,7 +163,8 @@ fn hand_over(update: Bytes, followers: &Followers) -> Result<bool, prost::Decode
     let of_stream = std::str::from_utf8(&stream_id).ok().and_then(|stream_id| followers.by_stream.get(stream_id));
     let Some(of_stream) = of_stream else { return Ok(false) };
     // A copy: what waits must not keep the whole message.
-    let bytes = of_stream.iter().any(|waiting| waiting.keeps_bytes.load(Relaxed)).then(|| Bytes::copy_from_slice(&update));
+    let bytes =
+        of_stream.iter().any(|waiting| waiting.keeps_bytes.load(Relaxed)).then(|| Bytes::copy_from_slice(&update));
     let received = Arc::new(Received { update: StateUpdate::decode(update)?, bytes });
     of_stream.iter().for_each(|waiting| waiting.push(Arc::clone(&received)));
     Ok(true)

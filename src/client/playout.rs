@@ -261,9 +261,7 @@ impl Playout {
         match advance(from, elapsed_ms, pass, base, *looping) {
             Progress::SamePass(head) => Course::Plays(pass, head),
             Progress::LaterPass(head) => Course::Plays(base, head),
-            Progress::Ended => {
-                Course::Ended { loop_count: from.loops.saturating_add(1), position_ms: pass.total_ms() }
-            }
+            Progress::Ended => Course::Ended { loop_count: from.loops.saturating_add(1), position_ms: pass.total_ms() },
         }
     }
 }

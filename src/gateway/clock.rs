@@ -137,8 +137,7 @@ mod tests {
     fn an_answer_without_a_time_says_why() {
         let text = answer("7", Err("because of \"that\""));
         let answer: Value = serde_json::from_str(&text).expect("JSON");
-        let expected =
-            json!({"time": 7, "server_time_ms": null, "error_ms": null, "reason": "because of \"that\""});
+        let expected = json!({"time": 7, "server_time_ms": null, "error_ms": null, "reason": "because of \"that\""});
         assert_eq!(answer, expected);
     }
 }

@@ -90,7 +90,11 @@ impl Outlet {
     /// write.
     ///
     /// Reading comes first: a viewer that says it is gone is not written to.
-    pub(super) fn poll(&mut self, context: &mut Context<'_>, moment: Moment<'_>) -> Poll<Result<Option<Utf8Bytes>, End>> {
+    pub(super) fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        moment: Moment<'_>,
+    ) -> Poll<Result<Option<Utf8Bytes>, End>> {
         let polled = self.poll_line(context, moment);
         match &polled {
             Poll::Ready(Ok(_)) => {}

@@ -218,7 +218,10 @@ async fn without_an_estimate_the_answer_says_why() {
     gateway.bus.set_black_hole(true);
     viewer.send(Message::text(r#"{"time": 5}"#)).await.expect("sent");
     let answer: Value = serde_json::from_str(&next_answer(&mut viewer).await).expect("JSON");
-    assert_eq!((&answer["time"], &answer["server_time_ms"], &answer["error_ms"]), (&json!(5), &Value::Null, &Value::Null));
+    assert_eq!(
+        (&answer["time"], &answer["server_time_ms"], &answer["error_ms"]),
+        (&json!(5), &Value::Null, &Value::Null)
+    );
     assert!(answer["reason"].as_str().is_some_and(|reason| reason.contains("answer")), "{answer}");
 }
 

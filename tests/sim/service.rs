@@ -757,7 +757,7 @@ pub fn round(service: &Service, stream_id: &str, handles: &[u64], what: &What) -
         | What::Stats { .. }
         | What::History { .. }
         | What::Subscribers { .. }
-            | What::Config { .. } => Vec::new(),
+        | What::Config { .. } => Vec::new(),
     };
     if all.len() > 1 { all } else { Vec::new() }
 }

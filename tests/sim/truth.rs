@@ -552,7 +552,8 @@ impl Truth {
 
     /// Somebody was told a stream's scenes.
     pub fn learn_scenes(&mut self, answer: &Answer) {
-        let (What::Config { stream }, AnswerBody::Query(reply)) = (&self.requests[answer.request].sent.what, &answer.body)
+        let (What::Config { stream }, AnswerBody::Query(reply)) =
+            (&self.requests[answer.request].sent.what, &answer.body)
         else {
             return;
         };

@@ -68,7 +68,9 @@ impl Testbed {
                 return waiting.remove(0);
             }
             let message = tokio::time::timeout(LIMIT, self.updates.next()).await;
-            self.note(&message.unwrap_or_else(|_| panic!("an update of {stream_id}")).expect("the bus is there").payload);
+            self.note(
+                &message.unwrap_or_else(|_| panic!("an update of {stream_id}")).expect("the bus is there").payload,
+            );
         }
     }
 

@@ -12,9 +12,9 @@ use orchestrator_service::wire::{
 use prost::Message as _;
 
 use crate::support::messages::{
-    adjust, config, force, get_state, get_stats, heartbeat, heartbeats, list, long_config, pause, previous, reconfigure,
-    register, register_all, register_from, remove, reset, resume, seek, skip, start, start_again, status, stop,
-    unregister, unregister_all,
+    adjust, config, force, get_state, get_stats, heartbeat, heartbeats, list, long_config, pause, previous,
+    reconfigure, register, register_all, register_from, remove, reset, resume, seek, skip, start, start_again, status,
+    stop, unregister, unregister_all,
 };
 
 /// One thing that is said, or waited for.
@@ -40,7 +40,11 @@ pub(crate) fn steps() -> Vec<Made<Step>> {
     for (command, is_answered) in audience() {
         step(Box::new(move |handles| {
             let payload = SubscriptionCommand { command: Some(command(handles)) }.encode_to_vec();
-            if is_answered { Step::Ask(subject::SUBSCRIPTION, payload) } else { Step::Tell(subject::SUBSCRIPTION, payload) }
+            if is_answered {
+                Step::Ask(subject::SUBSCRIPTION, payload)
+            } else {
+                Step::Tell(subject::SUBSCRIPTION, payload)
+            }
         }));
     }
     for command in while_it_plays() {

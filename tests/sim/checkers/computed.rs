@@ -68,7 +68,8 @@ impl Checker for TicksSayNothingNew {
 
 impl TicksSayNothingNew {
     fn learn(&mut self, answer: &Answer, truth: &Truth) {
-        let (What::Config { stream }, AnswerBody::Query(reply)) = (&truth.requests[answer.request].sent.what, &answer.body)
+        let (What::Config { stream }, AnswerBody::Query(reply)) =
+            (&truth.requests[answer.request].sent.what, &answer.body)
         else {
             return;
         };
