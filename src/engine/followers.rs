@@ -45,7 +45,7 @@ pub(super) struct Followers {
     ends: BTreeSet<(Tick, u32, u64)>,
     /// No lease ends before.
     not_before: Tick,
-    /// Invariant: the sum of [`Lease::bytes`].
+    /// Invariant: the sum of [`bytes_of`] their filters.
     bytes: u64,
 }
 

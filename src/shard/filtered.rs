@@ -1,9 +1,14 @@
 //! Where an update goes beside its stream's own subject: to those who follow filters that it passes.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, VecDeque, btree_map::Entry},
+    sync::Arc,
+};
 
 use bytes::BytesMut;
+use metrics::counter;
 
+use super::encoded::Encoded;
 use crate::{
     engine::StateUpdate,
     wire::subject::{self, Subject},
@@ -70,5 +75,88 @@ impl Filtered {
         let Some(all) = this else { return };
         let stream_id = Arc::clone(&all.stream_id);
         Self::split_off(this, |token| !is_one(&subject::filtered(&stream_id, token)));
+    }
+}
+
+/// Changes for who follows filters, whose subjects the broker refuses: apart from those for all, which they neither hold
+/// up nor push out. At most so many are kept; the oldest is given up for a newer one.
+#[derive(Debug)]
+pub(super) struct HeldFiltered {
+    changes: VecDeque<Encoded>,
+    /// Invariant: bytes in `changes`.
+    bytes: usize,
+    /// How many there are of each slot and token.
+    counts: BTreeMap<(u32, u64), usize>,
+    max: usize,
+    max_bytes: usize,
+}
+
+impl HeldFiltered {
+    /// None yet, and never more than that.
+    pub(super) const fn new(max: usize, max_bytes: usize) -> Self {
+        Self { changes: VecDeque::new(), bytes: 0, counts: BTreeMap::new(), max, max_bytes }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// Takes out of an update those who wait for an earlier change.
+    pub(super) fn take_out(&self, update: &mut Encoded) -> Option<Box<Filtered>> {
+        if self.counts.is_empty() {
+            return None;
+        }
+        let slot = update.slot;
+        Filtered::split_off(&mut update.filtered, |token| self.counts.contains_key(&(slot, token)))
+    }
+
+    /// Keeps a change.
+    pub(super) fn hold(&mut self, change: Encoded) {
+        self.bytes += change.bytes();
+        for token in change.tokens() {
+            *self.counts.entry((change.slot, *token)).or_default() += 1;
+        }
+        self.changes.push_back(change);
+        while self.changes.len() > self.max || self.bytes > self.max_bytes {
+            self.give_up_oldest();
+        }
+    }
+
+    /// Gives up all of them.
+    pub(super) fn give_up(&mut self) {
+        while !self.is_empty() {
+            self.give_up_oldest();
+        }
+    }
+
+    /// All of them, which are kept no more.
+    pub(super) fn take(&mut self) -> VecDeque<Encoded> {
+        let empty = Self::new(self.max, self.max_bytes);
+        std::mem::replace(self, empty).changes
+    }
+
+    fn give_up_oldest(&mut self) {
+        let Some(oldest) = self.changes.pop_front() else { return };
+        counter!("orchestrator_dropped_total", "reason" => "denied").increment(1);
+        self.bytes -= oldest.bytes();
+        for token in oldest.tokens() {
+            if let Entry::Occupied(mut count) = self.counts.entry((oldest.slot, *token)) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
+    }
+
+    /// Asserts what must hold.
+    pub(super) fn check(&self) {
+        assert_eq!(self.bytes, self.changes.iter().map(Encoded::bytes).sum::<usize>(), "bytes held for followers");
+        let mut counts: BTreeMap<(u32, u64), usize> = BTreeMap::new();
+        for change in &self.changes {
+            assert!(!change.is_for_all(), "{change:?} is held for followers alone");
+            change.tokens().iter().for_each(|token| *counts.entry((change.slot, *token)).or_default() += 1);
+        }
+        assert_eq!(self.counts, counts, "held changes of each filter");
     }
 }

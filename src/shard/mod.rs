@@ -18,7 +18,8 @@
 //! | `publish_queue` | what has yet to be published: newest tick of each stream, every change |
 //! | `answers` | the answers among it, apart and bounded |
 //! | `batches` | updates gathered into messages of a feed that the connection takes |
-//! | `filtered` | to whose filters an update goes besides |
+//! | `encoded` | an update, encoded once wherever it goes |
+//! | `filtered` | to whose filters it goes besides, and what is held for them |
 //! | `thread` | the thread: turns, sleep, panics |
 //!
 //! All but the last are plain functions of their arguments, so a simulator can run them in a time of its own. A shard
@@ -27,6 +28,7 @@
 mod answers;
 mod batches;
 pub mod clock;
+mod encoded;
 pub mod engine_op;
 mod filtered;
 pub mod gather;

@@ -25,14 +25,20 @@
 //! When [`PublishQueue::is_full`], the shard stops working rather than dropping a change: playback is arithmetic, so it loses
 //! nothing by standing still.
 
-use std::collections::{BTreeMap, VecDeque, btree_map};
+use std::collections::VecDeque;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use foldhash::fast::FixedState;
 use hashbrown::{HashMap, hash_map::Entry};
 use metrics::counter;
 
-use super::{answers::Answers, batches::Batches, clock::Now, filtered::Filtered};
+use super::{
+    answers::Answers,
+    batches::Batches,
+    clock::Now,
+    encoded::Encoded,
+    filtered::{Filtered, HeldFiltered},
+};
 use crate::{
     engine::{StateUpdate, StreamId},
     wire::{
@@ -170,51 +176,6 @@ pub struct TooLarge {
     pub limit: usize,
 }
 
-/// An encoded update.
-#[derive(Clone, Debug)]
-struct Encoded {
-    /// The engine's, of the stream.
-    slot: u32,
-    /// None when only feeds are published.
-    subject: Option<Subject>,
-    /// Whether it goes into the feed.
-    in_feed: bool,
-    /// Who else is to have it.
-    filtered: Option<Box<Filtered>>,
-    partition: u8,
-    payload: Bytes,
-    /// Of changes: grows from each to the next.
-    number: u64,
-}
-
-impl Encoded {
-    /// In memory of its own. A change may be kept for the length of an outage, and would keep alive the whole buffer in
-    /// which it was encoded, hundreds of superseded ticks and all.
-    fn by_itself(self) -> Self {
-        let own = |subject: Subject| Subject::from(subject.as_str());
-        Self { subject: self.subject.map(own), payload: Bytes::copy_from_slice(&self.payload), ..self }
-    }
-
-    /// Whether all who read the stream are to have it, and not those alone who follow filters.
-    const fn is_for_all(&self) -> bool {
-        self.subject.is_some() || self.in_feed
-    }
-
-    /// The same for those alone.
-    fn for_followers(&self, filtered: Option<Box<Filtered>>) -> Self {
-        Self { subject: None, in_feed: false, filtered, payload: self.payload.clone(), ..*self }
-    }
-
-    fn bytes(&self) -> usize {
-        self.payload.len() + size_of_val(self.tokens())
-    }
-
-    /// The filters that it goes to.
-    fn tokens(&self) -> &[u64] {
-        self.filtered.as_ref().map_or(&[], |filtered| filtered.tokens())
-    }
-}
-
 /// What of a stream waits.
 #[derive(Debug, Default)]
 struct PendingStream {
@@ -226,49 +187,6 @@ struct PendingStream {
     changes: usize,
     /// Its changes in [`PublishQueue::held`], which go before all others.
     held: usize,
-}
-
-/// Changes for who follows filters, held apart from those for all.
-#[derive(Debug, Default)]
-struct HeldFiltered {
-    changes: VecDeque<Encoded>,
-    /// Invariant: bytes in `changes`.
-    bytes: usize,
-    /// How many there are of each slot and token.
-    counts: BTreeMap<(u32, u64), usize>,
-}
-
-impl HeldFiltered {
-    /// Takes out of an update those who wait for an earlier change.
-    fn take_out(&self, update: &mut Encoded) -> Option<Box<Filtered>> {
-        if self.counts.is_empty() {
-            return None;
-        }
-        let slot = update.slot;
-        Filtered::split_off(&mut update.filtered, |token| self.counts.contains_key(&(slot, token)))
-    }
-
-    fn push(&mut self, change: Encoded) {
-        self.bytes += change.bytes();
-        for token in change.tokens() {
-            *self.counts.entry((change.slot, *token)).or_default() += 1;
-        }
-        self.changes.push_back(change);
-    }
-
-    fn pop(&mut self) -> Option<Encoded> {
-        let oldest = self.changes.pop_front()?;
-        self.bytes -= oldest.bytes();
-        for token in oldest.tokens() {
-            if let btree_map::Entry::Occupied(mut count) = self.counts.entry((oldest.slot, *token)) {
-                *count.get_mut() -= 1;
-                if *count.get() == 0 {
-                    count.remove();
-                }
-            }
-        }
-        Some(oldest)
-    }
 }
 
 /// See the module.
@@ -323,12 +241,12 @@ impl PublishQueue {
         Self {
             publish_to,
             answers: Answers::new(limits.max_answers, limits.max_answer_bytes),
+            held_filtered: HeldFiltered::new(limits.max_held, limits.max_held_bytes),
             limits,
             max_payload: DEFAULT_MAX_PAYLOAD,
             changes: VecDeque::new(),
             held: VecDeque::new(),
             held_bytes: 0,
-            held_filtered: HeldFiltered::default(),
             places: HashMap::with_hasher(FixedState::default()),
             order: VecDeque::new(),
             waiting: 0,
@@ -392,7 +310,7 @@ impl PublishQueue {
     /// Whether changes wait for the broker to take messages for their subjects again.
     #[must_use]
     pub fn has_held(&self) -> bool {
-        !self.held.is_empty() || !self.held_filtered.changes.is_empty()
+        !self.held.is_empty() || !self.held_filtered.is_empty()
     }
 
     /// Whether there is nothing to hand over.
@@ -543,7 +461,7 @@ impl PublishQueue {
         let bytes = change.bytes();
         if let Some(behind) = self.held_filtered.take_out(&mut change) {
             self.change_bytes -= bytes - change.bytes();
-            self.hold_filtered(change.for_followers(Some(behind)));
+            self.held_filtered.hold(change.for_followers(Some(behind)));
         }
         self.unconfirmed.push_back(change.clone());
         self.handed_over += 1;
@@ -639,7 +557,7 @@ impl PublishQueue {
             if change.is_for_all() {
                 self.hold(change);
             } else if change.filtered.is_some() {
-                self.hold_filtered(change);
+                self.held_filtered.hold(change);
             }
         }
     }
@@ -663,24 +581,12 @@ impl PublishQueue {
         self.tick_may_go(oldest.slot);
     }
 
-    fn hold_filtered(&mut self, change: Encoded) {
-        self.held_filtered.push(change);
-        while self.held_filtered.changes.len() > self.limits.max_held
-            || self.held_filtered.bytes > self.limits.max_held_bytes
-        {
-            self.held_filtered.pop();
-            counter!("orchestrator_dropped_total", "reason" => "denied").increment(1);
-        }
-    }
-
     /// Gives up what is held: there is no time to wait for permission.
     pub fn give_up_held(&mut self) {
         while !self.held.is_empty() {
             self.give_up_oldest_held();
         }
-        while self.held_filtered.pop().is_some() {
-            counter!("orchestrator_dropped_total", "reason" => "denied").increment(1);
-        }
+        self.held_filtered.give_up();
     }
 
     /// What is held is published again, before everything else: perhaps the broker takes it now.
@@ -696,7 +602,7 @@ impl PublishQueue {
         for change in &held {
             self.places.entry(change.slot).or_default().held -= 1;
         }
-        held.extend(std::mem::take(&mut self.held_filtered).changes);
+        held.extend(self.held_filtered.take());
         self.change_bytes += held.iter().map(Encoded::bytes).sum::<usize>();
         held
     }
@@ -740,14 +646,7 @@ impl PublishQueue {
         assert_eq!(self.held_bytes, held_bytes, "bytes held");
         let held: usize = self.places.values().map(|place| place.held).sum();
         assert_eq!(held, self.held.len(), "held changes of all streams");
-        let HeldFiltered { changes: held, bytes, counts } = &self.held_filtered;
-        assert_eq!(*bytes, held.iter().map(Encoded::bytes).sum::<usize>(), "bytes held for followers");
-        let mut counted: BTreeMap<(u32, u64), usize> = BTreeMap::new();
-        for change in held {
-            assert!(!change.is_for_all(), "{change:?} is held for followers alone");
-            change.tokens().iter().for_each(|token| *counted.entry((change.slot, *token)).or_default() += 1);
-        }
-        assert_eq!(*counts, counted, "held changes of each filter");
+        self.held_filtered.check();
         let mut changes: HashMap<u32, usize, FixedState> = HashMap::default();
         for change in &self.changes {
             *changes.entry(change.slot).or_default() += 1;
