@@ -140,6 +140,21 @@ async fn a_service_that_forgot_the_filter_is_asked_again() {
 }
 
 #[tokio::test]
+async fn a_stream_that_was_removed_is_followed_again_when_it_comes_back() {
+    let (_bus, _service, client) = world().await;
+    client.start("s", config(60_000)).await.expect("started");
+    let mut followed = client.follow("s", &changes()).await.expect("followed");
+    let before = next(&mut followed).await;
+    client.remove("s").await.expect("removed");
+    assert_eq!(next(&mut followed).await.mode(), Mode::Unknown);
+    client.start("s", config(60_000)).await.expect("started again");
+    let after = next(&mut followed).await;
+    assert!(after.epoch > before.epoch && after.cause() == Cause::Snapshot, "{after:?}");
+    let accepted = client.skip_scene("s").await.expect("accepted");
+    assert_eq!(next(&mut followed).await.revision, accepted.revision);
+}
+
+#[tokio::test]
 async fn after_an_outage_it_goes_on() {
     let (bus, _service, client) = world().await;
     client.start("s", config(60_000)).await.expect("started");

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | a third of the lease is over | it would end |
 //! | the connection is another, the service is there again, or the stream is seen in a new epoch | updates may have been missed, and the lease with them |
-//! | a question got no answer, or a refusal | the stream may come, or there may be room |
+//! | a question got no answer, or a refusal, or the stream was removed | the stream may come, or there may be room |
 //!
 //! What such an answer says is told only if a change was missed, see [`Followed::is_news`]: of ticks there are few on
 //! purpose. It is asked while the stream is read: there is no task. Who reads too seldom for that asks when it reads, and
@@ -45,7 +45,7 @@ use crate::{
     transport::{Connection, Subscription},
     wire::{
         Filter, StreamId,
-        proto::{self, Reply, StateUpdate, subscription_command::Command},
+        proto::{self, Mode, Reply, StateUpdate, subscription_command::Command},
         subject,
     },
 };
@@ -150,9 +150,19 @@ impl Followed {
         }
     }
 
-    /// Notes what was told.
+    /// Notes what was told. With a stream its leases end; perhaps it comes again.
     pub(super) fn told(&mut self, update: &StateUpdate) {
         self.last = Some(update.clone());
+        if update.mode() == Mode::Unknown
+            && let Ok(core) = self.core()
+        {
+            self.ask_later(&core);
+        }
+    }
+
+    /// It came to nothing.
+    fn ask_later(&mut self, core: &Core) {
+        self.due.as_mut().reset(Instant::now() + RETRY_PAUSE + core.random.below(RETRY_PAUSE));
     }
 
     /// There is reason to ask again.
@@ -182,12 +192,11 @@ impl Followed {
     /// Takes note of an answer, and gives its state if that is to be told.
     fn learn(&mut self, answer: Result<Answer, ClientError>) -> Result<Option<StateUpdate>, ClientError> {
         let core = self.core()?;
-        let now = Instant::now();
         let Answer { subscribed, lease, state } = match answer {
             Ok(answer) => answer,
             Err(error) => {
                 tracing::debug!(stream_id = &*self.question.stream_id, %error, "not followed again, trying again");
-                self.due.as_mut().reset(now + RETRY_PAUSE + core.random.below(RETRY_PAUSE));
+                self.ask_later(&core);
                 return Ok(None);
             }
         };
@@ -195,7 +204,7 @@ impl Followed {
             (self.name, self.subject) = (name, Subject::new(subscription));
         }
         // Those that began together need not ask together.
-        self.due.as_mut().reset(now + lease / 4 + core.random.below(lease / 12));
+        self.due.as_mut().reset(Instant::now() + lease / 4 + core.random.below(lease / 12));
         Ok(Some(state).filter(|state| self.is_news(state)))
     }
 

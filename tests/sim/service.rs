@@ -481,7 +481,7 @@ impl World {
         self.service.seats[shard].read = read;
     }
 
-    /// Of what may be replaced, a stream had the newest waiting and nothing else.
+    /// Of what may be replaced, a stream had the newest waiting on each subject, and nothing else.
     fn check_that_the_newest_waited(&self, shard: usize) {
         let mut waited = BTreeSet::new();
         let read = self.service.seats[shard].read.iter();

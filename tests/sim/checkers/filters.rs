@@ -12,6 +12,9 @@ use crate::{
     truth::Truth,
 };
 
+/// How long it may take until who follows a stream that was removed finds out that it is there again, ms.
+const FOUND_OUT_MS: u64 = 5_000;
+
 /// What is said for a filter is, to the byte, what is said for all; and it passes the filter.
 #[derive(Default)]
 pub struct FiltersSayWhatIsSaid {
@@ -104,14 +107,17 @@ impl Checker for WhoFollowsMissesNoChange {
 pub struct FollowersConverge;
 
 impl Checker for FollowersConverge {
-    fn see(&mut self, _now: u64, fact: &Fact<'_>, _truth: &Truth) {
+    fn see(&mut self, now: u64, fact: &Fact<'_>, _truth: &Truth) {
         let Fact::QuietFiltered { gateway, stream, filter, answer, view } = fact else { return };
         let (Some(state), Some(view)) = (answer.state.first(), view) else { return };
+        // That a stream is there again is found out by asking; an epoch is the microsecond in which it began.
+        if view.epoch != state.epoch && state.epoch / 1_000 + FOUND_OUT_MS > now {
+            return;
+        }
         let known = (view.epoch, view.revision) >= (state.epoch, state.revision);
         let outside = !filters()[*filter].scene.is_empty() && !asks_for(*filter, state);
-        // Or the one that it was in is no more, and the one of that id since then was in none of them yet.
-        let removed = view.epoch < state.epoch && view.mode() == Mode::Unknown;
-        let left = removed || view.epoch == state.epoch && !asks_for(*filter, view);
+        // Or, in an epoch before, the one of that id since then was in none of them yet.
+        let left = !asks_for(*filter, view);
         assert!(
             known || outside && left,
             "filters: gateway {gateway} sees of stream {stream} {}, the service has {state:?}",

@@ -12,7 +12,7 @@ use orchestrator_service::{
 };
 use prost::Message as _;
 
-use super::{Subscribed, Waiting, transport::Call, viewer::filters};
+use super::{RealGateway, Subscribed, Waiting, transport::Call, viewer::filters};
 use crate::{
     net::{Answer, AnswerBody, Link, Message, Party, Sent, Updates, What},
     reading::stream_number,
@@ -72,11 +72,17 @@ impl World {
     }
 
     fn note_who_is_asked_for(&mut self, client: usize, what: &What) {
-        let (now, asked) = (self.now, &mut self.clients.each[client].asked);
+        let (now, truth, RealGateway { asked, viewers, .. }) = (self.now, &self.truth, &mut self.clients.each[client]);
         match what {
             What::Join(subs) => asked.extend(subs.iter().map(|sub| (*sub, now))),
             What::Beat(subs) => {
                 asked.extend(subs.iter().filter(|(_, handle)| handle.is_none()).map(|(sub, _)| (*sub, now)))
+            }
+            // Who follows a filter does so before it registers, and not where there is no stream.
+            What::Follow { stream, filter } => {
+                let theirs = viewers.values().filter(|viewer| viewer.filter == Some(*filter));
+                let theirs = theirs.filter(|viewer| truth.subs[viewer.sub].stream == *stream);
+                asked.extend(theirs.map(|viewer| (viewer.sub, now)));
             }
             _ => {}
         }
