@@ -45,25 +45,25 @@ const MAX_WAITING: u64 = MAX_CHANGES as u64 / 2;
 #[derive(Debug)]
 pub(super) struct Fanout {
     latest: RwLock<Latest>,
-    seats: Mutex<Slab<Arc<Seat>>>,
+    recipients: Mutex<Slab<Arc<Recipient>>>,
     lag: Holder<(), Lag>,
     write_timeout: Duration,
 }
 
 /// Where an outlet is, until its socket leaves.
-struct Seat(Mutex<Option<Outlet>>);
+struct Recipient(Mutex<Option<Outlet>>);
 
 /// A socket's place in a fanout. It leaves when this is dropped.
 #[derive(Debug)]
 pub(super) struct Member {
     fanout: Arc<Fanout>,
     key: usize,
-    seat: Arc<Seat>,
+    recipient: Arc<Recipient>,
 }
 
 impl Fanout {
     pub(super) fn new(lag: Holder<(), Lag>, write_timeout: Duration) -> Self {
-        Self { latest: RwLock::default(), seats: Mutex::default(), lag, write_timeout }
+        Self { latest: RwLock::default(), recipients: Mutex::default(), lag, write_timeout }
     }
 
     /// Puts something up. To write it is for a [`Round`].
@@ -78,9 +78,9 @@ impl Fanout {
 
     /// Takes a line in. Nothing is written before [`Member::start`].
     pub(super) fn join(self: &Arc<Self>, line: Line, reader: Reader) -> Member {
-        let seat = Arc::new(Seat(Mutex::new(Some(Outlet::new(line, reader, Instant::now())))));
-        let key = self.seats().insert(Arc::clone(&seat));
-        Member { fanout: Arc::clone(self), key, seat }
+        let recipient = Arc::new(Recipient(Mutex::new(Some(Outlet::new(line, reader, Instant::now())))));
+        let key = self.recipients().insert(Arc::clone(&recipient));
+        Member { fanout: Arc::clone(self), key, recipient }
     }
 
     /// Offers what is up to all outlets, here and now.
@@ -91,13 +91,13 @@ impl Fanout {
 
     /// Offers what is up to the outlets in these places. Who joins or leaves does not wait for it.
     fn write(&self, keys: Range<usize>) {
-        let seats: Vec<_> = {
-            let seats = self.seats();
-            keys.filter_map(|key| seats.get(key).cloned()).collect()
+        let recipients: Vec<_> = {
+            let recipients = self.recipients();
+            keys.filter_map(|key| recipients.get(key).cloned()).collect()
         };
         let moment = self.moment();
-        for seat in seats {
-            if let Some(outlet) = seat.outlet().as_mut() {
+        for recipient in recipients {
+            if let Some(outlet) = recipient.outlet().as_mut() {
                 outlet.offer(moment);
             }
         }
@@ -105,7 +105,7 @@ impl Fanout {
 
     /// Behind this there are no outlets.
     fn extent(&self) -> usize {
-        self.seats().iter().next_back().map_or(0, |(key, _)| key + 1)
+        self.recipients().iter().next_back().map_or(0, |(key, _)| key + 1)
     }
 
     fn change_count(&self) -> u64 {
@@ -116,20 +116,20 @@ impl Fanout {
         Moment { now: Instant::now(), lag: self.lag.get(), latest: &self.latest, write_timeout: self.write_timeout }
     }
 
-    fn seats(&self) -> MutexGuard<'_, Slab<Arc<Seat>>> {
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    fn recipients(&self) -> MutexGuard<'_, Slab<Arc<Recipient>>> {
+        self.recipients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Seat {
+impl Recipient {
     fn outlet(&self) -> MutexGuard<'_, Option<Outlet>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl std::fmt::Debug for Seat {
+impl std::fmt::Debug for Recipient {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Seat").finish_non_exhaustive()
+        formatter.debug_struct("Recipient").finish_non_exhaustive()
     }
 }
 
@@ -166,12 +166,12 @@ impl Member {
 
     /// Leaves, with the line. `None` if it was taken already.
     pub(super) fn leave(self) -> Option<Line> {
-        self.seat.outlet().take().map(Outlet::into_line)
+        self.recipient.outlet().take().map(Outlet::into_line)
     }
 
     /// `gone` is what is so when the outlet is not there any more.
     fn with<T>(&self, gone: T, look: impl FnOnce(&mut Outlet, Moment<'_>) -> T) -> T {
-        match self.seat.outlet().as_mut() {
+        match self.recipient.outlet().as_mut() {
             Some(outlet) => look(outlet, self.fanout.moment()),
             None => gone,
         }
@@ -180,9 +180,9 @@ impl Member {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        self.fanout.seats().remove(self.key);
-        // A round may still hold the seat.
-        self.seat.outlet().take();
+        self.fanout.recipients().remove(self.key);
+        // A round may still hold the recipient.
+        self.recipient.outlet().take();
     }
 }
 

@@ -130,7 +130,7 @@ async fn a_socket_that_leaves_within_a_frame_leaves_nothing() {
     round.write();
     drop(dropped);
     round.done().await;
-    assert!(fanout.seats().is_empty());
+    assert!(fanout.recipients().is_empty());
     assert_eq!([next(&mut first).await, next(&mut second).await], [None, None], "half a frame, and the end");
     // Their places are others' now.
     let (_member, mut third) = fanout.admit().await;

@@ -108,7 +108,7 @@ impl Outlet {
     fn poll_line(&mut self, context: &mut Context<'_>, moment: Moment<'_>) -> Poll<Result<Option<Utf8Bytes>, End>> {
         loop {
             if let Poll::Ready(heard) = self.line.poll_heard(context) {
-                return Poll::Ready(self.hear(heard?, moment));
+                return Poll::Ready(self.on_message(heard?, moment));
             }
             let was_clear = self.line.is_clear();
             self.drive(context, moment)?;
@@ -119,7 +119,7 @@ impl Outlet {
         }
     }
 
-    fn hear(&mut self, heard: Heard, moment: Moment<'_>) -> Result<Option<Utf8Bytes>, End> {
+    fn on_message(&mut self, heard: Heard, moment: Moment<'_>) -> Result<Option<Utf8Bytes>, End> {
         match heard {
             Heard::Pong(payload) if self.pace.answered(&payload, moment.now, moment.lag) => self.line.forgive_answer(),
             Heard::Pong(_) | Heard::Anything => {}
