@@ -553,6 +553,30 @@ fn a_leave_by_name_does_not_come_behind_a_later_registration() {
 }
 
 #[test]
+fn a_leave_by_name_under_way_is_not_repeated_behind_a_register() {
+    for goes_first in [true, false] {
+        let mut table = table();
+        let key = table.attempt("s", "a");
+        table.end(key, Outcome::Unknown);
+        let leave = table.next().expect("a leave is due");
+        // Meanwhile the same viewer comes again, and another gateway's registration supersedes it.
+        let (key, _) = table.insert("a", 5);
+        table.beat(0, 1);
+        assert!(table.next_is(Job::Beat(vec![(key, 5)]), unknown(&[5])));
+        assert!(table.next_is(confirm(key, "a"), ok(&[])));
+        if goes_first {
+            table.release(key);
+        }
+        assert!(!table.finished(leave, timeout()));
+        assert_eq!(table.next(), None, "another gateway's registration would be met");
+        if !goes_first {
+            table.release(key);
+        }
+        check_empty(&mut table);
+    }
+}
+
+#[test]
 fn a_leave_by_name_is_given_up_soon_and_with_a_new_connection() {
     let mut table = table();
     let unknown = |table: &mut RegistrationTable| {

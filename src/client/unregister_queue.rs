@@ -45,6 +45,8 @@ pub(super) struct UnregisterQueue {
     handles: HashSet<u64>,
     /// The names that are queued, likewise.
     names: HashSet<Arc<Name>>,
+    /// The names that are under way, as long as nobody has used them since.
+    sent_names: HashSet<Arc<Name>>,
     capacity: usize,
     under_way: usize,
     /// Grows with each new connection; a name that was queued before it is given up.
@@ -54,8 +56,8 @@ pub(super) struct UnregisterQueue {
 
 impl UnregisterQueue {
     pub(super) fn new(capacity: usize) -> Self {
-        let (queue, handles, names) = Default::default();
-        Self { queue, handles, names, capacity, under_way: 0, connection: 0, forgotten: 0 }
+        let (queue, handles, names, sent_names) = Default::default();
+        Self { queue, handles, names, sent_names, capacity, under_way: 0, connection: 0, forgotten: 0 }
     }
 
     /// Takes another `more` at once: those of a closing are as many as there are registrations, which are bounded.
@@ -98,9 +100,10 @@ impl UnregisterQueue {
     }
 
     /// Somebody uses a name from now on: what was queued for it is older, and would meet whoever has it when it comes to its
-    /// turn. True if something was.
+    /// turn, again if it is under way. True if something was.
     pub(super) fn take_over(&mut self, name: &Name) -> bool {
-        self.names.remove(name)
+        let was_sent = self.sent_names.remove(name);
+        self.names.remove(name) || was_sent
     }
 
     /// Whoever registered may do so again on a new connection, so no name is safe any more.
@@ -150,6 +153,7 @@ impl UnregisterQueue {
                 Some(Unregister::Name { name, tries }) if batch.is_empty() => {
                     self.under_way += 1;
                     self.names.remove(&name);
+                    self.sent_names.insert(Arc::clone(&name));
                     return Some(Job::UnregisterByName { name, tries, connection: self.connection });
                 }
                 Some(named) => {
@@ -203,7 +207,8 @@ impl UnregisterQueue {
     ) -> bool {
         self.under_way -= 1;
         let taken = is_taken(answer);
-        if !taken && tries < MAX_RETRIES_BY_NAME && connection == self.connection {
+        let is_unused = self.sent_names.remove(&name);
+        if !taken && is_unused && tries < MAX_RETRIES_BY_NAME && connection == self.connection {
             self.push(Unregister::Name { name, tries: tries + 1 });
         } else if !taken {
             count_given_up(1);
