@@ -44,9 +44,11 @@ impl Filtered {
         })
     }
 
-    /// This update takes the place of another, which is told to nobody any more: who was to have that has this one.
-    pub(super) fn take_over(this: &mut Option<Box<Self>>, other: Option<Box<Self>>) {
-        let Some(other) = other else { return };
+    /// An update of this stream takes the place of another, which is told to nobody any more: who was to have that has
+    /// this one. Unless that was of another stream: what a shard that starts again has not handed over is of streams that
+    /// are no more, and their slots are others'.
+    pub(super) fn take_over(this: &mut Option<Box<Self>>, stream_id: &str, other: Option<Box<Self>>) {
+        let Some(other) = other.filter(|other| *other.stream_id == *stream_id) else { return };
         match this {
             None => *this = Some(other),
             Some(this) => {

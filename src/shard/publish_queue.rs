@@ -332,7 +332,7 @@ impl PublishQueue {
         let before = place.tick.take();
         let superseded = before.is_some();
         self.waiting -= usize::from(superseded);
-        Filtered::take_over(&mut encoded.filtered, before.and_then(|before| before.filtered));
+        Filtered::take_over(&mut encoded.filtered, &update.stream_id, before.and_then(|before| before.filtered));
         if update.is_replaceable() {
             place.tick = Some(encoded);
             self.waiting += 1;

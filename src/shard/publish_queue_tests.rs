@@ -442,6 +442,18 @@ fn a_tick_that_takes_anothers_place_goes_to_its_filters_too() {
 }
 
 #[test]
+fn a_tick_of_another_stream_in_its_slot_goes_to_its_own_filters() {
+    for cause in [Cause::Tick, Cause::Command] {
+        let mut queue = PublishQueue::new(PublishTo::Subjects);
+        queue.update(&filtered(0, 8, Cause::Tick, &[1, 2]), NOW);
+        // Its shard has started again, and the slot is another stream's.
+        queue.update(&StateUpdate { stream_id: "other".into(), ..filtered(0, 1, cause, &[2]) }, NOW);
+        let expected = ["stream.other.updates", "stream.other.filtered.0000000000000002"];
+        assert_eq!(sent(&mut queue, 100), expected.map(|subject| (subject.to_owned(), 1)));
+    }
+}
+
+#[test]
 fn what_is_handed_over_at_once_counts_each_filter() {
     let mut queue = PublishQueue::new(PublishTo::Subjects);
     for slot in 0..3 {
