@@ -67,7 +67,7 @@ fn a_history_tells_where_the_show_was_and_where_it_would_have_been() {
 }
 
 #[test]
-fn a_plan_begins_anew_with_a_reset_and_with_a_start_and_after_the_grace() {
+fn a_plan_begins_anew_with_reset_and_start_and_after_the_grace() {
     let mut world = EngineDriver::with_show(&show());
     world.join("viewer", 0);
     world.until(1_000);
@@ -147,7 +147,7 @@ fn what_changes_nothing_is_no_history_and_a_repeat_is_one() {
 }
 
 #[test]
-fn a_stream_that_nobody_touches_takes_nothing_and_its_creation_is_told() {
+fn an_untouched_stream_takes_nothing_and_its_creation_is_told() {
     let mut world = EngineDriver::new();
     world.handle(Input::WallClock { ms: T0 + 5_000 }).unwrap();
     world.until(1_000);

@@ -84,7 +84,7 @@ async fn round(registration: &Registration, at_least: u64) {
 }
 
 #[tokio::test]
-async fn what_a_stream_was_asked_to_be_is_read_and_changed_only_as_it_was_read() {
+async fn a_configuration_is_read_and_changed_only_as_it_was_read() {
     let (_bus, _service, client) = world().await;
     client.start("s", config()).await.expect("start");
     let read = client.get_config("s").await.expect("read");

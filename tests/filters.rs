@@ -68,7 +68,7 @@ fn at(ms: u64, cause: Cause, scene: &str) -> (u64, Cause, Option<String>) {
 }
 
 #[test]
-fn without_a_condition_all_passes_and_with_changes_only_the_changes() {
+fn without_conditions_all_passes_and_with_changes_only_changes() {
     let mut world = EngineDriver::with_show(&show());
     let (all, changes) = (world.follow(&ALL), world.follow(&FilterDraft { changes_only: true, ..ALL }));
     world.join("viewer", 0);

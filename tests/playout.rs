@@ -314,7 +314,7 @@ fn playing(config: OrchestratorConfig) -> Testbed {
 }
 
 #[test]
-fn ten_thousand_passes_with_holds_are_computed_from_the_first_moment() {
+fn many_passes_with_holds_are_computed_from_the_first_moment() {
     let mut config = plain(&[("a", 70), ("b", 30)]);
     config.loop_scenes = true;
     config.scenes[0].at_end = AtEnd::Hold.into();
@@ -374,7 +374,7 @@ fn the_next_change_is_when_something_else_is_shown() {
 }
 
 #[test]
-fn without_its_configuration_a_reader_is_right_to_the_end_of_the_scene() {
+fn without_its_configuration_a_reader_is_right_within_the_scene() {
     let mut testbed = playing(plain(&[("a", 1_000), ("b", 1_000)]));
     let mut reader = testbed.reader.clone().expect("it plays");
     let change = plain(&[("a", 3_000), ("c", 1_000)]);

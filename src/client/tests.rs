@@ -152,7 +152,7 @@ async fn an_unanswered_command_is_sent_again_with_the_same_request_id() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_command_carries_its_request_id_its_conditions_and_who_issued_it() {
+async fn a_command_carries_its_id_its_conditions_and_who_issued_it() {
     let (_bus, mut service, client) = world().await;
     let call = client.seek("s", 5).request_id("mine").expected_revision(3).expected_epoch(7).expected_scene("");
     let (result, ()) = tokio::join!(call.issued_by("ann").into_future(), async {

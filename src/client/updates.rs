@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_update_comes_with_its_bytes_and_with_what_nobody_knows_in_them() {
+    async fn an_update_comes_with_its_bytes_unknown_fields_included() {
         // Field 200, a number.
         let bytes = [update(1, 1).encode_to_vec(), vec![0xc0, 0x0c, 5]].concat();
         let mut updates = reading(vec![bytes.clone()]);

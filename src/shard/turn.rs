@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wall_clock_that_is_set_while_nothing_else_happens_is_noticed_within_a_second() {
+    fn a_wall_clock_that_is_set_is_noticed_within_a_second() {
         let mut desk = Desk::new(ShardSettings {
             engine: Settings::default(),
             wire: Arc::default(),

@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_subscribers_has_a_limit_and_begins_where_its_cursor_says() {
+    fn a_page_of_subscribers_has_a_limit_and_begins_at_its_cursor() {
         let page = |limit, cursor: &str| {
             let (stream_id, cursor) = ("show".to_owned(), cursor.to_owned());
             asked(Query::ListSubscribers(proto::ListSubscribers { stream_id, limit, cursor }))

@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_commands_have_the_numbers_in_a_history_that_they_have_as_commands() {
+    fn commands_have_the_same_numbers_in_a_history() {
         let contract = include_str!("../../proto/orchestrator.proto");
         let commands =
             contract.split_once("message OrchestratorCommand {").and_then(|(_, rest)| rest.split_once("  }"));

@@ -112,7 +112,7 @@ async fn a_filter_that_cannot_be_is_refused_before_the_upgrade() {
 }
 
 #[tokio::test]
-async fn a_viewer_with_a_filter_sees_the_stream_of_a_service_that_takes_over() {
+async fn a_viewer_with_a_filter_sees_the_service_that_takes_over() {
     let mut world = GatewayUnderTest::new().await;
     world.create_with("s", json!({"tick_interval_ms": 60_000})).await;
     let mut viewer = world.try_watch("/streams/s/ws?changes_only=true").await.expect("upgraded");

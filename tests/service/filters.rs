@@ -18,8 +18,8 @@ use crate::{
 };
 
 on_both_transports! {
-    what_passes_a_filter_is_published_on_the_subject_that_the_answer_names,
-    where_only_feeds_are_published_filters_have_their_subjects_all_the_same,
+    what_passes_a_filter_is_on_the_subject_that_the_answer_names,
+    where_only_feeds_are_published_filters_have_subjects_too,
     register_with_a_filter_answers_for_both,
     what_cannot_be_followed_is_refused_and_nothing_is_changed,
     when_its_lease_is_over_nothing_is_published_for_a_filter,
@@ -86,7 +86,7 @@ fn assert_agrees(
     }
 }
 
-async fn what_passes_a_filter_is_published_on_the_subject_that_the_answer_names(world: Testbed) {
+async fn what_passes_a_filter_is_on_the_subject_that_the_answer_names(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     caller.done(start("show", short_config())).await;
     let mut all = caller.listen("stream.show.updates").await;
@@ -109,7 +109,7 @@ async fn what_passes_a_filter_is_published_on_the_subject_that_the_answer_names(
     assert_eq!(scenes, ["Main", "Outro"]);
 }
 
-async fn where_only_feeds_are_published_filters_have_their_subjects_all_the_same(world: Testbed) {
+async fn where_only_feeds_are_published_filters_have_subjects_too(world: Testbed) {
     let _service = world.service(ServiceSettings { publish_to: PublishTo::Feed, ..settings() }).await;
     let caller = world.caller().await;
     caller.done(start("show", short_config())).await;

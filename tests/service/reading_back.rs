@@ -18,7 +18,7 @@ use crate::{
 on_both_transports! {
     a_configuration_is_read_back_as_it_was_given,
     what_was_left_out_is_read_back_as_its_default,
-    a_change_of_what_was_read_is_refused_once_the_stream_has_moved_on,
+    a_change_of_what_was_read_is_refused_once_it_has_moved_on,
     adjusted_lengths_are_told_until_the_pass_is_over,
     subscribers_are_listed_as_they_registered,
     who_stays_is_on_one_page_while_others_come_and_go,
@@ -92,7 +92,7 @@ async fn what_was_left_out_is_read_back_as_its_default(world: Testbed) {
     caller.done(start("show", filled)).await;
 }
 
-async fn a_change_of_what_was_read_is_refused_once_the_stream_has_moved_on(world: Testbed) {
+async fn a_change_of_what_was_read_is_refused_once_it_has_moved_on(world: Testbed) {
     let (_service, caller) = world.with_service().await;
     caller.done(start("show", long_config())).await;
     let seen = read(&caller, "show").await;
@@ -313,7 +313,7 @@ async fn what_is_asked_of_an_unknown_stream_or_beyond_a_limit_is_refused(world: 
 // --- sizes -------------------------------------------------------------------------------------------------------
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn over_a_connection_that_takes_2_kb_pages_are_shorter_and_a_large_config_is_refused() {
+async fn over_2_kb_pages_are_shorter_and_a_large_config_is_refused() {
     within_limit(async {
         let world = Testbed::nats_that_takes(2_048).await;
         let _service = world.service(settings()).await;

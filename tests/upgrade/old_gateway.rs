@@ -118,7 +118,7 @@ async fn a_gateway_of_before_reads_what_is_new_without_loss() {
 }
 
 #[test]
-fn a_command_with_what_is_new_is_the_same_command_to_a_service_of_before() {
+fn a_command_with_new_fields_is_the_same_to_a_service_of_before() {
     let new = OrchestratorCommand {
         command: Some(start("show", new_show())),
         request_id: "once".into(),
