@@ -121,6 +121,8 @@ pub struct RealViewer {
     /// Over which connection its subscription was made, and when.
     opened_on: u64,
     pub since: u64,
+    /// When it began to show what came: until it is registered, that waits, and its connection may be another by then.
+    shows_since: Option<u64>,
     leave: oneshot::Sender<()>,
     task: JoinHandle<()>,
 }
@@ -336,6 +338,7 @@ impl World {
             view: None,
             opened_on: 0,
             since: self.now,
+            shows_since: None,
             leave,
             task,
         };
@@ -361,8 +364,11 @@ impl World {
         let stream = self.truth.subs[known.sub].stream;
         match told {
             Told::Ended => (known.registered, known.view) = (false, None),
-            Told::Opened => (known.view, known.opened_on, known.since) = (None, generation, self.now),
+            Told::Opened => {
+                (known.view, known.opened_on, known.since, known.shows_since) = (None, generation, self.now, None);
+            }
             Told::Standing(standing) => {
+                known.shows_since.get_or_insert(self.now);
                 known.registered = matches!(standing, Standing::Registered { .. });
                 known.misses_stream = standing == Standing::Lost(Code::StreamNotFound);
             }
@@ -377,8 +383,9 @@ impl World {
             }
             Told::Shown(state) => {
                 let update = Rc::new(Update { stream, bytes_hash: 0, state: *state });
-                // The snapshot, which comes first, is news since the subscription.
-                let seen_on = if known.view.is_none() { known.opened_on } else { generation };
+                // The snapshot, which comes first, is news since the subscription, and so is what waited behind it.
+                let has_waited = known.view.is_none() || known.shows_since == Some(self.now);
+                let seen_on = if has_waited { known.opened_on } else { generation };
                 let (filter, before) = (known.filter, known.view.replace((seen_on, Rc::clone(&update))));
                 self.log.note(self.clock(), "shown", &[viewer as u64, update.epoch, update.sequence], &[]);
                 let covered = before.as_ref().is_some_and(|(seen_on, _)| *seen_on == generation);
