@@ -23,7 +23,7 @@ use orchestrator_service::{
     client::{Client, ClientOptions, ErrorKind, ServiceState, Standing, UpdatesFrom},
     shard::publish_queue::PublishTo,
     transport::{Connection, Denial, Message as Received, TransportError},
-    wire::proto::Code,
+    wire::proto::{Code, Mode},
 };
 use tokio::{
     runtime::{Builder, Runtime},
@@ -421,7 +421,9 @@ impl World {
                 "reconnected: client {client} has not asked for {} since",
                 self.truth.subs[viewer.sub]
             );
-            let is_known = self.truth.may_know(viewer.sub) || !viewer.registered;
+            // That a stream is gone whoever follows a filter is shown at once, and its client told with the next heartbeat.
+            let is_gone = viewer.view.as_ref().is_some_and(|(_, view)| view.mode() == Mode::Unknown);
+            let is_known = self.truth.may_know(viewer.sub) || !viewer.registered || is_gone;
             assert!(
                 *reconnected_at < since || is_known,
                 "reconnected: client {client} says that {} is there",
