@@ -132,11 +132,13 @@ impl Plan {
         self.viewers / self.streams
     }
 
-    /// How many updates of all streams are to come in a second.
-    fn asked(&self) -> f64 {
+    /// How many updates of all streams are to come in a second, at the least, where so many seconds are measured.
+    fn asked(&self, seconds: f64) -> f64 {
         let (scenes, pass_ms) = PASS;
-        let of_one = self.tick_ms.map_or(scenes as f64 / pass_ms as f64, |tick_ms| 1.0 / tick_ms as f64);
-        self.streams as f64 * of_one * 1_000.0
+        // Scenes begin for all streams at much the same time: what is sure to be seen is those of whole passes.
+        let whole_passes = (seconds * 1_000.0 / pass_ms as f64).floor();
+        let of_one = self.tick_ms.map_or(whole_passes * scenes as f64 / seconds, |tick_ms| 1_000.0 / tick_ms as f64);
+        self.streams as f64 * of_one
     }
 
     /// How many of a stream are replaced at a time, or fall silent.
@@ -620,7 +622,7 @@ async fn headline(options: &Options, plan: Plan, ears: &tokio::runtime::Handle) 
     let row = |what: &str, value: f64, unit: &str| Row::new(what, &scale, OURS, value, unit);
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let share = |place: usize| (after[place] - before[place]) * 100.0 / took;
-    let asked = plan.asked();
+    let asked = plan.asked(took);
     let silent: u64 = known.silent.lock().unwrap().iter().map(|some| some.count).sum();
     let delays = removal_delays(&known, &watched.removals);
     let (lateness, off_beat) = heard.lateness.lock().unwrap().clone();
