@@ -38,6 +38,8 @@ use crate::{
 const PAUSE_MS: u64 = 100;
 /// As the transport sends a message to a subject that was refused, and as `service/publisher.rs` tries again.
 const PROBE_MS: u64 = 1_000;
+/// As `shard/turn.rs` looks at the wall clock while a stream waits for an instant.
+const WALL_CLOCK_LOOK_MS: u64 = 1_000;
 /// So many turns at one moment are one too many: somebody says `Again` for ever.
 const MOST_TURNS_AT_ONCE: u32 = 20_000;
 
@@ -274,9 +276,11 @@ impl World {
             };
             let is_unsure = next == Next::Again && deadline <= Some(Tick(now)) && seat.queue.is_behind();
             let at_most = if is_unsure { Tick(now + self.plan.turn.rest_ms) } else { at_least };
+            // A look at the wall clock that comes late is a late turn, too.
+            let look = seat.shard.engine().waits_for_wall_clock().then_some(Tick(now + WALL_CLOCK_LOOK_MS));
+            let due_from = |from: Tick| deadline.map(|due| due.max(from)).into_iter().chain(look).min();
+            (seat.due, seat.due_at_the_latest) = (due_from(at_least), due_from(at_most));
             seat.deadline = deadline;
-            seat.due = deadline.map(|due| due.max(at_least));
-            seat.due_at_the_latest = deadline.map(|due| due.max(at_most));
         }
         let turns = seat.turns;
         self.note_handled(shard);

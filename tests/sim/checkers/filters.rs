@@ -87,7 +87,8 @@ impl Checker for WhoFollowsMissesNoChange {
         let pair = || format!("{}\nbefore: {}", in_short(update), in_short(before));
         assert!((before.epoch, before.sequence) < (update.epoch, update.sequence), "filters: order: {}", pair());
         if update.cause() == Cause::Snapshot {
-            let told = |update: &Update| (update.epoch, update.revision, update.scene_index, update.loop_count);
+            let place = |update: &Update| (update.loop_count, update.scene_index, update.holding);
+            let told = |update: &Update| (update.epoch, update.revision, place(update));
             let is_news = told(before) != told(update) || before.mode() != update.mode();
             let passes = asks_for(*filter, update) && !filters()[*filter].changes_only;
             assert!(is_news || passes, "filters: it was told this: {}", pair());
