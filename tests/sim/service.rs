@@ -280,7 +280,10 @@ impl World {
             let look = seat.shard.engine().waits_for_wall_clock().then_some(Tick(now + WALL_CLOCK_LOOK_MS));
             let due_from = |from: Tick| deadline.map(|due| due.max(from)).into_iter().chain(look).min();
             (seat.due, seat.due_at_the_latest) = (due_from(at_least), due_from(at_most));
-            seat.deadline = deadline;
+            // What is to be done at once hides since when something else is due.
+            let at_once = deadline == Some(Tick(0));
+            let overdue = seat.deadline.filter(|due| at_once && *due <= Tick(now));
+            seat.deadline = overdue.or(if at_once { Some(Tick(now)) } else { deadline });
         }
         let turns = seat.turns;
         self.note_handled(shard);

@@ -581,15 +581,15 @@ impl Truth {
         (!reader.needs_config()).then_some(reader)
     }
 
-    /// Whether somebody may have watched a stream at that time.
-    pub fn may_be_watched(&self, stream: usize, tick: u64) -> bool {
+    /// Whether somebody may have watched a stream at some time from then to then.
+    pub fn may_be_watched(&self, stream: usize, from: u64, to: u64) -> bool {
         let extended_until = self.shards[self.streams[stream].shard].extended_until;
         // Who came last is there most likely.
         self.streams[stream]
             .subs
             .iter()
             .rev()
-            .any(|sub| self.subs[*sub].may_be_there(tick, self.stale_after_ms, extended_until))
+            .any(|sub| self.subs[*sub].may_be_there(from, to, self.stale_after_ms, extended_until))
     }
 
     /// Whether a filter of a stream was followed all the time from then to then, if the stream was there.
@@ -668,8 +668,8 @@ impl Sub {
         }
     }
 
-    fn may_be_there(&self, tick: u64, stale_after_ms: u64, extended_until: u64) -> bool {
-        self.may.is_some_and(|may| may.since <= tick && tick <= (may.heard + stale_after_ms).max(extended_until))
-            || self.may_until.is_some_and(|(since, until)| since <= tick && tick <= until)
+    fn may_be_there(&self, from: u64, to: u64, stale_after_ms: u64, extended_until: u64) -> bool {
+        self.may.is_some_and(|may| may.since <= to && from <= (may.heard + stale_after_ms).max(extended_until))
+            || self.may_until.is_some_and(|(since, until)| since <= to && from <= until)
     }
 }

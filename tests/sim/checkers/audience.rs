@@ -22,8 +22,9 @@ impl Checker for NothingPlaysUnwatched {
             return;
         }
         let late = truth.lateness(*shard, tick);
-        let watched = truth.may_be_watched(update.stream, tick) || truth.may_be_watched(update.stream, tick - late);
-        assert!(watched, "unwatched: {}", in_short(update));
+        let watched = truth.may_be_watched(update.stream, tick.saturating_sub(late), tick);
+        let all = || names(truth.streams[update.stream].subs.iter().map(|sub| (*sub, &truth.subs[*sub])));
+        assert!(watched, "unwatched, {late} ms late: {}{}", in_short(update), all());
     }
 }
 
