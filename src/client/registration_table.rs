@@ -551,7 +551,6 @@ impl RegistrationTable {
         if code == Code::Ok {
             entry.superseded = true;
         } else {
-            entry.superseded = false;
             entry.needs = Needs::Register;
             self.lose(key, code);
         }
@@ -615,10 +614,11 @@ impl RegistrationTable {
         Self::show_registered(&mut self.entries[key]);
     }
 
-    /// The service does not know `key` (any more).
+    /// The service does not know `key` (any more), nor what another holder has registered of the same name.
     fn lose(&mut self, key: usize, code: Code) {
         let entry = &mut self.entries[key];
         entry.handle = 0;
+        entry.superseded = false;
         entry.maybe_registered = false;
         entry
             .standing

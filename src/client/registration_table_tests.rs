@@ -312,6 +312,24 @@ fn whoever_outlives_the_other_holder_registers_again() {
 }
 
 #[test]
+fn a_superseded_guard_that_is_refused_registers_again() {
+    let mut table = table();
+    let (key, standing) = table.insert("a", 1);
+    table.beat(0, 1);
+    assert!(table.next_is(Job::Beat(vec![(key, 1)]), unknown(&[1])));
+    assert!(table.next_is(confirm(key, "a"), ok(&[])), "another holder has registered it");
+    // A second guard's attempt may have superseded that, and the stream is gone by then.
+    table.attempt("s", "a");
+    table.end(key, Outcome::Unknown);
+    assert!(table.next_is(register(&[(key, "a")]), refused(Code::StreamNotFound)));
+    assert_eq!(*standing.borrow(), Standing::Lost(Code::StreamNotFound));
+    table.beat(0, 1);
+    assert!(table.next_is(register(&[(key, "a")]), ok(&[5])));
+    assert_eq!(*standing.borrow(), Standing::Registered { round: 2 });
+    check(&table);
+}
+
+#[test]
 fn an_unanswered_question_by_name_is_repeated_until_the_guard_goes() {
     for failure in [timeout(), refused(Code::Unavailable)] {
         let mut table = table();

@@ -223,14 +223,15 @@ impl World {
     }
 
     /// How many subscribers go into one message: no more than a shard handles at once, unless the world is for that, and
-    /// no more than the broker takes, their answer included.
+    /// no more than the broker takes, and a shard may owe, their answer included.
     fn most_in_a_batch(&mut self, gateway: usize) -> usize {
         /// What one takes at most in these worlds, and what the service keeps free for the rest of an answer.
         const BYTES: usize = 80;
         const REST: usize = 1_536;
         let most = if self.plan.large_batches { MOST_IN_A_LARGE_BATCH } else { MOST_IN_A_BATCH };
         let limit = self.link(Party::Gateway(gateway)).max_payload;
-        most.min(limit / BYTES).min(limit.saturating_sub(REST) / 8).max(1)
+        let answer = limit.min(self.plan.publish.max_answer_bytes);
+        most.min(limit / BYTES).min(answer.saturating_sub(REST) / 8).max(1)
     }
 
     /// A viewer reloads its page: a new session, while the old one goes late, or never.
