@@ -514,9 +514,9 @@ impl World {
     /// Tells the checkers what came of it.
     pub fn check_quiet(&mut self) {
         for shard in 0..self.plan.shards {
-            let seat = &self.service.seats[shard];
-            seat.shard.engine().check();
-            seat.queue.check();
+            let own = &self.service.shards[shard];
+            own.shard.engine().check();
+            own.queue.check();
         }
         self.check_clients_see_the_service();
         let answers = std::mem::take(&mut self.directors[0].answers);

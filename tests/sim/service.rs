@@ -98,7 +98,7 @@ pub struct Service {
     totals: Arc<Totals>,
     settings: Vec<ShardSettings>,
     arrivals: u64,
-    pub seats: Vec<ShardUnderTest>,
+    pub shards: Vec<ShardUnderTest>,
 }
 
 impl Service {
@@ -119,7 +119,7 @@ impl Service {
                 turn: plan.turn,
             })
             .collect();
-        let seats = (settings.iter().enumerate())
+        let shards = (settings.iter().enumerate())
             .map(|(number, settings)| ShardUnderTest {
                 shard: Shard::new(number, settings.clone(), Arc::clone(&router), Arc::clone(&totals)),
                 queue: PublishQueue::with_limits(plan.publish_to, plan.publish.clone()),
@@ -149,7 +149,7 @@ impl Service {
             })
             .collect();
         let ingress = Ingress::with_limits(Arc::clone(&router), wire, plan.ingress);
-        Self { router, ingress, totals, settings, arrivals: 0, seats }
+        Self { router, ingress, totals, settings, arrivals: 0, shards }
     }
 
     /// How many messages have reached it.
@@ -159,7 +159,7 @@ impl Service {
 
     /// Whether none of the first `arrivals` messages waits any more.
     pub fn has_handled(&self, arrivals: u64) -> bool {
-        self.seats.iter().all(|seat| seat.mail.front().is_none_or(|waiting| waiting.arrival > arrivals))
+        self.shards.iter().all(|own| own.mail.front().is_none_or(|waiting| waiting.arrival > arrivals))
     }
 
     pub fn shard_of(&self, stream_id: &str) -> usize {
@@ -186,17 +186,17 @@ impl World {
         let arrival = self.service.arrivals;
         let mut taken = 0;
         for shard in 0..self.plan.shards {
-            let seat = &mut self.service.seats[shard];
-            if self.service.router.mailbox(shard).len() > seat.mail.len() {
-                seat.mail.push_back(Waiting { sent: Rc::clone(sent), arrival, begun: None });
+            let own = &mut self.service.shards[shard];
+            if self.service.router.mailbox(shard).len() > own.mail.len() {
+                own.mail.push_back(Waiting { sent: Rc::clone(sent), arrival, begun: None });
                 taken += 1;
                 self.wake(shard, self.now);
             }
         }
         assert!(taken <= sent.round.len().max(1), "ingress: a message went to {taken} shards, not {:?}", sent.round);
-        for (shard, seat) in self.service.seats.iter().enumerate() {
+        for (shard, own) in self.service.shards.iter().enumerate() {
             let waiting = self.service.router.mailbox(shard).len();
-            assert_eq!(waiting, seat.mail.len(), "ingress: what waits for shard {shard}, and what it was sent");
+            assert_eq!(waiting, own.mail.len(), "ingress: what waits for shard {shard}, and what it was sent");
         }
         assert!(
             (taken > 0) != refused.is_some() || sent.request.is_none(),
@@ -219,27 +219,27 @@ impl World {
 
     /// A shard is to wake at `at`, or earlier.
     pub fn wake(&mut self, shard: usize, at: u64) {
-        let seat = &mut self.service.seats[shard];
-        if seat.blocked {
+        let own = &mut self.service.shards[shard];
+        if own.blocked {
             return;
         }
-        let at = at.max(self.now).max(seat.stalled_until);
-        if seat.wakes_at.is_none_or(|wakes_at| at < wakes_at) {
-            seat.token += 1;
-            seat.wakes_at = Some(at);
-            let token = seat.token;
+        let at = at.max(self.now).max(own.stalled_until);
+        if own.wakes_at.is_none_or(|wakes_at| at < wakes_at) {
+            own.token += 1;
+            own.wakes_at = Some(at);
+            let token = own.token;
             self.at(at, Event::Turn(shard, token));
         }
     }
 
     pub fn turn_if_current(&mut self, shard: usize, token: u64) {
-        let seat = &mut self.service.seats[shard];
-        if seat.token != token {
+        let own = &mut self.service.shards[shard];
+        if own.token != token {
             return;
         }
-        seat.wakes_at = None;
-        if self.now < seat.stalled_until {
-            let until = seat.stalled_until;
+        own.wakes_at = None;
+        if self.now < own.stalled_until {
+            let until = own.stalled_until;
             self.wake(shard, until);
             return;
         }
@@ -248,44 +248,44 @@ impl World {
 
     fn turn(&mut self, shard: usize) {
         let now = self.now;
-        let seat = &mut self.service.seats[shard];
-        seat.turns += 1;
-        seat.turns_at_once = if seat.last_turn == now { seat.turns_at_once + 1 } else { 0 };
-        seat.last_turn = now;
-        assert!(seat.turns_at_once < MOST_TURNS_AT_ONCE, "shard {shard} does not come to rest");
-        if std::mem::take(&mut seat.panics_next) {
+        let own = &mut self.service.shards[shard];
+        own.turns += 1;
+        own.turns_at_once = if own.last_turn == now { own.turns_at_once + 1 } else { 0 };
+        own.last_turn = now;
+        assert!(own.turns_at_once < MOST_TURNS_AT_ONCE, "shard {shard} does not come to rest");
+        if std::mem::take(&mut own.panics_next) {
             self.panic(shard);
             self.wake(shard, now);
             return;
         }
-        let full = seat.queue.is_full();
+        let full = own.queue.is_full();
         if !full {
             let since = |due: Option<Tick>| due.map_or(0, |due| now.saturating_sub(due.0));
-            let late_ms = (since(seat.due_at_the_latest), since(seat.due));
-            self.truth.note_turn(shard, now, late_ms, since(seat.deadline));
+            let late_ms = (since(own.due_at_the_latest), since(own.due));
+            self.truth.note_turn(shard, now, late_ms, since(own.deadline));
         }
-        let next = seat.shard.turn(Now { tick: Tick(now), wall_ms: now + self.plan.skew_ms }, &mut seat.queue);
+        let next = own.shard.turn(Now { tick: Tick(now), wall_ms: now + self.plan.skew_ms }, &mut own.queue);
         assert_eq!(full, next == Next::Blocked, "shard {shard} stops exactly when too much is owed");
         if !full {
             // As the shard does: what is due at once is due now, or when it has rested. Since when it is due is another
             // matter: a turn may leave some of it.
-            let deadline = seat.shard.engine().next_deadline();
+            let deadline = own.shard.engine().next_deadline();
             let at_least = match next {
                 Next::Sleep(Some(until)) if deadline <= Some(Tick(now)) => until,
                 _ => Tick(now),
             };
-            let is_unsure = next == Next::Again && deadline <= Some(Tick(now)) && seat.queue.is_behind();
+            let is_unsure = next == Next::Again && deadline <= Some(Tick(now)) && own.queue.is_behind();
             let at_most = if is_unsure { Tick(now + self.plan.turn.rest_ms) } else { at_least };
             // A look at the wall clock that comes late is a late turn, too.
-            let look = seat.shard.engine().waits_for_wall_clock().then_some(Tick(now + WALL_CLOCK_LOOK_MS));
+            let look = own.shard.engine().waits_for_wall_clock().then_some(Tick(now + WALL_CLOCK_LOOK_MS));
             let due_from = |from: Tick| deadline.map(|due| due.max(from)).into_iter().chain(look).min();
-            (seat.due, seat.due_at_the_latest) = (due_from(at_least), due_from(at_most));
+            (own.due, own.due_at_the_latest) = (due_from(at_least), due_from(at_most));
             // What is to be done at once hides since when something else is due.
             let at_once = deadline == Some(Tick(0));
-            let overdue = seat.deadline.filter(|due| at_once && *due <= Tick(now));
-            seat.deadline = overdue.or(if at_once { Some(Tick(now)) } else { deadline });
+            let overdue = own.deadline.filter(|due| at_once && *due <= Tick(now));
+            own.deadline = overdue.or(if at_once { Some(Tick(now)) } else { deadline });
         }
-        let turns = seat.turns;
+        let turns = own.turns;
         self.note_handled(shard);
         self.log.note(self.clock(), "turn", &[shard as u64, next_number(next)], &[]);
         match next {
@@ -298,7 +298,7 @@ impl World {
                 }
             }
             Next::Blocked => {
-                self.service.seats[shard].blocked = true;
+                self.service.shards[shard].blocked = true;
                 self.truth.blocked(shard, now);
             }
         }
@@ -312,8 +312,8 @@ impl World {
     /// What was taken from the mailbox was handled.
     fn note_handled(&mut self, shard: usize) {
         let waiting = self.service.router.mailbox(shard).len();
-        let seat = &mut self.service.seats[shard];
-        let handled: Vec<Waiting> = seat.mail.drain(..seat.mail.len().saturating_sub(waiting)).collect();
+        let own = &mut self.service.shards[shard];
+        let handled: Vec<Waiting> = own.mail.drain(..own.mail.len().saturating_sub(waiting)).collect();
         let now = self.now;
         let weights: Vec<usize> = handled.iter().map(|waiting| self.weight_of(shard, waiting)).collect();
         let most = self.plan.turn;
@@ -323,7 +323,7 @@ impl World {
             self.fact(&Fact::Handled { shard, sent: &sent, handled });
         }
         // It may have done a piece of the next one.
-        let next = self.service.seats[shard].mail.front_mut();
+        let next = self.service.shards[shard].mail.front_mut();
         let most = self.plan.ingress.max_piece_entries;
         let next = next.filter(|next| next.begun.is_none() && next.sent.what.entries() > most);
         if let Some(Waiting { sent, begun, .. }) = next {
@@ -362,39 +362,39 @@ impl World {
         self.log.note(self.clock(), "panic", &[shard as u64], &[]);
         for _ in 0..self.rng.within(0, 2) {
             let mail = self.service.router.mailbox(shard).open().take();
-            let seat = &mut self.service.seats[shard];
-            if let Some((mail, waiting)) = mail.zip(seat.mail.pop_front()) {
-                seat.shard.lose(mail, &mut seat.queue);
+            let own = &mut self.service.shards[shard];
+            if let Some((mail, waiting)) = mail.zip(own.mail.pop_front()) {
+                own.shard.lose(mail, &mut own.queue);
                 self.truth.lost(self.now, &waiting.sent);
             }
         }
-        let Service { settings, router, totals, seats, .. } = &mut self.service;
+        let Service { settings, router, totals, shards, .. } = &mut self.service;
         settings[shard] = settings[shard].clone().for_successor();
-        seats[shard].shard = Shard::new(shard, settings[shard].clone(), Arc::clone(router), Arc::clone(totals));
-        (seats[shard].due, seats[shard].due_at_the_latest, seats[shard].deadline) = (None, None, None);
+        shards[shard].shard = Shard::new(shard, settings[shard].clone(), Arc::clone(router), Arc::clone(totals));
+        (shards[shard].due, shards[shard].due_at_the_latest, shards[shard].deadline) = (None, None, None);
         self.truth.panicked(shard, self.now);
         self.truth.hindered(shard, self.now, self.now);
     }
 
     pub fn stall(&mut self, shard: usize, for_ms: u64) {
         self.log.note(self.clock(), "stall", &[shard as u64, for_ms], &[]);
-        let seat = &mut self.service.seats[shard];
-        seat.stalled_until = seat.stalled_until.max(self.now + for_ms);
+        let own = &mut self.service.shards[shard];
+        own.stalled_until = own.stalled_until.max(self.now + for_ms);
         self.truth.hindered(shard, self.now, self.now + for_ms);
     }
 
     pub fn panic_next(&mut self, shard: usize) {
-        self.service.seats[shard].panics_next = true;
+        self.service.shards[shard].panics_next = true;
         self.wake(shard, self.now);
     }
 
     /// The faults are over.
     pub fn end_stalls(&mut self) {
         for shard in 0..self.plan.shards {
-            let seat = &mut self.service.seats[shard];
-            seat.stalled_until = 0;
-            seat.panics_next = false;
-            seat.publishes_at = 0;
+            let own = &mut self.service.shards[shard];
+            own.stalled_until = 0;
+            own.panics_next = false;
+            own.publishes_at = 0;
             self.wake(shard, self.now);
             self.pump(shard);
         }
@@ -402,12 +402,12 @@ impl World {
 
     /// A look at a shard that has nothing to do just now.
     pub fn sample(&mut self, shard: usize) {
-        let seat = &self.service.seats[shard];
-        seat.shard.engine().check();
-        seat.queue.check();
-        let counts = seat.shard.engine().counts();
+        let own = &self.service.shards[shard];
+        own.shard.engine().check();
+        own.queue.check();
+        let counts = own.shard.engine().counts();
         // What is known of the world comes from what was handed over: only then is it all there.
-        let all_known = seat.queue.is_empty() && !seat.queue.has_held();
+        let all_known = own.queue.is_empty() && !own.queue.has_held();
         self.fact(&Fact::Sampled { shard, counts, all_known });
     }
 
@@ -419,18 +419,18 @@ impl World {
         self.note_what_waits(shard);
         loop {
             self.notice_connection(shard);
-            if self.now < self.service.seats[shard].publishes_at {
+            if self.now < self.service.shards[shard].publishes_at {
                 break;
             }
             let max_payload = self.link(Party::Publisher(shard)).max_payload;
-            let seat = &mut self.service.seats[shard];
-            let fresh = seat.delivery.taken().is_empty();
-            match seat.delivery.next(&mut seat.queue, max_payload) {
+            let own = &mut self.service.shards[shard];
+            let fresh = own.delivery.taken().is_empty();
+            match own.delivery.next(&mut own.queue, max_payload) {
                 Step::Wait => break,
                 Step::Barrier => {
-                    seat.barriers += 1;
-                    let barrier = seat.barriers;
-                    seat.barrier = Some(barrier);
+                    own.barriers += 1;
+                    let barrier = own.barriers;
+                    own.barrier = Some(barrier);
                     // It is sent when somebody looks at it, which may be over another connection.
                     if self.phase == Phase::Safety && self.rng.chance(self.plan.faults) {
                         let later = self.rng.within(1, 100);
@@ -454,44 +454,44 @@ impl World {
             }
         }
         self.note_what_waits(shard);
-        let seat = &mut self.service.seats[shard];
-        if seat.blocked && !seat.queue.is_full() {
-            seat.blocked = false;
+        let own = &mut self.service.shards[shard];
+        if own.blocked && !own.queue.is_full() {
+            own.blocked = false;
             self.truth.unblocked(shard, self.now);
             self.wake(shard, self.now);
         }
     }
 
     fn note_what_waits(&mut self, shard: usize) {
-        let queue = &self.service.seats[shard].queue;
+        let queue = &self.service.shards[shard].queue;
         self.truth.holds(shard, queue.has_held(), !queue.is_empty());
     }
 
     fn note_taken_over(&mut self, shard: usize) {
-        let taken: Vec<(Subject, Bytes)> = (self.service.seats[shard].delivery.taken().iter())
+        let taken: Vec<(Subject, Bytes)> = (self.service.shards[shard].delivery.taken().iter())
             .map(|outgoing| (outgoing.subject.clone(), outgoing.payload.clone()))
             .collect();
         for (subject, payload) in taken {
             self.log.note(self.clock(), "owed", &[shard as u64], &payload);
             let read = self.read(&subject, payload);
-            self.service.seats[shard].read.push_back(read);
+            self.service.shards[shard].read.push_back(read);
         }
         self.check_that_the_newest_waited(shard);
         // Of one hand-over, the messages of feeds come last, so an answer may stand before the change that it follows from.
-        let read = std::mem::take(&mut self.service.seats[shard].read);
+        let read = std::mem::take(&mut self.service.shards[shard].read);
         let (updates, answers): (Vec<&Read>, Vec<&Read>) =
             read.iter().partition(|read| matches!(read, Read::Updates(_)));
         // As those for who follows filters may stand before the same ones in a feed.
         let (filtered, for_all): (Vec<&Read>, Vec<&Read>) =
             updates.into_iter().partition(|read| matches!(read, Read::Updates(Updates { filtered: true, .. })));
         for_all.into_iter().chain(filtered).chain(answers).for_each(|read| self.learn(shard, read));
-        self.service.seats[shard].read = read;
+        self.service.shards[shard].read = read;
     }
 
     /// Of what may be replaced, a stream had the newest waiting on each subject, and nothing else.
     fn check_that_the_newest_waited(&self, shard: usize) {
         let mut waited = BTreeSet::new();
-        let read = self.service.seats[shard].read.iter();
+        let read = self.service.shards[shard].read.iter();
         let messages = read.filter_map(|read| if let Read::Updates(updates) = read { Some(updates) } else { None });
         for (message, update) in
             messages.flat_map(|message| message.updates.iter().map(move |update| (message, update)))
@@ -536,7 +536,7 @@ impl World {
 
     /// Publishes what was taken over: all, or some of it if the connection is slow or fails.
     fn publish(&mut self, shard: usize) {
-        let mut most = self.service.seats[shard].read.len();
+        let mut most = self.service.shards[shard].read.len();
         self.log.note(self.clock(), "publishes", &[shard as u64, most as u64], &[]);
         let is_safety = self.phase == Phase::Safety;
         let trouble = is_safety && self.plan.faults > 0 && self.rng.chance(self.plan.faults / 10);
@@ -547,25 +547,25 @@ impl World {
         let mut probe = None;
         for _ in 0..most {
             let limit = self.link(Party::Publisher(shard)).max_payload;
-            let seat = &mut self.service.seats[shard];
-            let (Some(outgoing), Some(read)) = (seat.delivery.taken().pop_front(), seat.read.pop_front()) else {
+            let own = &mut self.service.shards[shard];
+            let (Some(outgoing), Some(read)) = (own.delivery.taken().pop_front(), own.read.pop_front()) else {
                 break;
             };
             if outgoing.payload.len() > limit {
                 self.too_large(shard, outgoing.payload.len(), limit);
                 continue;
             }
-            if seat.denied.contains(outgoing.subject.as_str()) {
-                if self.now < seat.probes_at {
+            if own.denied.contains(outgoing.subject.as_str()) {
+                if self.now < own.probes_at {
                     self.log.tell(|| format!("not sent, since it was refused: {}", outgoing.subject.as_str()));
-                    seat.refused.0 += 1;
-                    seat.delivery.refused(outgoing.subject.as_str().to_owned(), &seat.queue);
+                    own.refused.0 += 1;
+                    own.delivery.refused(outgoing.subject.as_str().to_owned(), &own.queue);
                     continue;
                 }
-                seat.probes_at = self.now + PROBE_MS;
-                probe = Some(seat.refusals);
+                own.probes_at = self.now + PROBE_MS;
+                probe = Some(own.refusals);
             }
-            seat.busy_us += self.plan.publish_us;
+            own.busy_us += self.plan.publish_us;
             let message = match read {
                 Read::Updates(updates) => Message::Updates(Rc::new(updates)),
                 Read::Answer(answer) => Message::Answer(answer),
@@ -575,12 +575,12 @@ impl World {
         if let Some(refusals) = probe {
             self.send(Party::Publisher(shard), Message::Probe(refusals));
         }
-        let seat = &mut self.service.seats[shard];
-        let busy_ms = std::mem::take(&mut seat.busy_us);
+        let own = &mut self.service.shards[shard];
+        let busy_ms = std::mem::take(&mut own.busy_us);
         let (busy_ms, rest) = (busy_ms / 1_000, busy_ms % 1_000);
-        seat.busy_us = rest;
+        own.busy_us = rest;
         if busy_ms > 0 && !partly {
-            seat.publishes_at = self.now + busy_ms;
+            own.publishes_at = self.now + busy_ms;
             self.at(self.now + busy_ms, Event::Pump(shard));
         }
         if partly {
@@ -591,13 +591,13 @@ impl World {
             if !fails {
                 self.happens_meanwhile(shard, pause);
             }
-            let seat = &mut self.service.seats[shard];
+            let own = &mut self.service.shards[shard];
             if fails {
-                seat.delivery.lost(&mut seat.queue);
-                seat.read.clear();
-                seat.barrier = None;
+                own.delivery.lost(&mut own.queue);
+                own.read.clear();
+                own.barrier = None;
             }
-            seat.publishes_at = self.now + pause;
+            own.publishes_at = self.now + pause;
             self.truth.hindered(shard, self.now, self.now + pause);
             self.at(self.now + pause, Event::Pump(shard));
         }
@@ -618,16 +618,16 @@ impl World {
     /// `service/publisher.rs` does.
     fn retry_held(&mut self, shard: usize) {
         let now = self.now;
-        let seat = &mut self.service.seats[shard];
-        if !seat.queue.has_held() {
-            seat.retries_at = None;
+        let own = &mut self.service.shards[shard];
+        if !own.queue.has_held() {
+            own.retries_at = None;
             return;
         }
-        let is_first = seat.retries_at.is_none();
-        let at = *seat.retries_at.get_or_insert(now + PROBE_MS);
-        if at <= now || seat.denied.is_empty() {
-            seat.retries_at = None;
-            seat.queue.release_held();
+        let is_first = own.retries_at.is_none();
+        let at = *own.retries_at.get_or_insert(now + PROBE_MS);
+        if at <= now || own.denied.is_empty() {
+            own.retries_at = None;
+            own.queue.release_held();
             self.messages_are_out_of_order();
         } else if is_first {
             self.at(at, Event::Pump(shard));
@@ -637,18 +637,18 @@ impl World {
     /// The broker has refused a message.
     pub fn publishing_refused(&mut self, shard: usize, subject: String) {
         self.log.note(self.clock(), "refused", &[shard as u64], subject.as_bytes());
-        let seat = &mut self.service.seats[shard];
-        seat.refused.0 += 1;
-        seat.refusals += 1;
-        seat.denied.insert(subject);
+        let own = &mut self.service.shards[shard];
+        own.refused.0 += 1;
+        own.refusals += 1;
+        own.denied.insert(subject);
     }
 
     /// A message to a subject that was refused has reached the broker: if nothing was refused meanwhile, it takes all
     /// again.
     pub fn probe_passed(&mut self, shard: usize, refusals: u64) {
-        let seat = &mut self.service.seats[shard];
-        if seat.refusals == refusals {
-            seat.denied.clear();
+        let own = &mut self.service.shards[shard];
+        if own.refusals == refusals {
+            own.denied.clear();
             self.messages_are_out_of_order();
             self.pump(shard);
         }
@@ -657,16 +657,16 @@ impl World {
     /// A message is larger than its connection takes, which takes less since it was handed over.
     fn too_large(&mut self, shard: usize, bytes: usize, limit: usize) {
         self.log.note(self.clock(), "too large", &[shard as u64, bytes as u64, limit as u64], &[]);
-        let seat = &mut self.service.seats[shard];
-        seat.delivery.too_large(bytes, limit, &mut seat.queue);
+        let own = &mut self.service.shards[shard];
+        own.delivery.too_large(bytes, limit, &mut own.queue);
         // What goes in its place reads otherwise.
-        let more = seat.delivery.taken().len() - seat.read.len();
-        let instead: Vec<(Subject, Bytes)> = (seat.delivery.taken().iter().take(more))
+        let more = own.delivery.taken().len() - own.read.len();
+        let instead: Vec<(Subject, Bytes)> = (own.delivery.taken().iter().take(more))
             .map(|outgoing| (outgoing.subject.clone(), outgoing.payload.clone()))
             .collect();
         for (subject, payload) in instead.into_iter().rev() {
             let read = self.read(&subject, payload);
-            self.service.seats[shard].read.push_front(read);
+            self.service.shards[shard].read.push_front(read);
         }
     }
 
@@ -676,7 +676,7 @@ impl World {
     }
 
     pub fn send_barrier(&mut self, shard: usize, barrier: u64) {
-        if self.service.seats[shard].barrier == Some(barrier) {
+        if self.service.shards[shard].barrier == Some(barrier) {
             self.send(Party::Publisher(shard), Message::Barrier(barrier));
         }
     }
@@ -684,39 +684,39 @@ impl World {
     /// Publishers look at their connection before they do anything else.
     fn notice_connection(&mut self, shard: usize) {
         let believed = self.link(Party::Publisher(shard)).believed;
-        let seat = &mut self.service.seats[shard];
-        if seat.delivery.connection_is(believed, &mut seat.queue).is_some() {
-            seat.read.clear();
-            seat.barrier = None;
-            seat.publishes_at = 0;
-            seat.denied.clear();
+        let own = &mut self.service.shards[shard];
+        if own.delivery.connection_is(believed, &mut own.queue).is_some() {
+            own.read.clear();
+            own.barrier = None;
+            own.publishes_at = 0;
+            own.denied.clear();
             self.what_was_held_may_come_again();
         }
     }
 
     pub fn barrier_passed(&mut self, shard: usize, barrier: u64) {
         let believed = self.link(Party::Publisher(shard)).believed;
-        let seat = &mut self.service.seats[shard];
-        if seat.barrier == Some(barrier) {
+        let own = &mut self.service.shards[shard];
+        if own.barrier == Some(barrier) {
             self.log.note(self.now - T0, "barrier passes", &[shard as u64, barrier], &[]);
-            seat.barrier = None;
+            own.barrier = None;
             // As `service/publisher.rs` has it.
-            let (denied, (refused, before)) = (&seat.denied, seat.refused);
+            let (denied, (refused, before)) = (&own.denied, own.refused);
             let unknown = refused + before > 0 && denied.is_empty();
-            seat.refused = (0, refused);
-            seat.delivery.barrier_passed_but(believed, &mut seat.queue, |subject| unknown || denied.contains(subject));
+            own.refused = (0, refused);
+            own.delivery.barrier_passed_but(believed, &mut own.queue, |subject| unknown || denied.contains(subject));
             self.pump(shard);
         }
     }
 
     pub fn barrier_timed_out(&mut self, shard: usize, barrier: u64) {
-        let seat = &mut self.service.seats[shard];
-        if seat.barrier == Some(barrier) {
+        let own = &mut self.service.shards[shard];
+        if own.barrier == Some(barrier) {
             self.log.note(self.now, "barrier timed out", &[shard as u64], &[]);
-            let seat = &mut self.service.seats[shard];
-            seat.barrier = None;
-            seat.read.clear();
-            seat.delivery.lost(&mut seat.queue);
+            let own = &mut self.service.shards[shard];
+            own.barrier = None;
+            own.read.clear();
+            own.delivery.lost(&mut own.queue);
             self.pump(shard);
         }
     }
@@ -724,14 +724,14 @@ impl World {
     /// Asserts that nothing is left of anybody.
     pub fn check_empty(&mut self) {
         self.log.note(self.clock(), "the end", &[], &[]);
-        for (shard, seat) in self.service.seats.iter().enumerate() {
-            seat.shard.engine().check();
-            seat.queue.check();
-            assert!(seat.shard.engine().is_empty(), "leak: shard {shard} keeps {:?}", seat.shard.engine().counts());
-            assert_eq!(seat.shard.engine().next_deadline(), None, "leak: shard {shard} waits for something");
-            assert!(seat.delivery.is_settled(&seat.queue), "leak: shard {shard} still owes something");
+        for (shard, own) in self.service.shards.iter().enumerate() {
+            own.shard.engine().check();
+            own.queue.check();
+            assert!(own.shard.engine().is_empty(), "leak: shard {shard} keeps {:?}", own.shard.engine().counts());
+            assert_eq!(own.shard.engine().next_deadline(), None, "leak: shard {shard} waits for something");
+            assert!(own.delivery.is_settled(&own.queue), "leak: shard {shard} still owes something");
             assert!(
-                self.service.router.mailbox(shard).is_empty() && seat.mail.is_empty(),
+                self.service.router.mailbox(shard).is_empty() && own.mail.is_empty(),
                 "leak: shard {shard} has mail"
             );
         }
@@ -756,7 +756,7 @@ pub fn round(service: &Service, stream_id: &str, handles: &[u64], what: &What) -
             let owners = named.into_iter().chain(handles.iter().map(|handle| service.owner_of_handle(*handle)));
             owners.collect::<BTreeSet<usize>>().into_iter().collect()
         }
-        What::Stats { stream: None } | What::List => (0..service.seats.len()).collect(),
+        What::Stats { stream: None } | What::List => (0..service.shards.len()).collect(),
         What::Command { .. }
         | What::Follow { .. }
         | What::Join(_)

@@ -233,8 +233,8 @@ impl World {
     /// of things, where there is more of it than at the end.
     pub fn record(mut self) {
         self.run_safety();
-        for seat in &self.service.seats {
-            seat.shard.end();
+        for own in &self.service.shards {
+            own.shard.end();
         }
     }
 
@@ -548,7 +548,7 @@ impl World {
     pub fn course(&mut self, party: Party, gaps: u64) -> u64 {
         let is_refusing = self.now < self.refusing_until
             || !self.refused_subjects.is_empty()
-            || self.service.seats.iter().any(|seat| !seat.denied.is_empty());
+            || self.service.shards.iter().any(|own| !own.denied.is_empty());
         if is_refusing {
             self.misses += 1;
             return u64::MAX - self.misses;
