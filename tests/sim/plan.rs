@@ -132,6 +132,7 @@ impl Plan {
         let gateways: Vec<Style> = (0..rng.within(1, 3)).map(|_| rng.pick(styles)).collect();
         let long = stale_after_ms > 10_000;
         let clients = if rng.chance(400) { rng.within(1, 2) } else { 0 };
+        let has_clients = clients > 0;
         let clients: Vec<ClientStyle> = (0..clients).map(|_| ClientStyle::draw(rng)).collect();
         Self {
             shards: rng.pick(&[1, 2, 2, 3]),
@@ -180,7 +181,10 @@ impl Plan {
                 () => rng.pick(&[0, 20, 60, 150]),
             },
             jitter_ms: rng.pick(&[0, 0, 0, 2, 30]),
-            publish: if has_full_feeds { PublishLimits::default() } else { publish_limits(rng, congested) },
+            publish: match () {
+                () if has_full_feeds => PublishLimits::default(),
+                () => publish_limits(rng, congested, crowd && has_clients),
+            },
             partly: match () {
                 () if has_full_feeds => 200,
                 () if congested => 0,
@@ -251,8 +255,8 @@ fn max_payloads(rng: &mut Rng, crowd: bool) -> Vec<usize> {
     (0..rng.within(1, 3)).map(|_| rng.pick(&some)).collect()
 }
 
-/// As they are by default, or so low that they are met.
-fn publish_limits(rng: &mut Rng, congested: bool) -> PublishLimits {
+/// As they are by default, or so low that they are met. Clients make batches that answers to the whole of a crowd fit into.
+fn publish_limits(rng: &mut Rng, congested: bool, crowd_of_clients: bool) -> PublishLimits {
     let usual = PublishLimits::default();
     if !congested && rng.chance(600) {
         return usual;
@@ -268,7 +272,8 @@ fn publish_limits(rng: &mut Rng, congested: bool) -> PublishLimits {
         },
         max_answers: if stops { rng.pick(&[usual.max_answers, 10, 100]) } else { usual.max_answers },
         max_answer_bytes: if stops {
-            rng.pick(&[usual.max_answer_bytes, 8 << 10, 40 << 10])
+            let least = if crowd_of_clients { 64 << 10 } else { 0 };
+            rng.pick(&[usual.max_answer_bytes, 8 << 10, 40 << 10]).max(least)
         } else {
             usual.max_answer_bytes
         },

@@ -221,6 +221,11 @@ impl Truth {
         self.requests.push(Request { sent, delivered: 0, refused: 0, answered: 0, handled });
     }
 
+    /// Whether the first `asked` requests are answered, as often as they reached the service.
+    pub fn has_answered(&self, asked: usize) -> bool {
+        self.requests[..asked].iter().all(|request| request.answered + request.refused >= request.delivered)
+    }
+
     // --- turns ---------------------------------------------------------------------------------------------------
 
     /// A turn comes so late, at the least and at the most, and so long after something fell due.
@@ -435,8 +440,9 @@ impl Truth {
         }
         if let What::Join(subs) = &sent.what {
             for sub in subs {
-                let sub = &mut self.subs[*sub];
-                sub.may.get_or_insert(May { since: now, joined: now, heard: now });
+                let may = self.subs[*sub].may.filter(|may| self.may_be_present(shard, *may, now));
+                // Also who was stale until now: it comes back.
+                self.subs[*sub].may = Some(May { since: may.map_or(now, |may| may.since), joined: now, heard: now });
             }
         }
     }
