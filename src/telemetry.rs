@@ -97,11 +97,15 @@ fn describe() {
     gauge!("orchestrator_unique_clients", "Clients, each once a stream.");
     gauge!("orchestrator_streams", "Streams.");
     gauge!("orchestrator_streams_running", "Streams that play.");
+    gauge!("orchestrator_config_bytes", "What all configurations take, with ids and timecodes, bytes.");
+    gauge!("orchestrator_client_bytes", "What client ids that are no UUIDs and IPv6 addresses take, bytes.");
+    gauge!("orchestrator_history_bytes", "What is kept of what happened to streams takes, bytes.");
     gauge!("orchestrator_filters", "Filters that are followed, each once a stream.");
-    gauge!("orchestrator_filter_bytes", "What they take, bytes.");
+    gauge!("orchestrator_filter_bytes", "What filters that are followed take, bytes.");
     gauge!("orchestrator_receive_dropped", "Messages lost because they were not read in time, as far as is known.");
     gauge!("orchestrator_ready", "1 when the service can do its work.");
     gauge!("orchestrator_mailbox_messages", "Messages that wait, by shard.");
+    gauge!("gateway_sockets", "WebSockets that are open.");
 }
 
 /// What the administrator's pages ask.

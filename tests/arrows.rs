@@ -1,8 +1,9 @@
 //! The direction of the arrows: which part may know which, and which may name which crate. Walks the sources and fails on
-//! an arrow that is not in the table of ARCHITECTURE.md, on a crate away from its home, and on anything in engine and timeline that would make them depend on more than their arguments.
+//! an arrow that is not in the table of ARCHITECTURE.md, on a crate away from its home, on anything in engine and timeline
+//! that would make them depend on more than their arguments, and on a metric without a description.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -137,6 +138,18 @@ fn every_crate_is_named_where_it_has_its_home() {
 }
 
 #[test]
+fn every_metric_that_a_part_counts_or_sets_is_described() {
+    let (described, counted): (Vec<_>, Vec<_>) = sources().into_iter().partition(|(part, ..)| part == "telemetry");
+    let described: BTreeSet<String> = described.iter().flat_map(|(.., text)| metrics_named(text)).collect();
+    let counted: BTreeSet<String> = counted.iter().flat_map(|(.., text)| metrics_named(text)).collect();
+    assert!(counted.len() > 30, "only {} metrics found: the search is broken", counted.len());
+    let missing: Vec<_> = counted.difference(&described).collect();
+    assert!(missing.is_empty(), "without a HELP in src/telemetry.rs: {missing:?}");
+    let unused: Vec<_> = described.difference(&counted).collect();
+    assert!(unused.is_empty(), "described, and counted nowhere: {unused:?}");
+}
+
+#[test]
 fn the_search_finds_a_crate_in_every_form() {
     for text in [
         "use bytes::Bytes;",
@@ -160,6 +173,15 @@ fn the_search_finds_an_arrow_in_every_form() {
     let text =
         "use crate::{\n    engine::{A, wire},\n    shard,\n};\nuse crate::client::B;\nfn f() { crate::gateway::g() }";
     assert_eq!(parts_used(text), ["client", "engine", "gateway", "shard"]);
+}
+
+/// Texts that are names of metrics, by their first word. (`client_id` is a field, and no metric.)
+fn metrics_named(text: &str) -> Vec<String> {
+    let is_name = |text: &&str| {
+        let of_ours = ["orchestrator_", "client_", "gateway_"].iter().any(|first| text.starts_with(first));
+        of_ours && *text != "client_id" && text.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+    };
+    text.split('"').skip(1).filter(is_name).map(str::to_owned).collect()
 }
 
 /// The names of the crates that the program is built with, as sources spell them.

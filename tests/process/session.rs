@@ -288,5 +288,11 @@ async fn metrics_count_and_name_no_stream_and_no_client() {
         assert!(metrics.contains(counted), "{counted}:\n{metrics}");
     }
     assert!(!metrics.contains("body"), "{metrics}");
+    for (kind, help) in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ")).map(|kind| {
+        let name = kind.split(' ').next().unwrap_or_default();
+        (kind, format!("# HELP {name} "))
+    }) {
+        assert!(metrics.contains(&help), "{kind} has no help:\n{metrics}");
+    }
     assert_eq!(program.page("/nothing").await.0, 404);
 }
