@@ -232,7 +232,7 @@ pub struct GatewayArgs {
     #[arg(long, env = "ORCH_MAX_BUFFERED_BYTES", default_value_t = ServerOptions::default().max_buffered_bytes as u64,
           value_parser = clap::value_parser!(u64).range(4 << 20..=64 << 30), value_name = "BYTES")]
     pub max_buffered_bytes: u64,
-    /// Largest message taken from a viewer, bytes. What viewers say is ignored.
+    /// Largest message taken from a viewer, bytes. What viewers say is ignored, but for questions for the time.
     #[arg(long, env = "ORCH_MAX_VIEWER_MESSAGE_BYTES",
           default_value_t = GatewayOptions::default().max_viewer_message_bytes as u32,
           value_parser = clap::value_parser!(u32).range(125..=1 << 20), value_name = "BYTES")]

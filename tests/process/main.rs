@@ -8,6 +8,7 @@ mod support;
 mod connections;
 mod logs;
 mod options;
+mod permissions;
 mod readme;
 mod recordings;
 mod session;

@@ -46,6 +46,51 @@ fn every_option_has_an_environment_variable() {
     }
 }
 
+/// The options of one of the README's tables, each with its line.
+fn in_the_readme(heading: &str) -> Vec<(&'static str, &'static str)> {
+    let table = include_str!("../../README.md").split_once(&format!("\n{heading}:\n\n")).expect(heading).1;
+    let rows = table.lines().take_while(|line| line.starts_with('|')).skip(2);
+    rows.flat_map(|row| {
+        let names = row.split(" | ").next().unwrap_or_default();
+        names.split('`').filter(|word| word.starts_with("--")).map(move |name| (name, row))
+    })
+    .collect()
+}
+
+#[test]
+fn the_readme_has_every_option_with_its_variable_at_its_program() {
+    let [all, service, gateway] = [
+        "Of all of them, but for NATS in `standalone`",
+        "The service's (`serve`, `standalone`)",
+        "A gateway's (`gateway`, `standalone`)",
+    ]
+    .map(in_the_readme);
+    let without = |names: &[&str]| {
+        let all = [&all[..], &service, &gateway].concat();
+        all.into_iter().filter(|(name, _)| !names.contains(name)).collect::<Vec<_>>()
+    };
+    let standalone = without(&["--nats-url", "--nats-creds", "--updates"]);
+    for (subcommand, listed) in [
+        ("serve", [&all[..], &service].concat()),
+        ("gateway", [&all[..], &gateway].concat()),
+        ("standalone", standalone),
+    ] {
+        let mut documented = documented(&[subcommand]);
+        documented.retain(|(name, _)| name != "--help");
+        let mut names: Vec<&str> = documented.iter().map(|(name, _)| &**name).collect();
+        let mut known: Vec<&str> = listed.iter().map(|(name, _)| *name).collect();
+        names.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(known, names, "the README beside {subcommand} --help");
+        for (name, text) in &documented {
+            let variable = text.split("[env: ").nth(1).and_then(|rest| rest.split(['=', ']']).next());
+            let variable = format!("`{}`", variable.expect("a variable"));
+            let row = listed.iter().find(|(listed, _)| listed == name).expect("it is known").1;
+            assert!(row.contains(&variable), "{name}: {row}");
+        }
+    }
+}
+
 /// It was refused with this in its words.
 fn assert_refused(output: &Output, words: &[&str]) {
     let text = String::from_utf8_lossy(&output.stderr);
