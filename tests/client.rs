@@ -140,6 +140,8 @@ async fn subscribers_the_time_and_the_history_are_read() {
     assert_eq!(client.history("s", 1, Some(3)).await.expect("before"), history[1..2]);
     for nothing in [Some(0), Some(1)] {
         assert_eq!(client.history("s", 0, nothing).await.expect("before all"), []);
+        let error = client.history("nobody", 0, nothing).await.expect_err("there is none");
+        assert_eq!(error.kind(), ErrorKind::Rejected(Code::StreamNotFound));
     }
     let time = client.get_time().await.expect("the time");
     assert!(history[0].at_ms.abs_diff(time) < 60_000, "{time}, {history:?}");

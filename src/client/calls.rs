@@ -376,11 +376,8 @@ impl Client {
         limit: u32,
         before_revision: Option<u64>,
     ) -> Result<Vec<HistoryEntry>, ClientError> {
-        if before_revision == Some(0) {
-            // On the wire that is nothing said.
-            return Ok(Vec::new());
-        }
-        let before_revision = before_revision.unwrap_or_default();
+        // Revisions begin at 1, so below 0 is what is below 1. On the wire, 0 is nothing said.
+        let before_revision = before_revision.map_or(0, |revision| revision.max(1));
         let asked = proto::GetHistory { stream_id: checked(stream_id)?, limit, before_revision };
         Ok(self.query(proto::query::Query::GetHistory(asked), Expected::Dated).await?.history)
     }

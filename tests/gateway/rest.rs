@@ -292,7 +292,13 @@ async fn a_history_says_who_did_what() {
     let (_, before) = world.get("/streams/s/history?limit=1&before_revision=3").await;
     assert_eq!(before["history"], json!([entries[1]]));
     assert_eq!(world.get("/streams/s/history?before_revision=1").await.1["history"], json!([]));
-    assert_refused(world.get("/streams/nobody/history").await, 404, "STREAM_NOT_FOUND", &["nobody"]);
+    assert_eq!(world.get("/streams/s/history?before_revision=0").await, (StatusCode::OK, json!({"history": []})));
+    for query in ["", "?before_revision=0", "?before_revision=1"] {
+        let answer = world.get(&format!("/streams/nobody/history{query}")).await;
+        assert_refused(answer, 404, "STREAM_NOT_FOUND", &["nobody"]);
+        let answer = world.get(&format!("/streams/a.b/history{query}")).await;
+        assert_refused(answer, 400, "INVALID_ARGUMENT", &["stream_id"]);
+    }
     for (query, named) in [("limit=0", "limit"), ("limit=257", "256"), ("before_revision=x", "before_revision")] {
         let answer = world.get(&format!("/streams/s/history?{query}")).await;
         assert_refused(answer, 400, "INVALID_ARGUMENT", &[named]);
