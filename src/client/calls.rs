@@ -121,7 +121,8 @@ struct Conditions {
 }
 
 impl Call<'_> {
-    /// Makes a repeat of this command within two minutes get the first one's answer.
+    /// Makes a repeat of this command within two minutes get the first one's answer. An empty one is refused: it would tell
+    /// no repeat from another command, the attempts of this call included.
     pub fn request_id(mut self, request_id: impl Into<String>) -> Self {
         self.request_id = Some(request_id.into());
         self
@@ -155,9 +156,13 @@ impl Call<'_> {
 
     async fn send(self) -> Result<Accepted, ClientError> {
         let stream_id = checked(&self.stream_id)?;
+        let request_id = self.request_id.unwrap_or_else(|| self.client.core().random.uuid().to_string());
+        if request_id.is_empty() {
+            return Err(ClientError::invalid("request_id must have at least 1 byte, or not be there"));
+        }
         let command = proto::OrchestratorCommand {
             command: Some(self.command.addressed(stream_id.clone())),
-            request_id: self.request_id.unwrap_or_else(|| self.client.core().random.uuid().to_string()),
+            request_id,
             expected_revision: self.expected.revision,
             expected_epoch: self.expected.epoch,
             expected_scene: self.expected.scene,

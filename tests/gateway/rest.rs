@@ -368,6 +368,17 @@ async fn a_repeated_creation_without_a_stream_id_creates_one_stream() {
 }
 
 #[tokio::test]
+async fn an_empty_request_id_is_refused_and_nothing_is_done() {
+    let world = GatewayUnderTest::new().await;
+    let create = world.request(Method::POST, "/streams?request_id=").json(&json!({"scenes": scenes()}));
+    assert_refused(world.send(create).await, 400, "INVALID_ARGUMENT", &["request_id"]);
+    assert_eq!(world.get("/stats").await.1["streams"], 0);
+    world.create("s").await;
+    assert_refused(world.post("/streams/s/skip?request_id=").await, 400, "INVALID_ARGUMENT", &["request_id"]);
+    assert_eq!(world.get("/streams/s").await.1["revision"], 1);
+}
+
+#[tokio::test]
 async fn what_the_service_refuses_has_its_status_and_code() {
     let world = GatewayUnderTest::new().await;
     world.create("s").await;
