@@ -44,7 +44,7 @@ const HOMES: [(&str, &[&str]); 33] = [
     ("nkeys", &["transport"]),
     ("metrics", &["client", "gateway", "http", "service", "shard", "telemetry", "transport"]),
     ("metrics_exporter_prometheus", &["telemetry"]),
-    ("percent_encoding", &["transport"]),
+    ("percent_encoding", &["gateway", "transport"]),
     ("prost", &["client", "service", "shard", "wire"]),
     ("rustix", &["http"]),
     ("safe_arch", &["engine"]),

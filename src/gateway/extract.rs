@@ -14,6 +14,7 @@ use axum::{
     http::{Extensions, HeaderMap, StatusCode, header, request::Parts},
 };
 use futures_util::StreamExt as _;
+use percent_encoding::percent_decode_str;
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{App, error::ApiError};
@@ -49,11 +50,21 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for QueryParams<T>
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        check_utf_8(parts.uri.query().unwrap_or_default())?;
         match Query::<T>::from_request_parts(parts, state).await {
             Ok(Query(query)) => Ok(Self(query)),
             Err(rejection) => Err(ApiError::invalid(rejection.body_text())),
         }
     }
+}
+
+/// Refuses parameters that are not UTF-8, by name. The framework would read a replacement character for whatever is not, so
+/// that two ids which differ could be one.
+fn check_utf_8(query: &str) -> Result<(), ApiError> {
+    let is_broken = |text: &str| percent_decode_str(text).decode_utf8().is_err();
+    let Some(parameter) = query.split('&').find(|parameter| is_broken(parameter)) else { return Ok(()) };
+    let name = parameter.split('=').next().filter(|name| !is_broken(name)).unwrap_or("a name in the query string");
+    Err(ApiError::invalid(format!("{name} is not UTF-8")))
 }
 
 /// What every command can carry. A misspelt condition must not turn into none: unknown parameters are refused.

@@ -379,6 +379,23 @@ async fn an_empty_request_id_is_refused_and_nothing_is_done() {
 }
 
 #[tokio::test]
+async fn a_query_string_that_is_not_utf_8_is_refused_by_name() {
+    let world = GatewayUnderTest::new().await;
+    world.create("s").await;
+    for (query, named) in
+        [("request_id=%ff", "request_id"), ("expected_revision=1&issued_by=a%C3", "issued_by"), ("%fe=1", "query")]
+    {
+        let answer = world.post(&format!("/streams/s/skip?{query}")).await;
+        assert_refused(answer, 400, "INVALID_ARGUMENT", &[named, "UTF-8"]);
+    }
+    assert_refused(world.get("/streams?cursor=%80").await, 400, "INVALID_ARGUMENT", &["cursor", "UTF-8"]);
+    assert_eq!(world.get("/streams/s").await.1["revision"], 1);
+    // What is no escape is what it says, and a plus sign is a space.
+    assert_eq!(world.post("/streams/s/skip?request_id=%zz%&issued_by=J%C3%BCrgen+B").await.0, 200);
+    assert_eq!(world.get("/streams/s/history?limit=1").await.1["history"][0]["issued_by"], "J\u{fc}rgen B");
+}
+
+#[tokio::test]
 async fn what_the_service_refuses_has_its_status_and_code() {
     let world = GatewayUnderTest::new().await;
     world.create("s").await;
