@@ -38,7 +38,7 @@ use super::{
 };
 use crate::{
     client::{
-        Filter, Registration, Standing,
+        ClientId, Filter, Registration, Standing,
         proto::{self, Code},
     },
     http::{ConnectionGuard, UpgradedStream, patience},
@@ -59,19 +59,24 @@ pub(super) struct Viewer {
 }
 
 impl Viewer {
-    /// Which updates it wants; all, as they come, where it says nothing of it.
+    /// Which updates it wants; none where it wants all, as they come.
     fn filter(&self) -> Result<Option<Filter>, ApiError> {
         let Self { scenes, changes_only, min_interval_ms, min_progress, .. } = self;
-        if scenes.is_none() && changes_only.is_none() && min_interval_ms.is_none() && min_progress.is_none() {
-            return Ok(None);
-        }
         let filter = proto::Filter {
             scene: scenes.iter().flat_map(|scenes| scenes.split(',')).map(str::to_owned).collect(),
             changes_only: changes_only.unwrap_or_default(),
             min_interval_ms: min_interval_ms.unwrap_or_default(),
             min_progress: min_progress.unwrap_or_default(),
         };
-        Filter::try_from(&filter).map(Some).map_err(|error| ApiError::invalid(error.to_string()))
+        let filter = Filter::try_from(&filter).map_err(|error| ApiError::invalid(error.to_string()))?;
+        Ok(Some(filter).filter(|filter| *filter != Filter::default()))
+    }
+
+    /// Who it is; somebody new where it does not say.
+    fn client_id(self) -> Result<String, ApiError> {
+        let Some(client_id) = self.client_id else { return Ok(uuid::Uuid::new_v4().to_string()) };
+        ClientId::parse(&client_id).map_err(|error| ApiError::invalid(error.to_string()))?;
+        Ok(client_id)
     }
 }
 
@@ -83,9 +88,10 @@ pub(super) async fn open(
     QueryParams(viewer): QueryParams<Viewer>,
     extensions: Extensions,
 ) -> Result<Response, ApiError> {
+    // All that can be refused here is, before the service follows a filter for it.
     let filter = viewer.filter()?;
-    let client_id = viewer.client_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     let session = viewer.session.unwrap_or_else(|| app.client.random_session());
+    let client_id = viewer.client_id()?;
     let mut subscriber = app.hub.join(&stream_id, filter).await?;
     let (accept, upgrade) = handshake.into_parts();
     subscriber.read_as(accept.format());

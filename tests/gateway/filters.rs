@@ -112,6 +112,38 @@ async fn a_filter_that_cannot_be_is_refused_before_the_upgrade() {
 }
 
 #[tokio::test]
+async fn who_is_refused_leaves_no_filter() {
+    let mut options = Options::default();
+    options.service.limits.engine.max_filters = 1;
+    let world = GatewayUnderTest::with(options).await;
+    world.create("s").await;
+    let long = "x".repeat(129);
+    for client_id in ["", "%00", &*long] {
+        let path = format!("/streams/s/ws?client_id={client_id}&changes_only=true");
+        let Err(Error::Http(response)) = world.try_watch(&path).await.map(|_| ()) else { panic!("upgraded") };
+        assert_eq!(response.status(), 400, "{client_id:?}");
+    }
+    let mut viewer = world.try_watch("/streams/s/ws?min_progress=5").await.expect("there is room for one");
+    next(&mut viewer).await;
+}
+
+#[tokio::test]
+async fn a_filter_that_lets_all_pass_is_none() {
+    let world = GatewayUnderTest::new().await;
+    world.create("s").await;
+    let mut plain = world.watch("s").await;
+    let mut viewers = Vec::new();
+    for query in ["changes_only=false", "min_interval_ms=0", "min_progress=-0", "min_progress=0&changes_only=false"] {
+        viewers.push(world.try_watch(&format!("/streams/s/ws?{query}")).await.expect("upgraded"));
+        assert_eq!(world.gateway.watched_streams(), 1, "{query}");
+    }
+    next(&mut plain).await;
+    for viewer in &mut viewers {
+        next(viewer).await;
+    }
+}
+
+#[tokio::test]
 async fn a_viewer_with_a_filter_sees_the_service_that_takes_over() {
     let mut world = GatewayUnderTest::new().await;
     world.create_with("s", json!({"tick_interval_ms": 60_000})).await;
