@@ -12,8 +12,8 @@
 //!
 //! Before there is an estimate, the first question waits for one. If none can be had, the answer says why:
 //! `{"time":81.5,"server_time_ms":null,"error_ms":null,"reason":"…"}`. While an answer waits, for that or for the viewer to
-//! take what was sent before, a newer question takes its place. How many may come is bounded as is all that a viewer says
-//! (`talk`).
+//! take what was sent before, the number of a newer question takes the place of the one before. How many may come is bounded
+//! as is all that a viewer says (`talk`).
 
 use std::{
     task::{Context, Poll, ready},
@@ -36,11 +36,16 @@ pub(super) struct TimeQuestion {
 }
 
 impl TimeQuestion {
-    /// Reads what a viewer said; `None` if it is something else.
-    pub(super) fn of(text: &str, client: &Client) -> Option<Box<Self>> {
-        let number = number(text)?.into();
+    /// Notes what a viewer said, if it is a question. Of one that waits already only the number changes: were its time asked
+    /// for anew, who asks again before there is an answer would never have one.
+    pub(super) fn note(waiting: &mut Option<Box<Self>>, said: &str, client: &Client) {
+        let Some(number) = number(said).map(Box::from) else { return };
+        if let Some(question) = waiting {
+            question.number = number;
+            return;
+        }
         let client = client.clone();
-        Some(Box::new(Self { number, time: async move { client.service_time().await }.boxed() }))
+        *waiting = Some(Box::new(Self { number, time: async move { client.service_time().await }.boxed() }));
     }
 
     /// The answer, once there is one, as a frame.

@@ -214,8 +214,8 @@ impl Socket {
 
     fn hear(&mut self, said: Option<Utf8Bytes>) {
         self.last_heard = Instant::now();
-        if let Some(question) = said.and_then(|text| TimeQuestion::of(&text, &self.app.client)) {
-            self.question = Some(question);
+        if let Some(said) = said {
+            TimeQuestion::note(&mut self.question, &said, &self.app.client);
         }
     }
 
@@ -227,7 +227,7 @@ impl Socket {
         standing: Pin<&mut impl Future<Output = watch::Receiver<Standing>>>,
     ) -> Poll<Result<Event, End>> {
         loop {
-            // Before another is heard, which would take its place.
+            // Before another is heard, whose number would take the place of this one's.
             self.answer(member, context)?;
             if let Poll::Ready(heard) = member.poll(context) {
                 return Poll::Ready(heard.map(Event::Heard));

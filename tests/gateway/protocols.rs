@@ -226,6 +226,22 @@ async fn without_an_estimate_the_answer_says_why() {
 }
 
 #[tokio::test]
+async fn who_asks_again_before_the_answer_is_answered_all_the_same() {
+    let gateway = GatewayUnderTest::new().await;
+    gateway.create_with("s", json!({"tick_interval_ms": 60_000})).await;
+    let mut viewer = gateway.watch_as("s", None).await;
+    gateway.bus.set_black_hole(true);
+    for number in 0..40 {
+        viewer.send(Message::text(format!("{{\"time\": {number}}}"))).await.expect("sent");
+        if let Ok(answer) = tokio::time::timeout(Duration::from_millis(200), next_answer(&mut viewer)).await {
+            assert!(answer.contains("\"reason\"") && answer.starts_with(&format!("{{\"time\":{number},")), "{answer}");
+            return;
+        }
+    }
+    panic!("40 questions in 8 s, and no answer");
+}
+
+#[tokio::test]
 async fn who_asks_for_the_time_too_often_has_said_too_much() {
     let gateway = GatewayUnderTest::new().await;
     gateway.create_with("s", json!({"tick_interval_ms": 60_000})).await;
