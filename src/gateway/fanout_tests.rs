@@ -37,13 +37,22 @@ async fn fanout() -> Arc<Fanout> {
     Arc::new(Fanout::new(lag, Duration::from_secs(60)))
 }
 
-/// A line, and the viewer at its other end.
-async fn line() -> (Line, Viewer) {
+/// Both ends of a connection.
+async fn connection() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let (near, far) = tokio::join!(listener.accept(), TcpStream::connect(listener.local_addr().expect("bound")));
-    let stream = UpgradedStream::Tcp(near.expect("accepted").0);
-    let line = Line::new(stream, &Bytes::new(), 4 << 10, Allowance::new(TalkLimits::default()));
-    (line, WebSocketStream::from_raw_socket(far.expect("connected"), Role::Client, None).await)
+    (near.expect("accepted").0, far.expect("connected"))
+}
+
+fn line_over(stream: TcpStream) -> Line {
+    let allowance = Allowance::new(TalkLimits::default());
+    Line::new(UpgradedStream::Tcp(stream), &Bytes::new(), 4 << 10, allowance)
+}
+
+/// A line, and the viewer at its other end.
+async fn line() -> (Line, Viewer) {
+    let (near, far) = connection().await;
+    (line_over(near), WebSocketStream::from_raw_socket(far, Role::Client, None).await)
 }
 
 impl Fanout {
@@ -213,4 +222,23 @@ async fn who_waits_is_told_of_the_end() {
     fanout.post(|latest| latest.end(Ended::ShuttingDown));
     fanout.write_all();
     assert_eq!(timeout(PATIENCE, attending).await, Ok(End::ShuttingDown));
+}
+
+#[tokio::test]
+async fn an_end_stands_whatever_is_said_behind_it() {
+    let fanout = fanout().await;
+    let (near, _far) = connection().await;
+    let near = near.into_std().expect("a connection");
+    let mut same = near.try_clone().expect("another handle");
+    let near = TcpStream::from_std(near).expect("a connection");
+    near.writable().await.expect("it takes something");
+    let member = fanout.join(line_over(near), fanout.reader(Format::Json));
+    member.start(frame(0, 0));
+    let removed = StateUpdate { epoch: 1, sequence: 1, ..StateUpdate::default() };
+    fanout.post(|latest| latest.post(&removed, Frames::same(frame(1, 0))));
+    fanout.write_all();
+    // The line is clear, and takes nothing more.
+    while std::io::Write::write(&mut same, &[0; 1 << 10]).is_ok() {}
+    assert_eq!(member.ping(), Ok(()));
+    assert_eq!(attend(&member).now_or_never(), Some(End::Removed));
 }

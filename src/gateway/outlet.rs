@@ -86,8 +86,8 @@ impl Outlet {
         }
     }
 
-    /// For the task: ready when the viewer has said something, with what it said if that is a text, and at the end. Meanwhile it writes what is the task's to
-    /// write.
+    /// For the task: ready when the viewer has said something, with what it said if that is a text, and at the end. Meanwhile
+    /// it writes what is the task's to write.
     ///
     /// Reading comes first: a viewer that says it is gone is not written to.
     pub(super) fn poll(
@@ -153,13 +153,10 @@ impl Outlet {
 
     /// Asks whether the viewer is there, unless it is asked already or cannot be now.
     pub(super) fn ping(&mut self, moment: Moment<'_>) -> Result<(), End> {
-        if self.line.is_clear()
+        if self.may_say()
             && let Some(ping) = self.pace.ping(moment.now)
         {
-            self.line.send(ping_frame(ping))?;
-            if !self.line.is_clear() {
-                self.turn = Turn::Blocked { due: moment.now + moment.write_timeout };
-            }
+            self.say(ping_frame(ping), moment)?;
         }
         Ok(())
     }
@@ -172,17 +169,27 @@ impl Outlet {
         context: &mut Context<'_>,
         moment: Moment<'_>,
     ) -> Poll<Result<(), End>> {
-        // When the line is clear again, the task is there.
-        if !self.line.is_clear() {
+        // When the line is clear again, the task is there, and at the end too.
+        if !self.may_say() {
             return Poll::Pending;
         }
         let frame = ready!(question.poll_answer(context));
         self.pace.note_sent(frame.len());
+        Poll::Ready(self.say(frame, moment))
+    }
+
+    /// Whether anything but updates may be sent now.
+    fn may_say(&self) -> bool {
+        self.line.is_clear() && !matches!(self.turn, Turn::Ended(_))
+    }
+
+    /// Sends what is no update, when it may be.
+    fn say(&mut self, frame: Bytes, moment: Moment<'_>) -> Result<(), End> {
         self.line.send(frame)?;
         if !self.line.is_clear() {
             self.turn = Turn::Blocked { due: moment.now + moment.write_timeout };
         }
-        Poll::Ready(Ok(()))
+        Ok(())
     }
 
     /// Nothing is written any more but by whoever closes the line.
