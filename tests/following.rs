@@ -197,6 +197,28 @@ async fn what_cannot_be_followed_is_refused_and_leaves_no_subscription() {
 }
 
 #[tokio::test]
+async fn a_filter_for_which_there_is_no_room_any_more_ends() {
+    let bus = MemoryBus::new();
+    let link = || -> Arc<dyn Transport> { bus.connect() };
+    let mut settings = ServiceSettings { shards: 2, stale_after_ms: LEASE_MS, ..ServiceSettings::default() };
+    settings.limits.engine.max_filters = 1;
+    let _service = Service::start(settings, link(), vec![link()]).await.expect("started");
+    let client = Client::new(bus.connect(), options());
+    client.start("s", config(60_000)).await.expect("started");
+    let mut first = client.follow("s", &changes()).await.expect("followed");
+    next(&mut first).await;
+    // It is not read for so long that its lease is over, and its place another's.
+    tokio::time::sleep(Duration::from_millis(2 * LEASE_MS)).await;
+    let other = Filter { min_progress: 5.0, ..Filter::default() };
+    let mut second = client.follow("s", &other).await.expect("followed");
+    next(&mut second).await;
+    let reading = tokio::spawn(async move { second.next().await });
+    assert_eq!(tokio::time::timeout(LIMIT, first.next()).await.expect("an end"), None);
+    assert_eq!(first.end().map(ClientError::kind), Some(ErrorKind::Rejected(Code::ResourceExhausted)));
+    reading.abort();
+}
+
+#[tokio::test]
 async fn with_the_last_client_it_ends() {
     let (bus, service, client) = world().await;
     client.start("s", config(60_000)).await.expect("started");

@@ -7,7 +7,10 @@
 //! |---|---|
 //! | a third of the lease is over | it would end |
 //! | the connection is another, the service is there again, or the stream is seen in a new epoch | updates may have been missed, and the lease with them |
-//! | a question got no answer, or a refusal, or the stream was removed | the stream may come, or there may be room |
+//! | a question got no answer, or the stream is not there, or was removed | the stream may come |
+//!
+//! Any other refusal ends it: nothing comes any more, and whoever reads has to know. The service has no room for the filter
+//! then, though it had before: it was restarted, or somebody else took the place of one that was not read for a lease.
 //!
 //! What such an answer says is told only if a change was missed, see [`Followed::is_news`]: of ticks there are few on
 //! purpose. It is asked while the stream is read: there is no task. Who reads too seldom for that asks when it reads, and
@@ -45,7 +48,7 @@ use crate::{
     transport::{Connection, Subscription},
     wire::{
         Filter, StreamId,
-        proto::{self, Mode, Reply, StateUpdate, subscription_command::Command},
+        proto::{self, Code, Mode, Reply, StateUpdate, subscription_command::Command},
         subject,
     },
 };
@@ -70,7 +73,8 @@ impl Client {
     ///
     /// It is followed again when the connection or the service was away, and when the stream was removed and is there
     /// again. If a change was missed, the state after it comes in its place. This happens while the stream is read. Like
-    /// [`Client::updates`], it ends when the transport is closed, and when the last client is dropped.
+    /// [`Client::updates`], it ends when the transport is closed; also when the last client is dropped, and when the service
+    /// refuses to follow it again, for want of room.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` for an id or a filter that cannot be, `STREAM_NOT_FOUND`, `RESOURCE_EXHAUSTED` where the stream
@@ -194,6 +198,7 @@ impl Followed {
         let core = self.core()?;
         let Answer { subscribed, lease, state } = match answer {
             Ok(answer) => answer,
+            Err(error) if error.is_refusal() && error.code() != Code::StreamNotFound => return Err(error),
             Err(error) => {
                 tracing::debug!(stream_id = &*self.question.stream_id, %error, "not followed again, trying again");
                 self.ask_later(&core);
