@@ -214,6 +214,8 @@ struct Reading<'a> {
     asking: Option<Asking<'a>>,
     /// Why what is up need not be true any more.
     not_live: Option<String>,
+    /// What comes while the service is away was said before it went, and makes nothing live.
+    is_service_away: bool,
 }
 
 impl<'a> Reading<'a> {
@@ -227,6 +229,7 @@ impl<'a> Reading<'a> {
             held: None,
             asking: None,
             not_live: None,
+            is_service_away: false,
         }
     }
 
@@ -280,6 +283,7 @@ impl<'a> Reading<'a> {
     }
 
     fn look_at_service(&mut self, state: &ServiceState) {
+        self.is_service_away = matches!(state, ServiceState::Away { .. });
         match (state, state.ready()) {
             (ServiceState::Unknown, _) => {}
             (_, Ok(())) if self.not_live.is_some() => self.ask(Duration::ZERO),
@@ -347,11 +351,12 @@ impl<'a> Reading<'a> {
         self.not_live = Some(reason);
     }
 
-    /// Puts an update up, behind the word that it is live where that was not so.
+    /// Puts an update up, behind the word that it is live where that was not so and is again.
     fn show(&mut self, received: &Received) {
         let (channel, update) = (self.channel, &received.update);
         let Some(json) = encode(update) else { return };
-        let back = self.not_live.take().and_then(|_| encode(&Liveness { live: true, reason: None }));
+        let was_not_live = self.not_live.take_if(|_| !self.is_service_away);
+        let back = was_not_live.and_then(|_| encode(&Liveness { live: true, reason: None }));
         self.post(|latest| {
             let proto = if channel.wants_proto() { proto_frame(received) } else { Bytes::new() };
             let frames = Frames { json, proto };

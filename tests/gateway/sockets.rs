@@ -5,9 +5,10 @@ use std::time::Duration;
 use futures_util::{SinkExt as _, StreamExt as _};
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use orchestrator_service::{
-    client::{ClientOptions, StreamId},
-    transport::{Operation, Transport as _},
+    client::{ClientOptions, StreamId, proto::StateUpdate},
+    transport::{Operation, Outgoing, Transport as _},
 };
+use prost::Message as _;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream};
 use tokio_tungstenite::{
@@ -125,6 +126,32 @@ async fn viewers_are_told_when_the_state_is_not_live_and_is_again() {
     world.create("s").await;
     let (back, state) = liveness(&mut viewer).await;
     assert_eq!((back, &state["stream_id"]), (json!({"live": true}), &json!("s")));
+}
+
+#[tokio::test]
+async fn what_was_said_before_a_service_went_makes_nothing_live_again() {
+    let world = GatewayUnderTest::new().await;
+    world.create_with("s", json!({"tick_interval_ms": 60_000})).await;
+    let mut viewer = world.watch("s").await;
+    next(&mut viewer).await;
+    world.post("/streams/s/pause").await;
+    next(&mut viewer).await;
+    let paused = world.client.get_state("s").await.expect("a state");
+    // One that was held up on its way: it waits a moment for a newer one behind it, and meanwhile the broker goes.
+    let late = StateUpdate { sequence: paused.sequence + 100, server_time_ms: paused.server_time_ms - 5_000, ..paused };
+    let (subject, payload) = ("stream.s.updates".into(), late.encode_to_vec().into());
+    let late = serde_json::to_value(&late).expect("JSON");
+    world.bus.connect().publish(&mut [Outgoing { subject, payload }].into()).await.expect("published");
+    world.bus.set_online(false);
+    assert_eq!(liveness(&mut viewer).await.0["live"], false);
+    let mut seen = Vec::new();
+    while let Ok(message) = tokio::time::timeout(Duration::from_secs(1), viewer.next()).await {
+        let text = message.expect("open").expect("open").into_text().expect("text");
+        seen.push(serde_json::from_str::<Value>(&text).expect("JSON"));
+    }
+    assert_eq!(seen, [late], "it is shown, as what it is");
+    world.bus.set_online(true);
+    assert_eq!(liveness(&mut viewer).await.0["live"], true);
 }
 
 #[tokio::test]
