@@ -12,6 +12,7 @@
 //! | several | at most half of what their intervals have in common |
 //! | later | and by [`DRIFT_PER_MILLION`] of the time since |
 //! | the service's clock was set | until the next question: whose interval has nothing in common with those before, and takes their place |
+//! | it was set by less than is seen, or runs faster than clocks drift to catch up | by as much besides, until the intervals have nothing in common |
 
 use std::time::Duration;
 
