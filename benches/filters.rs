@@ -1,5 +1,5 @@
 //! What filters cost: 10,000 streams that tick every 100 ms, read as they are and through 3 filters each that 100,000
-//! share. `cargo bench --bench filters` takes half a minute, `-- --quick` some seconds.
+//! share. `cargo bench --bench filters` takes some seconds, `-- --quick` one.
 //!
 //! Time is played and not waited for. Each update is made, marked, encoded and handed over, but not sent; followers repeat
 //! Follow every 30 s, each for itself, as messages that are read and carried out.
