@@ -72,6 +72,56 @@ fn every_source_that_a_document_names_is_there() {
 }
 
 #[test]
+fn every_part_that_the_architecture_names_is_there() {
+    let files = files();
+    let is_path = |name: &&str| name.contains('/') && name.chars().all(|c| c.is_ascii_lowercase() || "_/".contains(c));
+    let mut named = 0;
+    for name in quoted(document("ARCHITECTURE.md")).into_iter().filter(is_path) {
+        named += 1;
+        let name = name.trim_end_matches('/');
+        let places = [name.to_owned(), format!("src/{name}"), format!("src/{name}.rs")];
+        // The folders that the search begins in are not in what it finds.
+        assert!(places.iter().any(|place| files.contains(place)) || name == "fuzz" || name == "benches", "{name}");
+    }
+    assert!(named > 30, "only {named} parts found: the search is broken");
+}
+
+#[test]
+fn every_rule_is_in_the_file_that_the_architecture_names() {
+    let table = document("ARCHITECTURE.md").split_once("\n## Where is").expect("the section").1;
+    let table = table.split_once("\n## ").expect("and another").0;
+    let mut found = 0;
+    for row in table.lines().filter(|line| line.starts_with("| ")) {
+        let mut file = None;
+        for name in quoted(row.rsplit(" | ").next().unwrap_or_default()) {
+            if name.ends_with(".rs") {
+                let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(name);
+                file = Some(fs::read_to_string(path).unwrap_or_else(|error| panic!("src/{name}: {error}")));
+            } else if let Some(text) = &file {
+                found += 1;
+                for word in name.split("::") {
+                    let mut words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
+                    assert!(words.any(|other| other == word), "{word} is not where it should be: {row}");
+                }
+            }
+        }
+    }
+    assert!(found > 30, "only {found} rules found: the search is broken");
+}
+
+#[test]
+fn what_every_change_is_searched_by_is_as_much_as_is_said() {
+    let number = |text: &str, before: &str| {
+        let digits = text.split_once(before).expect(before).1.split(';').next().unwrap_or_default();
+        digits.replace('_', ",")
+    };
+    let cases = number(include_str!("model.rs"), "const CASES: u32 = ");
+    let seeds = number(include_str!("sim/runner.rs"), "const SEEDS: u64 = ");
+    let said = format!("with every change is smaller: {cases} cases, {seeds} seeds,");
+    assert!(document("docs/reliability.md").contains(&said), "docs/reliability.md does not say {said:?}");
+}
+
+#[test]
 fn every_test_and_bench_is_in_the_tables() {
     let named = quoted(document("ARCHITECTURE.md"));
     for test in entries("tests") {
