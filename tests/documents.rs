@@ -122,6 +122,21 @@ fn what_every_change_is_searched_by_is_as_much_as_is_said() {
 }
 
 #[test]
+fn every_reason_for_dropping_something_is_in_the_readme() {
+    let readme = quoted(document("README.md"));
+    let mut reasons = BTreeSet::new();
+    for source in files().into_iter().filter(|file| file.starts_with("src/") && file.ends_with(".rs")) {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(source)).expect("a source");
+        let counted = text.split("\"orchestrator_dropped_total\", \"reason\" => \"").skip(1);
+        reasons.extend(counted.filter_map(|rest| rest.split('"').next()).map(str::to_owned));
+    }
+    assert!(reasons.len() > 12, "only {} reasons found: the search is broken", reasons.len());
+    for reason in reasons {
+        assert!(readme.contains(&&*reason), "README.md lacks the reason {reason}");
+    }
+}
+
+#[test]
 fn every_test_and_bench_is_in_the_tables() {
     let named = quoted(document("ARCHITECTURE.md"));
     for test in entries("tests") {
