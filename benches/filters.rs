@@ -110,7 +110,7 @@ impl World {
         let read = Subscription::read(message).unwrap().unwrap();
         let input = subscriptions::input(read, true).unwrap();
         let answer = self.engine.handle(now, input, &mut self.outbox);
-        assert!(matches!(answer, Ok(Accepted::Following { .. })), "{answer:?}");
+        assert!(matches!(answer, Ok(Accepted::Following(_))), "{answer:?}");
     }
 
     /// What a shard and its publisher do at that time.

@@ -141,7 +141,12 @@ fn what_changes_nothing_is_no_history_and_a_repeat_is_one() {
     world.request(repeated()).unwrap();
     world.command("show", Command::Resume).unwrap();
     world.command("show", Command::ForceScene("Nowhere")).unwrap_err();
-    world.request(Request { expected_revision: Some(1), ..Request::new(stream("show"), Command::Stop) }).unwrap_err();
+    world
+        .request(
+            Request::new(stream("show"), Command::Stop)
+                .expecting(Expected { revision: Some(1), ..Expected::default() }),
+        )
+        .unwrap_err();
     let actions: Vec<Action> = history(&mut world, "show", 9, None).into_iter().map(|entry| entry.action).collect();
     assert_eq!(actions, [Action::Seek, Action::Lifecycle, Action::Start]);
 }

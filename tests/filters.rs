@@ -27,7 +27,7 @@ fn stream(id: &str) -> StreamId<'_> {
 impl EngineDriver {
     fn try_follow(&mut self, id: &str, draft: &FilterDraft<'_>) -> Result<(u64, StateUpdate), Rejection> {
         match self.handle(Input::Follow { stream_id: stream(id), filter: filter(draft) })? {
-            Accepted::Following { token, joined: None, state, .. } => Ok((token, state)),
+            Accepted::Following(following) if following.joined.is_none() => Ok((following.token, following.state)),
             other => panic!("a follow was answered with {other:?}"),
         }
     }
@@ -56,7 +56,7 @@ impl EngineDriver {
 }
 
 fn passes(update: &StateUpdate, token: u64) -> bool {
-    update.filtered.as_ref().is_some_and(|tokens| tokens.contains(&token))
+    update.filtered().contains(&token)
 }
 
 fn scene(update: &StateUpdate) -> Option<String> {
@@ -193,7 +193,7 @@ fn equal_filters_are_followed_once() {
     world.join("viewer", 0);
     let said = world.updates();
     let [first] = said.as_slice() else { panic!("{said:?}") };
-    assert_eq!(first.filtered.as_ref().map(|tokens| tokens.len()), Some(2), "each once");
+    assert_eq!(first.filtered().len(), 2, "each once");
 }
 
 #[test]
@@ -222,7 +222,7 @@ fn a_stream_has_64_filters_and_one_that_is_there_is_followed_again() {
     assert_eq!(refused.to_string(), "the service is at its limit of 64 filters of one stream");
     let stream_id = stream("show");
     let subscriber = Newcomer { client_id: ClientId::parse("viewer").unwrap(), session: 0, source: None };
-    let both = Input::RegisterFollowing { stream_id, subscriber, answered: true, filter: filter(&every(64)) };
+    let both = Input::RegisterFollowing { stream_id, subscriber, answered: true, filter: Box::new(filter(&every(64))) };
     assert_eq!(world.handle(both), Err(refused), "nobody is registered by that");
     assert_eq!(world.engine.digest(), before, "a refusal changes nothing");
     world.follow(&every(63));
@@ -322,7 +322,7 @@ fn a_command_that_removes_a_stream_ends_its_leases_alone() {
     assert!(passes(&world.updates()[0], show_all));
     assert_eq!(world.engine.counts().filters, 1);
     world.command("show", Command::Start(Some(config(&show())))).expect("it starts");
-    assert_eq!(world.updates()[0].filtered, None, "a new stream has no followers");
+    assert_eq!(world.updates()[0].filtered(), [0_u64; 0], "a new stream has no followers");
 }
 
 #[test]
@@ -331,16 +331,16 @@ fn register_with_a_filter_is_both_in_one() {
     let stream_id = stream("show");
     let subscriber = Newcomer { client_id: ClientId::parse("viewer").unwrap(), session: 7, source: None };
     let both = |filter: &FilterDraft<'_>| {
-        let filter = Filter::new(filter).expect("a filter");
+        let filter = Box::new(Filter::new(filter).expect("a filter"));
         Input::RegisterFollowing { stream_id, subscriber, answered: true, filter }
     };
-    let Ok(Accepted::Following { token, lease_ms, joined: Some(joined), state }) = world.handle(both(&ALL)) else {
-        panic!("it joins");
-    };
+    let Ok(Accepted::Following(following)) = world.handle(both(&ALL)) else { panic!("it joins") };
+    let Following { token, lease_ms, joined, state } = *following;
+    let joined = joined.expect("it joins");
     assert_eq!((lease_ms, joined.new, joined.total, state.mode), (90_000, true, 1, Mode::Running));
     assert!(passes(&world.updates()[0], token), "the first update is marked for who made it");
-    let Ok(Accepted::Following { joined: Some(again), .. }) = world.handle(both(&ALL)) else { panic!("it is there") };
-    assert!(!again.new && again.handle != joined.handle);
+    let Ok(Accepted::Following(again)) = world.handle(both(&ALL)) else { panic!("it is there") };
+    assert!(again.joined.is_some_and(|again| !again.new && again.handle != joined.handle));
     world.leave("viewer", 7).expect("it leaves");
     assert_eq!(world.engine.counts().filters, 1, "a lease is nobody's");
 }
@@ -504,7 +504,7 @@ fn verify(
     new: Option<u64>,
 ) -> Result<(), TestCaseError> {
     for update in said {
-        let marked: Vec<u64> = update.filtered.as_deref().unwrap_or_default().to_vec();
+        let marked: Vec<u64> = update.filtered().to_vec();
         for token in &marked {
             prop_assert!(followed.contains_key(token) || new == Some(*token), "nobody follows {}", token);
         }

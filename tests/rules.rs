@@ -140,11 +140,9 @@ fn a_request_id_with_other_content_is_a_conflict_without_effect() {
     for other in [Command::Resume, Command::Seek(0), Command::Remove, Command::Start(Some(config(&show())))] {
         assert_eq!(world.handle(command("show", Some("r"), other)), taken);
     }
-    let expected = Request {
-        request_id: Some("r"),
-        expected_revision: Some(before.revision),
-        ..Request::new(stream("show"), Command::Pause)
-    };
+    let expected = Expected { revision: Some(before.revision), ..Expected::default() };
+    let pause = Request::new(stream("show"), Command::Pause).expecting(expected);
+    let expected = Request { request_id: Some("r"), ..pause };
     assert_eq!(world.handle(Input::Command(expected)), taken, "what it expects is a part of it");
     assert_eq!((world.state("show").unwrap(), world.heard()), (before, vec![]));
     // A configuration is compared by what it means; the same id for another stream is another request.
@@ -506,7 +504,7 @@ fn an_answer_given_again_has_the_first_ones_server_time() {
         other => panic!("a Stop was answered with {other:?}"),
     };
     let first = ask(&mut world);
-    assert_eq!((first.at, first.server_time_ms), (Tick(T0), Some(T0 + 5_000)));
+    assert_eq!((first.at, first.server_time_ms()), (Tick(T0), Some(T0 + 5_000)));
     world.until(700);
     world.handle(Input::WallClock { ms: T0 }).unwrap();
     assert_eq!(ask(&mut world), first);

@@ -24,7 +24,7 @@ fn holding(max_hold_ms: Option<u64>, fallback: Option<&'static str>) -> Draft<'s
 /// Scene, position and overtime of `show`.
 fn place(world: &mut EngineDriver) -> (Option<String>, u64, Option<u64>) {
     let state = world.state("show").expect("the show is there");
-    (state.scene.map(|scene| state.timeline.name(scene).to_owned()), state.position_ms, state.overtime_ms)
+    (state.scene.map(|scene| state.timeline.name(scene).to_owned()), state.position_ms, state.overtime_ms())
 }
 
 fn at(scene: &str, position_ms: u64, overtime_ms: impl Into<Option<u64>>) -> (Option<String>, u64, Option<u64>) {
@@ -123,7 +123,7 @@ fn a_thousand_holds_that_nobody_watches_wake_nobody() {
         // Two scenes and their holds, the fallback, and two more: 15 s a pass.
         world.sleep_until(80_000_001);
         let state = world.state("show").unwrap();
-        assert_eq!((state.loop_count, state.scene, state.overtime_ms), (5_333, Some(1), Some(1_001)));
+        assert_eq!((state.loop_count, state.scene, state.overtime_ms()), (5_333, Some(1), Some(1_001)));
         world.sleep_until(80_001_001);
         assert_eq!(world.state("show").unwrap().scene, Some(997));
     }
@@ -163,7 +163,7 @@ fn a_holding_scene_lengthened_plays_on_and_shortened_holds_on() {
     world.until(4_000);
     let revision = world.state("show").unwrap().revision;
     let shortened = world.command("show", Command::AdjustScene(-500)).unwrap();
-    assert_eq!((shortened.overtime_ms, shortened.revision), (Some(1_000), revision + 1));
+    assert_eq!((shortened.overtime_ms(), shortened.revision), (Some(1_000), revision + 1));
     assert_eq!(place(&mut world), at("Intro", 3_000, 1_000));
     world.command("show", Command::AdjustScene(2_000)).unwrap();
     assert_eq!(place(&mut world), at("Intro", 3_000, None));
@@ -177,7 +177,7 @@ fn a_scene_shortened_to_what_has_played_holds_at_once() {
     world.join("a", 0);
     world.until(1_200);
     let state = world.command("show", Command::AdjustScene(i64::MIN)).unwrap();
-    assert_eq!((state.scene, state.position_ms, state.overtime_ms), (Some(0), 1_200, Some(0)));
+    assert_eq!((state.scene, state.position_ms, state.overtime_ms()), (Some(0), 1_200, Some(0)));
     assert_eq!(scenes(&world.until(2_200)), [(2_200, Some("Main"))]);
 }
 
@@ -282,8 +282,8 @@ fn reconfigure_keeps_the_scene_of_that_id_or_the_same_of_its_name() {
 
 // --- conditions -------------------------------------------------------------------------------------------------------
 
-fn skip(expected_scene: Option<&str>) -> Request<'_> {
-    Request { expected_scene, ..Request::new(stream("show"), Command::SkipScene) }
+fn skip(scene: Option<&str>) -> Request<'_> {
+    Request::new(stream("show"), Command::SkipScene).expecting(Expected { scene, ..Expected::default() })
 }
 
 /// Two people press within 20 ms of the end of a scene, whom the wire takes up to 20 ms. Returns how often one press was
@@ -331,7 +331,7 @@ fn a_command_that_expects_another_scene_is_told_which_it_is() {
     let revision = world.state("show").unwrap().revision;
     world.heard();
     let refused = |expected: &str, actual: &str| {
-        let mismatch = Mismatch::Scene { expected: expected.to_owned(), actual: actual.to_owned() };
+        let mismatch = Box::new(Mismatch::Scene { expected: expected.to_owned(), actual: actual.to_owned() });
         Err(Rejection::Conflict { mismatch, revision })
     };
     assert_eq!(world.request(skip(Some("News"))), refused("News", "Break"));
@@ -349,27 +349,27 @@ fn a_command_that_expects_another_scene_is_told_which_it_is() {
     // Before the start there is none.
     world.leave("a", 0).unwrap();
     world.until(2_000);
-    let start = Request { expected_scene: Some(""), ..Request::new(stream("show"), Command::SkipScene) };
+    let start = skip(Some(""));
     assert!(world.request(start.clone()).is_ok());
-    assert!(matches!(world.request(start), Err(Rejection::Conflict { mismatch: Mismatch::Scene { .. }, .. })));
+    let Err(Rejection::Conflict { mismatch, .. }) = world.request(start) else { panic!("a scene is current") };
+    assert!(matches!(*mismatch, Mismatch::Scene { .. }));
 }
 
 #[test]
 fn a_command_for_a_stream_that_was_created_again_meets_a_conflict() {
     let mut world = EngineDriver::with_show(&show());
     let epoch = world.state("show").unwrap().epoch;
-    let stop = |expected_epoch| Request { expected_epoch, ..Request::new(stream("show"), Command::Stop) };
+    let of =
+        |epoch, command| Request::new(stream("show"), command).expecting(Expected { epoch, ..Expected::default() });
+    let stop = |epoch| of(epoch, Command::Stop);
     assert!(world.request(stop(Some(epoch))).is_ok());
     world.command("show", Command::Remove).unwrap();
     assert!(matches!(world.request(stop(Some(epoch))), Err(Rejection::StreamNotFound(_))), "it is not there");
-    let start = |expected_epoch| Request {
-        expected_epoch,
-        ..Request::new(stream("show"), Command::Start(Some(config(&show()))))
-    };
-    let gone = Mismatch::Epoch { expected: epoch, actual: 0 };
+    let start = |epoch| of(epoch, Command::Start(Some(config(&show()))));
+    let gone = Box::new(Mismatch::Epoch { expected: epoch, actual: 0 });
     assert_eq!(world.request(start(Some(epoch))), Err(Rejection::Conflict { mismatch: gone, revision: 0 }));
     let again = world.request(start(Some(0))).unwrap();
-    let mismatch = Mismatch::Epoch { expected: epoch, actual: again.epoch };
+    let mismatch = Box::new(Mismatch::Epoch { expected: epoch, actual: again.epoch });
     assert_eq!(world.request(stop(Some(epoch))), Err(Rejection::Conflict { mismatch, revision: 1 }));
 }
 
@@ -380,8 +380,8 @@ fn what_a_request_expects_and_who_asks_are_a_part_of_it() {
     let pause = Request { request_id: Some("r"), ..Request::new(stream("show"), Command::Pause) };
     world.request(pause.clone()).unwrap();
     for other in [
-        Request { expected_epoch: Some(1), ..pause.clone() },
-        Request { expected_scene: Some("Intro"), ..pause.clone() },
+        pause.clone().expecting(Expected { epoch: Some(1), ..Expected::default() }),
+        pause.clone().expecting(Expected { scene: Some("Intro"), ..Expected::default() }),
         Request { issued_by: Some("somebody else"), ..pause.clone() },
     ] {
         assert_eq!(world.request(other), Err(Rejection::RequestIdTaken("r".to_owned())));
@@ -425,14 +425,14 @@ fn a_thousand_streams_of_one_instant_begin_exactly_at_it() {
 fn an_instant_is_waited_for_while_somebody_watches() {
     let mut world = EngineDriver::with_show(&starting(5_000));
     let (_, state) = world.join("a", 0);
-    assert_eq!((state.mode, state.starts_at_ms, state.scene), (Mode::Idle, Some(T0 + 5_000), None));
+    assert_eq!((state.mode, state.starts_at_ms(), state.scene), (Mode::Idle, Some(T0 + 5_000), None));
     // Who is not answered is told so by an update.
     world.register("show", "b", 0, false).unwrap();
     assert_eq!(world.until(4_999), [said(0, Cause::Snapshot, Mode::Idle, 0, None)]);
     let told = world.until(7_000);
     let tick = |at| said(at, Cause::Tick, Mode::Running, at - 5_000, "Intro");
     assert_eq!(told, [said(5_000, Cause::Lifecycle, Mode::Running, 0, "Intro"), tick(6_000), tick(7_000)]);
-    assert_eq!(world.state("show").unwrap().starts_at_ms, None);
+    assert_eq!(world.state("show").unwrap().starts_at_ms(), None);
 }
 
 #[test]
@@ -512,7 +512,7 @@ fn a_jump_a_pause_and_a_reset_take_a_show_off_its_schedule() {
         let mut world = EngineDriver::with_show(&starting(5_000));
         world.join("a", 0);
         let state = world.command("show", command.clone()).unwrap();
-        assert_eq!((state.mode, state.position_ms, state.starts_at_ms), (Mode::Running, position, None));
+        assert_eq!((state.mode, state.position_ms, state.starts_at_ms()), (Mode::Running, position, None));
         world.until(6_000);
         assert_eq!(world.show(), (Mode::Running, position + 6_000), "the instant means nothing any more");
         // Unwatched it waits there for somebody, and for no longer than others do.
@@ -552,7 +552,7 @@ fn adjusting_and_reporting_leave_a_show_on_its_schedule() {
     let status = Command::UpdateStreamStatus { is_streaming: true, stream_time_ms: 0, timecode: "" };
     for command in [Command::AdjustScene(500), status, Command::Start(None)] {
         let state = world.command("show", command).unwrap();
-        assert_eq!((state.mode, state.starts_at_ms), (Mode::Idle, Some(T0 + 5_000)));
+        assert_eq!((state.mode, state.starts_at_ms()), (Mode::Idle, Some(T0 + 5_000)));
     }
     world.until(8_400);
     assert_eq!(place(&mut world), at("Intro", 3_400, None), "and it is as long as it was adjusted to");
@@ -574,7 +574,7 @@ fn reconfigure_puts_a_show_on_another_schedule_or_on_none() {
         world.until(1_000);
         world.command("show", Command::Reconfigure(config(after))).unwrap();
         let state = world.state("show").unwrap();
-        (state.mode, state.position_ms, state.starts_at_ms.map(|at| at - T0))
+        (state.mode, state.position_ms, state.starts_at_ms().map(|at| at - T0))
     };
     let waits = (Mode::Idle, 0, Some(9_000));
     for before in [show(), starting(5_000), starting(0)] {
@@ -597,11 +597,11 @@ fn reconfigure_puts_a_show_on_another_schedule_or_on_none() {
     world.command("show", Command::Reconfigure(config(&starting(5_000)))).unwrap();
     assert_eq!(world.show(), (Mode::Stopped, 0));
     let started = world.command("show", Command::Start(None)).unwrap();
-    assert_eq!((started.mode, started.starts_at_ms), (Mode::Idle, Some(T0 + 5_000)));
+    assert_eq!((started.mode, started.starts_at_ms()), (Mode::Idle, Some(T0 + 5_000)));
     world.until(6_000);
     world.command("show", Command::Stop).unwrap();
     let again = world.command("show", Command::Start(None)).unwrap();
-    assert_eq!((again.mode, again.position_ms, again.starts_at_ms), (Mode::Idle, 0, None), "its instant is over");
+    assert_eq!((again.mode, again.position_ms, again.starts_at_ms()), (Mode::Idle, 0, None), "its instant is over");
 }
 
 #[test]

@@ -103,7 +103,12 @@ fn step(
             3 => Input::ClockStalled { ms: choices.number() },
             4 => Input::WallClock { ms: instant(choices, *now) },
             5 => Input::Follow { stream_id, filter: filter(choices) },
-            6 => Input::RegisterFollowing { stream_id, subscriber: newcomer, answered: true, filter: filter(choices) },
+            6 => Input::RegisterFollowing {
+                stream_id,
+                subscriber: newcomer,
+                answered: true,
+                filter: Box::new(filter(choices)),
+            },
             7 => Input::GetConfig(stream_id),
             8 => Input::ListSubscribers { stream_id, from_slot: u32::from(choices.below(8)), limit: 2 },
             9 => Input::GetHistory { stream_id, before_revision: Some(choices.number()), limit: 3 },
@@ -119,14 +124,14 @@ fn step(
         _ => {
             let request_id = (choices.below(4) == 0).then(|| REQUESTS[usize::from(choices.below(2))]);
             let expects = choices.below(24);
-            Input::Command(Request {
-                request_id,
-                expected_revision: (expects < 3).then(|| choices.number()),
-                expected_epoch: (expects == 3).then(|| choices.number()),
-                issued_by: (expects == 5).then_some("somebody"),
-                expected_scene: (expects == 4).then(|| IDS[usize::from(choices.below(4))]),
-                ..Request::new(stream_id, command(choices, limits, *now))
-            })
+            let expected = Expected {
+                revision: (expects < 3).then(|| choices.number()),
+                epoch: (expects == 3).then(|| choices.number()),
+                scene: (expects == 4).then(|| IDS[usize::from(choices.below(4))]),
+            };
+            let issued_by = (expects == 5).then_some("somebody");
+            let request = Request::new(stream_id, command(choices, limits, *now)).expecting(expected);
+            Input::Command(Request { request_id, issued_by, ..request })
         }
     };
     let hint = hints.map_or(Hint::NONE, |hints| {

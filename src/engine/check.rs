@@ -11,7 +11,8 @@ impl Engine {
     ///
     /// It is made of the debugging texts of all that decides what the engine will do; so it looks at everything, and is
     /// for the end of a recording and for tests. One thing is left out: the hasher of stream ids, which follows from the
-    /// seed in the settings. Records that were never used are all alike, and of free slots in slabs only the next one counts.
+    /// seed in the settings. Records that were never used are all alike, and of free slots in slabs only the next one
+    /// counts.
     #[must_use]
     pub fn digest(&self) -> u64 {
         let Self {

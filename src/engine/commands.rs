@@ -1,24 +1,129 @@
-//! What each command does to a stream.
+//! Commands: which stream one is for, whether it is as the command expects, and what each does to it.
 
 use std::sync::Arc;
 
 use super::{
-    Cause, Command, Config, Invalid, Lifecycle, MAX_DURATION_MS, Outbox, Playhead, Rejection, Run, Status, Tick,
-    WallClock,
+    Accepted, Action, Cause, Command, Config, Engine, Expected, Invalid, Lifecycle, MAX_DURATION_MS, MAX_SLOTS,
+    Mismatch, Outbox, Playhead, Rejection, Request, Run, Show, Status, StreamId, Tick, WallClock,
+    requests::Recalled,
     schedule::check_instant,
     stream::{Spare, Stream},
 };
 
 /// When a command comes, by both clocks.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Moment {
-    pub now: Tick,
-    pub clock: WallClock,
+struct Moment {
+    now: Tick,
+    clock: WallClock,
+}
+
+impl Engine {
+    /// A repeat gets the first answer; everything else is executed, and its answer remembered if it has an id.
+    pub(super) fn request(
+        &mut self,
+        now: Tick,
+        request: Request<'_>,
+        outbox: &mut Outbox,
+    ) -> Result<Accepted, Rejection> {
+        let Some(request_id) = request.request_id else { return self.command(now, request, outbox) };
+        let stream_id = request.stream_id;
+        let fingerprint = self.requests.fingerprint(&request);
+        match self.requests.recall(now, stream_id.as_str(), request_id, fingerprint) {
+            Recalled::Repeat(answer) => return answer.clone(),
+            Recalled::OtherContent => return Err(Rejection::RequestIdTaken(request_id.to_owned())),
+            Recalled::New => {}
+        }
+        let mut answer = self.command(now, request, outbox);
+        if let Ok(Accepted::State(state)) = &mut answer {
+            // A repeat is told the same, to the byte, whatever the clock says by then.
+            state.rare_mut().server_time_ms = Some(self.clock.at(state.at));
+        }
+        let is_there = self.find_by_name(stream_id.as_str()).is_some();
+        self.requests.remember(now, (stream_id.as_str(), request_id), fingerprint, answer.clone(), is_there);
+        answer
+    }
+
+    fn command(&mut self, now: Tick, request: Request<'_>, outbox: &mut Outbox) -> Result<Accepted, Rejection> {
+        let slot = self.wake_by_id(now, request.stream_id, outbox);
+        // A command for a stream that is not there says so, whatever it expects.
+        if slot.is_ok() || matches!(request.command, Command::Start(_)) {
+            self.check_conditions(now, slot.as_ref().ok().copied(), &request)?;
+        }
+        let Request { stream_id, command, issued_by, .. } = request;
+        let by = (Action::of(&command), issued_by.unwrap_or_default());
+        let slot = match (slot, command) {
+            (Err(_), Command::Start(config)) => self.create(now, stream_id, config, outbox)?,
+            (Err(not_found), _) => return Err(not_found),
+            (Ok(slot), Command::Remove) => return Ok(Accepted::State(self.remove_stream(now, slot, false, outbox))),
+            (Ok(slot), command) => {
+                let (spare, moment) = (self.spare(), Moment { now, clock: self.clock });
+                let from_ms = self.streams.get(slot).show.position_ms(now);
+                self.reconsider_stream(slot, |stream| stream.command(moment, command, spare, outbox))?;
+                outbox.came_from(from_ms);
+                slot
+            }
+        };
+        self.note_changes(Some(by), outbox);
+        Ok(Accepted::State(self.streams.get(slot).state(now, Cause::Command)))
+    }
+
+    /// Refuses a command that expects another stream than there is.
+    fn check_conditions(&self, now: Tick, slot: Option<u32>, request: &Request<'_>) -> Result<(), Rejection> {
+        let show = slot.map(|slot| &self.streams.get(slot).show);
+        let (revision, epoch) = show.map_or((0, 0), |show| (show.revision, show.epoch));
+        let conflict = |mismatch| Err(Rejection::Conflict { mismatch: Box::new(mismatch), revision });
+        let Expected { revision: at, epoch: of, scene } = request.expected.as_deref().copied().unwrap_or_default();
+        if let Some(expected) = at.filter(|expected| *expected != revision) {
+            return conflict(Mismatch::Revision { expected, actual: revision });
+        }
+        if let Some(expected) = of.filter(|expected| *expected != epoch) {
+            return conflict(Mismatch::Epoch { expected, actual: epoch });
+        }
+        let Some(expected) = scene else { return Ok(()) };
+        let present = show.and_then(|show| Some((&show.pass, show.present(show.head(now))?.scene)));
+        if present.map_or(expected.is_empty(), |(pass, scene)| pass.is_named(scene, expected)) {
+            return Ok(());
+        }
+        let actual = present.map_or(String::new(), |(pass, scene)| pass.name(scene).to_owned());
+        conflict(Mismatch::Scene { expected: expected.to_owned(), actual })
+    }
+
+    fn create(
+        &mut self,
+        now: Tick,
+        stream_id: StreamId<'_>,
+        config: Option<Config>,
+        outbox: &mut Outbox,
+    ) -> Result<u32, Rejection> {
+        let config = config.ok_or_else(|| {
+            Invalid::new(format!(
+                "config must be given to start {stream_id:?}, with 1 scene or more: it does not exist"
+            ))
+        })?;
+        let limit = self.settings.limits.max_streams.min(MAX_SLOTS);
+        if self.counts.streams >= self.quota.streams.min(limit) || self.streams.0.len() as u64 >= MAX_SLOTS {
+            return Err(Rejection::Exhausted { what: "streams", limit });
+        }
+        check_instant(config.starts_at_ms(), self.clock.at(now))?;
+        self.spare().check(0, stream_id.as_str().len() + config.bytes())?;
+        // Microseconds, so that an epoch outgrows those of an earlier process and of a stream removed just now.
+        self.last_epoch = (self.last_epoch + 1).max(now.0.saturating_mul(1_000));
+        let slot = self.add_stream(Show::new(stream_id, config, now, self.last_epoch));
+        let clock = self.clock;
+        self.with_stream(slot, |stream| stream.created(now, clock, outbox));
+        Ok(slot)
+    }
+
+    /// How much more may be kept for streams.
+    fn spare(&self) -> Spare {
+        let limit = self.settings.limits.max_config_bytes;
+        Spare { bytes: self.quota.config_bytes.min(limit).saturating_sub(self.counts.config_bytes), limit }
+    }
 }
 
 impl Stream {
     /// Carries out a command for a stream that exists and was woken to this moment. Remove is the engine's.
-    pub(super) fn command(
+    fn command(
         &mut self,
         moment: Moment,
         command: Command<'_>,

@@ -172,8 +172,8 @@ pub struct Limits {
     pub max_subscribers: u64,
     /// Most that all streams may give to keep, [`Counts::config_bytes`](super::Counts).
     pub max_config_bytes: u64,
-    /// Most that one configuration may take of it, bytes: 16 a scene and the names, 40 to 52 a scene more if one has more than
-    /// name and length, ids, data and the title.
+    /// Most that one configuration may take of it, bytes: 16 a scene and the names, 40 to 52 a scene more if one has more
+    /// than name and length, ids, data and the title.
     pub max_config_bytes_of_stream: u64,
     /// Most that all subscribers may give to keep beside their records, [`Counts::client_bytes`](super::Counts).
     pub max_client_bytes: u64,

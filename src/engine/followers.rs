@@ -6,17 +6,20 @@
 //! | update | passes |
 //! |---|---|
 //! | a change (scene, command, lifecycle) | while a scene of the filter is current, and the one that leaves it |
-//! | a tick or a snapshot | while a scene of the filter is current, without `changes_only`, not before `min_interval_ms`, and from `min_progress` on |
+//! | a tick or a snapshot | while a scene of the filter is current, but for `changes_only`, and so far behind the last one |
 //! | the last one of a stream | always; its leases end with it |
 //!
-//! With no scenes in it, one of the filter's is always current.
+//! With no scenes in it, one of the filter's is always current. How far is `min_interval_ms` and `min_progress`, both.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use super::{Cause, Filter, Mode, Rejection, StateUpdate, Tick, Timeline};
+use super::{
+    Accepted, Cause, Engine, Filter, Following, Joined, Limits, Mode, Outbox, Rejection, StateUpdate, StreamId, Tick,
+    Timeline,
+};
 
 /// Most filters that are followed of one stream: what is published for it grows with them.
 pub const MAX_FILTERS_OF_STREAM: usize = 64;
@@ -28,11 +31,11 @@ const PROGRESS_MARGIN: f64 = 1e-9;
 
 /// How much more may be followed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Room {
+struct Room {
     /// Filters that are left, of so many.
-    pub filters: (u64, u64),
+    filters: (u64, u64),
     /// Bytes that are left, of so many.
-    pub bytes: (u64, u64),
+    bytes: (u64, u64),
 }
 
 /// See the module.
@@ -84,7 +87,7 @@ impl Followers {
     }
 
     /// Refuses a filter for which there is no room. One that is followed already takes none.
-    pub(super) fn check_room(&self, stream: u32, filter: &Filter, room: Room) -> Result<(), Rejection> {
+    fn check_room(&self, stream: u32, filter: &Filter, room: Room) -> Result<(), Rejection> {
         let leases = self.by_stream.get(&stream).map_or(&[][..], Vec::as_slice);
         if leases.iter().any(|lease| lease.filter == *filter) {
             return Ok(());
@@ -144,7 +147,7 @@ impl Followers {
             }
         }
         if count > 0 {
-            update.filtered = Some(Arc::from(&tokens[..count]));
+            update.rare_mut().filtered = tokens[..count].into();
         }
         if update.mode == Mode::Unknown {
             self.end_stream(update.slot);
@@ -226,6 +229,40 @@ impl Lease {
     }
 }
 
+impl Engine {
+    /// Refuses a filter for which there is no room.
+    pub(super) fn check_filter(&self, slot: u32, filter: &Filter) -> Result<(), Rejection> {
+        let Limits { max_filters, max_filter_bytes, .. } = self.settings.limits;
+        let (filters, bytes) = (self.quota.filters.min(max_filters), self.quota.filter_bytes.min(max_filter_bytes));
+        let room = Room {
+            filters: (filters.saturating_sub(self.followers.len() as u64), max_filters),
+            bytes: (bytes.saturating_sub(self.followers.bytes()), max_filter_bytes),
+        };
+        self.followers.check_room(slot, filter, room)
+    }
+
+    /// Follows a filter without joining.
+    pub(super) fn follow_alone(
+        &mut self,
+        now: Tick,
+        stream_id: StreamId<'_>,
+        filter: Filter,
+        outbox: &mut Outbox,
+    ) -> Result<Accepted, Rejection> {
+        let slot = self.wake_by_id(now, stream_id, outbox)?;
+        self.check_filter(slot, &filter)?;
+        Ok(self.follow(now, slot, filter, None))
+    }
+
+    /// Follows a filter for which there is room, of a stream that is at `now`.
+    pub(super) fn follow(&mut self, now: Tick, slot: u32, filter: Filter, joined: Option<Joined>) -> Accepted {
+        let lease_ms = self.settings.stale_after_ms;
+        let state = self.streams.get(slot).state(now, Cause::Snapshot);
+        let token = self.followers.follow(filter, &state, now.after(lease_ms));
+        Accepted::Following(Box::new(Following { token, lease_ms, joined, state }))
+    }
+}
+
 /// What a lease of this filter takes, bytes.
 fn bytes_of(filter: &Filter) -> u64 {
     (size_of::<Lease>() + ENTRY_BYTES + filter.bytes()) as u64
@@ -242,6 +279,8 @@ fn progress(timeline: &Timeline, position_ms: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::engine::{FilterDraft, SceneLimits};
 
@@ -252,21 +291,18 @@ mod tests {
             slot,
             partition: 0,
             at: Tick(0),
-            server_time_ms: None,
             cause: Cause::Tick,
             mode: Mode::Running,
             timeline: Arc::new(Timeline::new(&scenes, SceneLimits::default()).unwrap()),
             scene: Some(0),
             position_ms: 0,
-            overtime_ms: None,
             loop_count: 0,
             status: None,
             revision: 1,
             sequence: 1,
             epoch: 1,
             config_revision: 1,
-            starts_at_ms: None,
-            filtered: None,
+            rare: None,
         }
     }
 
@@ -286,8 +322,8 @@ mod tests {
         followers.check(|_| true);
         let mut updates = [0, 1].map(|slot| StateUpdate { at: Tick(5), ..state(slot) });
         followers.mark(&mut updates);
-        assert_eq!(updates[0].filtered.as_deref(), Some(&[token, token.wrapping_add(1)][..]));
-        assert_eq!(updates[1].filtered, None, "another stream's");
+        assert_eq!(updates[0].filtered(), [token, token.wrapping_add(1)]);
+        assert_eq!(updates[1].rare, None, "another stream's");
         // Wherever its subject is, it is found as what it is.
         assert_eq!(followers.follow(every(1), &state(0), Tick(10)), token);
         assert_eq!(followers.follow(every(2), &state(0), Tick(10)), token.wrapping_add(1));

@@ -6,7 +6,7 @@
 //! | bits of a handle | meaning |
 //! |---|---|
 //! | 56..64 | partition of the stream, in the clear, so that a batch of handles can be routed |
-//! | 0..56 | sealed: the bits below, under the permutation of [`HandleKey`]; the partition is mixed in, so that the same bits in another one mean something else |
+//! | 0..56 | sealed: the bits below, under the permutation of [`HandleKey`], and mixed with the partition |
 //!
 //! | bits under the seal | meaning |
 //! |---|---|
@@ -14,11 +14,11 @@
 //! | 28..48 | tag, lower part |
 //! | 0..28 | slot in the engine that owns the partition |
 //!
-//! The tag is drawn anew for each registration from a keyed hash of a counter, and is never 0, nor that of the slot's
-//! registration before. It is what cannot be guessed, even by somebody who has seen through the permutation: 2²⁸ to one
-//! for a given slot. The permutation makes it 2⁵⁶ to one for each registration that there is, since nobody knows where
-//! slots lie: with ten million of them, somebody who sends a hundred thousand guesses a second finds about one a day, and
-//! cannot choose whose it is.
+//! The same sealed bits mean something else in another partition. The tag is drawn anew for each registration from a keyed
+//! hash of a counter, and is never 0, nor that of the slot's registration before. It is what cannot be guessed, even by
+//! somebody who has seen through the permutation: 2²⁸ to one for a given slot. The permutation makes it 2⁵⁶ to one for
+//! each registration that there is, since nobody knows where slots lie: with ten million of them, somebody who sends a
+//! hundred thousand guesses a second finds about one a day, and cannot choose whose it is.
 
 use std::hash::Hasher as _;
 
@@ -45,7 +45,7 @@ const SLOT_SHIFT: u32 = u64::BITS - SEALED_BITS;
 const TAG_SHIFT: u32 = SLOT_SHIFT + SLOT_BITS;
 
 /// What a handle names: a slot, and the tag of one registration in it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub(super) struct Named {
     pub slot: u32,
     pub tag: u32,

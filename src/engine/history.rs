@@ -348,11 +348,16 @@ impl History {
 
 impl Engine {
     /// Notes what was changed, and whose command did it if one did: at the end of a call, and wherever in it that differs.
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "each heartbeat comes by here, and has none")]
     pub(super) fn note_changes(&mut self, by: Option<(Action, &str)>, outbox: &mut Outbox) {
-        if outbox.changes.is_empty() {
-            return;
+        if !outbox.changes.is_empty() {
+            self.note_each(by, outbox);
         }
+    }
+
+    #[inline(never)]
+    fn note_each(&mut self, by: Option<(Action, &str)>, outbox: &mut Outbox) {
         let mut changes = std::mem::take(&mut outbox.changes);
         for change in changes.drain(..) {
             self.note_change(change, by, &outbox.updates[change.update]);

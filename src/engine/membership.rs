@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use super::{
     Accepted, Batch, Cause, ClientId, Engine, Event, Filter, Handle, Hint, Invalid, Joined, Limits, MAX_SLOTS,
     Newcomer, Outbox, Rejection, StreamId, Subscriber, Tick, Unplaced,
+    handle::Named,
     subscribers::{IN_FLIGHT, Silent},
 };
 
@@ -168,10 +169,10 @@ impl Engine {
         subscriber: Subscriber<'_>,
         hint: Hint,
         outbox: &mut Outbox,
-    ) -> Result<Accepted, Rejection> {
+    ) -> Result<(), Rejection> {
         let slot = self.find_subscriber(subscriber, hint)?;
         if self.touch(now, slot, outbox) {
-            return Ok(Accepted::Heard);
+            return Ok(());
         }
         Err(Rejection::StreamNotFound(subscriber.stream_id.as_str().to_owned()))
     }
@@ -196,18 +197,8 @@ impl Engine {
         act: impl Fn(&mut Self, Tick, u32, &mut Outbox) -> bool,
         outbox: &mut Outbox,
     ) -> Accepted {
-        let mut unplaced = Unplaced::default();
-        let mut opened = Vec::with_capacity(IN_FLIGHT.min(batch.handles.len()));
-        for handles in batch.handles.chunks(IN_FLIGHT) {
-            opened.clear();
-            opened.extend(handles.iter().map(|handle| self.subscribers.begin_handle(*handle)));
-            for (handle, named) in handles.iter().zip(&opened) {
-                match self.subscribers.find_named(*named) {
-                    Some(slot) if !self.is_of_removed(slot) && act(self, now, slot, outbox) => {}
-                    _ => unplaced.handles.push(*handle),
-                }
-            }
-        }
+        let handles = self.batch_of_handles(now, &batch.handles, &act, outbox);
+        let mut unplaced = Unplaced { handles, ..Unplaced::default() };
         let stream = batch.stream_id.map(|stream_id| self.wake_by_id(now, stream_id, outbox));
         unplaced.no_such_stream = matches!(stream, Some(Err(_)));
         let Some(Ok(stream)) = stream else {
@@ -232,6 +223,30 @@ impl Engine {
             }
         }
         Accepted::Batch(unplaced)
+    }
+
+    /// The same to whom each handle stands for; gives those that stand for nobody. A function of its own, so that what the
+    /// loops need is in registers: a fifth more a second while all is in the cache.
+    #[inline(never)]
+    fn batch_of_handles(
+        &mut self,
+        now: Tick,
+        handles: &[Handle],
+        act: &impl Fn(&mut Self, Tick, u32, &mut Outbox) -> bool,
+        outbox: &mut Outbox,
+    ) -> Vec<Handle> {
+        let (mut unplaced, mut named) = (Vec::new(), [Named::default(); IN_FLIGHT]);
+        for handles in handles.chunks(IN_FLIGHT) {
+            let named = &mut named[..handles.len()];
+            self.subscribers.begin_handles(handles, named);
+            for (handle, named) in handles.iter().zip(&*named) {
+                match self.subscribers.find_named(*named) {
+                    Some(slot) if !self.is_of_removed(slot) && act(self, now, slot, outbox) => {}
+                    _ => unplaced.push(*handle),
+                }
+            }
+        }
+        unplaced
     }
 
     #[inline]

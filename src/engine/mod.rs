@@ -34,9 +34,12 @@
 //!
 //! | file | what it decides |
 //! |---|---|
+//! | `input`, `answer`, `outbox` | nothing: what the engine is told, what it answers, and what it says to all |
+//! | `counts` | nothing: how many there are of everything |
 //! | `show` | what a stream is, and where it is at a moment |
 //! | `stream` | lifecycle: what time and the audience do to one stream |
-//! | `commands` | what each command does to it |
+//! | `streams` | which stream is which; found, woken, counted and removed |
+//! | `commands` | whom a command concerns, whether it may be, and what it does to the stream |
 //! | `schedule` | streams that begin at an instant of the wall clock |
 //! | [`timeline`](crate::timeline) | where a playing stream is: arithmetic that is not the engine's alone |
 //! | `membership` | who comes and goes, and the counts that follow |
@@ -52,19 +55,18 @@
 //! | `history` | what is kept of what happened, and what is forgotten |
 //! | `questions` | nothing: it looks up what is asked |
 //! | `check` | every invariant, for tests |
-//! | this one | which of them an input concerns; streams found, created, woken, removed |
+//! | this one | which of them an input concerns, and what falls due |
 
 #![allow(clippy::cast_possible_truncation, reason = "slots are below 2^28, which inserting checks")]
 
-use std::hash::BuildHasher as _;
-
 use foldhash::fast::FixedState;
-use slab::Slab;
 
+mod answer;
 mod check;
 mod client_id;
 mod commands;
 mod config;
+mod counts;
 mod filter;
 mod followers;
 mod handle;
@@ -81,12 +83,15 @@ mod requests;
 mod schedule;
 mod show;
 mod stream;
+mod streams;
 mod subscribers;
 pub mod wheel;
 
 pub use crate::timeline::*;
+pub use answer::*;
 pub use client_id::ClientId;
 pub use config::*;
+pub use counts::*;
 pub use filter::*;
 pub use followers::MAX_FILTERS_OF_STREAM;
 pub use handle::Handle;
@@ -99,18 +104,14 @@ pub use requests::REMEMBER_MS;
 pub use show::{Lifecycle, Run, Show, Status};
 pub use stream::SNAPSHOT_INTERVAL_MS;
 
-use check::Entries;
-use commands::Moment;
-use followers::{Followers, Room};
+use followers::Followers;
 use history::History;
 use index::Index;
-use prefetch::prefetch;
-use records::NONE;
-use requests::{Recalled, Requests};
-use schedule::{Waiting, check_instant};
-use stream::{Spare, Stream};
+use requests::Requests;
+use schedule::Waiting;
+use streams::Streams;
 use subscribers::{IN_FLIGHT, Lookup, Subscribers};
-use wheel::{Link, Nodes, Wheel};
+use wheel::Wheel;
 
 /// What an engine is made with.
 #[derive(Clone, Debug)]
@@ -156,54 +157,12 @@ pub struct Engine {
     removed: std::collections::VecDeque<u32>,
 }
 
-/// The streams' slab, as the wheel sees it.
-struct Streams(Slab<Stream>);
-
-impl std::fmt::Debug for Streams {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        Entries(&self.0).fmt(formatter)
-    }
-}
-
-impl Streams {
-    fn get(&self, slot: u32) -> &Stream {
-        &self.0[slot as usize]
-    }
-
-    fn get_mut(&mut self, slot: u32) -> &mut Stream {
-        &mut self.0[slot as usize]
-    }
-
-    /// Asks for what [`Engine::find_stream_at`] will read. The slab looks whether there is a stream, so this waits for the
-    /// first line of it; few shards have so many streams that it is far away.
-    fn prefetch(&self, slot: u32) {
-        if let Some(Stream { show, .. }) = self.0.get(slot as usize) {
-            prefetch(&show.lifecycle);
-            show.id.as_bytes().first().into_iter().for_each(prefetch);
-        }
-    }
-}
-
-impl Nodes for Streams {
-    fn link(&self, key: u32) -> Link {
-        self.get(key).timer
-    }
-
-    fn link_mut(&mut self, key: u32) -> &mut Link {
-        &mut self.get_mut(key).timer
-    }
-
-    fn deadline(&self, key: u32) -> Tick {
-        self.get(key).due
-    }
-}
-
 impl Engine {
     /// An engine without streams.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
-            streams: Streams(Slab::new()),
+            streams: Streams(slab::Slab::new()),
             by_id: Index::new(),
             timers: Wheel::new(),
             waiting: Waiting::default(),
@@ -243,20 +202,7 @@ impl Engine {
         outbox: &mut Outbox,
     ) -> Result<Accepted, Rejection> {
         let made = outbox.updates.len();
-        let result = self.dispatch(now, input, hint, outbox);
-        self.note_changes(None, outbox);
-        self.followers.mark(&mut outbox.updates[made..]);
-        result
-    }
-
-    fn dispatch(
-        &mut self,
-        now: Tick,
-        input: Input<'_>,
-        hint: Hint,
-        outbox: &mut Outbox,
-    ) -> Result<Accepted, Rejection> {
-        match input {
+        let result = match input {
             Input::Command(request) => self.request(now, request, outbox),
             Input::Register { stream_id, subscriber, answered } => {
                 self.register(now, stream_id, subscriber, answered, outbox)
@@ -265,21 +211,19 @@ impl Engine {
                 self.register_batch(now, stream_id, subscribers, answered, outbox)
             }
             Input::RegisterFollowing { stream_id, subscriber, answered, filter } => {
-                self.register_following(now, stream_id, (subscriber, answered), filter, outbox)
+                self.register_following(now, stream_id, (subscriber, answered), *filter, outbox)
             }
-            Input::Follow { stream_id, filter } => {
-                let slot = self.wake_by_id(now, stream_id, outbox)?;
-                self.check_filter(slot, &filter)?;
-                Ok(self.follow(now, slot, filter, None))
-            }
+            Input::Follow { stream_id, filter } => self.follow_alone(now, stream_id, filter, outbox),
             Input::Unregister(subscriber) => self.unregister(now, subscriber, hint, outbox),
-            Input::Heartbeat(subscriber) => self.heartbeat(now, subscriber, hint, outbox),
+            Input::Heartbeat(subscriber) => {
+                // Most inputs are, so its answer is made here and not moved: else it takes a tenth longer.
+                let heard = self.heartbeat(now, subscriber, hint, outbox);
+                self.end_call(made, outbox);
+                return heard.map(|()| Accepted::Heard);
+            }
             Input::HeartbeatBatch(batch) => Ok(self.batch(now, batch, Self::touch, outbox)),
             Input::UnregisterBatch(batch) => Ok(self.batch(now, batch, Self::leave, outbox)),
-            Input::GetState(stream_id) => {
-                let slot = self.wake_by_id(now, stream_id, outbox)?;
-                Ok(Accepted::State(self.streams.get(slot).state(now, Cause::Snapshot)))
-            }
+            Input::GetState(stream_id) => self.get_state(now, stream_id, outbox),
             Input::GetStats(stream_id) => self.stats(stream_id).map(Accepted::Stats),
             Input::ListStreams { from_slot, limit } => Ok(self.list(now, from_slot, limit, outbox)),
             Input::GetConfig(stream_id) => self.get_config(now, stream_id, outbox),
@@ -298,12 +242,25 @@ impl Engine {
                 Ok(Accepted::Noted)
             }
             Input::ClockStalled { ms } => {
-                let until = now.after(ms.min(self.settings.stale_after_ms));
-                self.subscribers.extend_deadlines(until);
-                self.followers.extend(until);
+                self.extend_deadlines(now.after(ms.min(self.settings.stale_after_ms)));
                 Ok(Accepted::Noted)
             }
-        }
+        };
+        self.end_call(made, outbox);
+        result
+    }
+
+    /// What is done to all that a call has made, from that update on.
+    #[inline]
+    fn end_call(&mut self, made: usize, outbox: &mut Outbox) {
+        self.note_changes(None, outbox);
+        self.followers.mark(&mut outbox.updates[made..]);
+    }
+
+    /// Nobody goes stale before, and no lease ends.
+    fn extend_deadlines(&mut self, until: Tick) {
+        self.subscribers.extend_deadlines(until);
+        self.followers.extend(until);
     }
 
     /// Finds out where the look-ups of these inputs will end, for all at a time, and brings what lies there into the
@@ -440,261 +397,6 @@ impl Engine {
             None => self.add_stream(show),
         };
         self.with_stream(slot, |stream| stream.audience_changed(now, outbox));
-        self.note_changes(None, outbox);
-        self.followers.mark(&mut outbox.updates[made..]);
-    }
-
-    // --- commands ------------------------------------------------------------------------------------------------
-
-    /// A repeat gets the first answer; everything else is executed, and its answer remembered if it has an id.
-    fn request(&mut self, now: Tick, request: Request<'_>, outbox: &mut Outbox) -> Result<Accepted, Rejection> {
-        let Some(request_id) = request.request_id else { return self.command(now, request, outbox) };
-        let stream_id = request.stream_id;
-        let fingerprint = self.requests.fingerprint(&request);
-        match self.requests.recall(now, stream_id.as_str(), request_id, fingerprint) {
-            Recalled::Repeat(answer) => return answer.clone(),
-            Recalled::OtherContent => return Err(Rejection::RequestIdTaken(request_id.to_owned())),
-            Recalled::New => {}
-        }
-        let mut answer = self.command(now, request, outbox);
-        if let Ok(Accepted::State(state)) = &mut answer {
-            // A repeat is told the same, to the byte, whatever the clock says by then.
-            state.server_time_ms = Some(self.clock.at(state.at));
-        }
-        let is_there = self.find_by_name(stream_id.as_str()).is_some();
-        self.requests.remember(now, (stream_id.as_str(), request_id), fingerprint, answer.clone(), is_there);
-        answer
-    }
-
-    fn command(&mut self, now: Tick, request: Request<'_>, outbox: &mut Outbox) -> Result<Accepted, Rejection> {
-        let slot = self.wake_by_id(now, request.stream_id, outbox);
-        // A command for a stream that is not there says so, whatever it expects.
-        if slot.is_ok() || matches!(request.command, Command::Start(_)) {
-            self.check_conditions(now, slot.as_ref().ok().copied(), &request)?;
-        }
-        let Request { stream_id, command, issued_by, .. } = request;
-        let by = (Action::of(&command), issued_by.unwrap_or_default());
-        let slot = match (slot, command) {
-            (Err(_), Command::Start(config)) => self.create(now, stream_id, config, outbox)?,
-            (Err(not_found), _) => return Err(not_found),
-            (Ok(slot), Command::Remove) => return Ok(Accepted::State(self.remove_stream(now, slot, false, outbox))),
-            (Ok(slot), command) => {
-                let (spare, moment) = (self.spare(), Moment { now, clock: self.clock });
-                let from_ms = self.streams.get(slot).show.position_ms(now);
-                self.reconsider_stream(slot, |stream| stream.command(moment, command, spare, outbox))?;
-                outbox.came_from(from_ms);
-                slot
-            }
-        };
-        self.note_changes(Some(by), outbox);
-        Ok(Accepted::State(self.streams.get(slot).state(now, Cause::Command)))
-    }
-
-    /// Refuses a command that expects another stream than there is.
-    fn check_conditions(&self, now: Tick, slot: Option<u32>, request: &Request<'_>) -> Result<(), Rejection> {
-        let show = slot.map(|slot| &self.streams.get(slot).show);
-        let (revision, epoch) = show.map_or((0, 0), |show| (show.revision, show.epoch));
-        let conflict = |mismatch| Err(Rejection::Conflict { mismatch, revision });
-        if let Some(expected) = request.expected_revision.filter(|expected| *expected != revision) {
-            return conflict(Mismatch::Revision { expected, actual: revision });
-        }
-        if let Some(expected) = request.expected_epoch.filter(|expected| *expected != epoch) {
-            return conflict(Mismatch::Epoch { expected, actual: epoch });
-        }
-        let Some(expected) = request.expected_scene else { return Ok(()) };
-        let present = show.and_then(|show| Some((&show.pass, show.present(show.head(now))?.scene)));
-        if present.map_or(expected.is_empty(), |(pass, scene)| pass.is_named(scene, expected)) {
-            return Ok(());
-        }
-        let actual = present.map_or(String::new(), |(pass, scene)| pass.name(scene).to_owned());
-        conflict(Mismatch::Scene { expected: expected.to_owned(), actual })
-    }
-
-    fn create(
-        &mut self,
-        now: Tick,
-        stream_id: StreamId<'_>,
-        config: Option<Config>,
-        outbox: &mut Outbox,
-    ) -> Result<u32, Rejection> {
-        let config = config.ok_or_else(|| {
-            Invalid::new(format!(
-                "config must be given to start {stream_id:?}, with 1 scene or more: it does not exist"
-            ))
-        })?;
-        let limit = self.settings.limits.max_streams.min(MAX_SLOTS);
-        if self.counts.streams >= self.quota.streams.min(limit) || self.streams.0.len() as u64 >= MAX_SLOTS {
-            return Err(Rejection::Exhausted { what: "streams", limit });
-        }
-        check_instant(config.starts_at_ms(), self.clock.at(now))?;
-        self.spare().check(0, stream_id.as_str().len() + config.bytes())?;
-        // Microseconds, so that an epoch outgrows those of an earlier process and of a stream removed just now.
-        self.last_epoch = (self.last_epoch + 1).max(now.0.saturating_mul(1_000));
-        let slot = self.add_stream(Show::new(stream_id, config, now, self.last_epoch));
-        let clock = self.clock;
-        self.with_stream(slot, |stream| stream.created(now, clock, outbox));
-        Ok(slot)
-    }
-
-    /// How much more may be kept for streams.
-    fn spare(&self) -> Spare {
-        let limit = self.settings.limits.max_config_bytes;
-        Spare { bytes: self.quota.config_bytes.min(limit).saturating_sub(self.counts.config_bytes), limit }
-    }
-
-    // --- followers -----------------------------------------------------------------------------------------------
-
-    /// Refuses a filter for which there is no room.
-    fn check_filter(&self, slot: u32, filter: &Filter) -> Result<(), Rejection> {
-        let Limits { max_filters, max_filter_bytes, .. } = self.settings.limits;
-        let (filters, bytes) = (self.quota.filters.min(max_filters), self.quota.filter_bytes.min(max_filter_bytes));
-        let room = Room {
-            filters: (filters.saturating_sub(self.followers.len() as u64), max_filters),
-            bytes: (bytes.saturating_sub(self.followers.bytes()), max_filter_bytes),
-        };
-        self.followers.check_room(slot, filter, room)
-    }
-
-    /// Follows a filter for which there is room, of a stream that is at `now`.
-    fn follow(&mut self, now: Tick, slot: u32, filter: Filter, joined: Option<Joined>) -> Accepted {
-        let lease_ms = self.settings.stale_after_ms;
-        let state = self.streams.get(slot).state(now, Cause::Snapshot);
-        let token = self.followers.follow(filter, &state, now.after(lease_ms));
-        Accepted::Following { token, lease_ms, joined, state }
-    }
-
-    // --- streams -------------------------------------------------------------------------------------------------
-
-    fn find_stream(&self, stream_id: StreamId<'_>) -> Result<u32, Rejection> {
-        self.find_by_name(stream_id.as_str()).ok_or_else(|| Rejection::StreamNotFound(stream_id.as_str().to_owned()))
-    }
-
-    fn find_by_name(&self, id: &str) -> Option<u32> {
-        self.by_id.find(self.hash_of(id), |slot| *self.streams.get(slot).show.id == *id)
-    }
-
-    fn add_stream(&mut self, show: Show) -> u32 {
-        let hash = self.hash_of(&show.id);
-        let entry = self.streams.0.vacant_entry();
-        let slot = entry.key() as u32;
-        let min_scene_interval_ms = u32::try_from(self.settings.limits.min_tick_interval_ms).unwrap_or(u32::MAX);
-        let stream = entry.insert(Stream::new(show, slot, min_scene_interval_ms));
-        self.counts += stream.counts();
-        self.waiting.change(slot, None, stream.show.waits_until());
-        self.requests.note_presence(&stream.show.id, true);
-        self.by_id.insert(hash, slot);
-        slot
-    }
-
-    /// [`Engine::find_stream`], at the hint first.
-    fn find_stream_at(&self, stream_id: StreamId<'_>, hint: Hint) -> Result<u32, Rejection> {
-        match self.streams.0.get(hint.stream as usize) {
-            Some(stream) if *stream.show.id == *stream_id.as_str() && !stream.is_removed() => Ok(hint.stream),
-            _ => self.find_stream(stream_id),
-        }
-    }
-
-    fn hash_of(&self, stream_id: &str) -> u64 {
-        self.hasher.hash_one(stream_id)
-    }
-
-    /// Finds a stream and brings it to `now`, so that no input meets one whose time has not come yet, or is over.
-    fn wake_by_id(&mut self, now: Tick, stream_id: StreamId<'_>, outbox: &mut Outbox) -> Result<u32, Rejection> {
-        let slot = self.find_stream(stream_id)?;
-        self.wake(now, slot, outbox);
-        if self.streams.get(slot).is_removed() {
-            return Err(Rejection::StreamNotFound(stream_id.as_str().to_owned()));
-        }
-        Ok(slot)
-    }
-
-    /// [`Engine::wake`], if there is anything to do: enough where the stream's state is not looked at.
-    fn wake_if_due(&mut self, now: Tick, slot: u32, outbox: &mut Outbox) {
-        let stream = self.streams.get(slot);
-        if stream.due <= now || stream.show.begins(now, self.clock).is_some() {
-            self.wake(now, slot, outbox);
-        }
-    }
-
-    /// Brings a stream to `now`, which may be its end.
-    fn wake(&mut self, now: Tick, slot: u32, outbox: &mut Outbox) {
-        if self.streams.get(slot).is_removed() {
-            return;
-        }
-        let clock = self.clock;
-        if !self.with_stream(slot, |stream| stream.wake(now, clock, outbox)) {
-            self.remove_stream(now, slot, true, outbox);
-        }
-        self.note_changes(None, outbox);
-    }
-
-    /// Lets time or the audience do something to a stream, counts what it changed, and arms its timer for what is due
-    /// next. What the stream keeps is another then only if an adjusted pass has ended, so it is not measured otherwise:
-    /// thousands of streams are woken each tick.
-    fn with_stream<T>(&mut self, slot: u32, act: impl FnOnce(&mut Stream) -> T) -> T {
-        let show = &self.streams.get(slot).show;
-        if show.is_adjusted() {
-            return self.reconsider_stream(slot, act);
-        }
-        let kept = cfg!(debug_assertions).then(|| show.bytes());
-        let result = self.act_on_stream(slot, act);
-        if let Some(kept) = kept {
-            assert_eq!(kept, self.streams.get(slot).show.bytes(), "what the stream keeps");
-        }
-        result
-    }
-
-    /// [`Engine::with_stream`] for what may give it something else to keep.
-    fn reconsider_stream<T>(&mut self, slot: u32, act: impl FnOnce(&mut Stream) -> T) -> T {
-        let before = self.streams.get(slot).config_bytes();
-        let result = self.act_on_stream(slot, act);
-        self.counts.config_bytes = self.counts.config_bytes + self.streams.get(slot).config_bytes() - before;
-        result
-    }
-
-    fn act_on_stream<T>(&mut self, slot: u32, act: impl FnOnce(&mut Stream) -> T) -> T {
-        let stream = self.streams.get_mut(slot);
-        let (before, waited) = (stream.head_counts(), stream.show.waits_until());
-        let result = act(stream);
-        self.counts += stream.head_counts();
-        self.counts -= before;
-        self.waiting.change(slot, waited, stream.show.waits_until());
-        let due = stream.next_due();
-        if due != stream.due || !stream.timer.is_linked() {
-            self.timers.cancel(&mut self.streams, slot);
-            self.streams.get_mut(slot).due = due;
-            if due != Tick::NEVER {
-                self.timers.arm(&mut self.streams, slot);
-            }
-        }
-        result
-    }
-
-    /// Ends a stream and all its subscriptions. Returns its last state.
-    fn remove_stream(&mut self, now: Tick, slot: u32, idle: bool, outbox: &mut Outbox) -> StateUpdate {
-        let last = self.reconsider_stream(slot, |stream| {
-            stream.remove(now, idle, outbox);
-            stream.state(now, Cause::Lifecycle)
-        });
-        let hash = self.hash_of(&last.stream_id);
-        self.by_id.remove(hash, slot);
-        self.requests.note_presence(&last.stream_id, false);
-        self.history.forget(slot);
-        self.removed.push_back(slot);
-        last
-    }
-
-    /// Frees the records of subscribers whose stream is gone, and then its slot.
-    fn reap(&mut self, looks: &mut usize) {
-        while let Some(stream) = self.removed.front().copied() {
-            let head = &mut self.streams.get_mut(stream).members.head;
-            while *head != NONE {
-                let Some(left) = looks.checked_sub(1) else { return };
-                *looks = left;
-                self.subscribers.remove(*head, head);
-            }
-            self.streams.0.remove(stream as usize);
-            self.removed.pop_front();
-        }
+        self.end_call(made, outbox);
     }
 }

@@ -18,6 +18,16 @@ impl Engine {
         Ok(self.streams.get(self.find_stream(stream_id)?).counts())
     }
 
+    pub(super) fn get_state(
+        &mut self,
+        now: Tick,
+        stream_id: StreamId<'_>,
+        outbox: &mut Outbox,
+    ) -> Result<Accepted, Rejection> {
+        let slot = self.wake_by_id(now, stream_id, outbox)?;
+        Ok(Accepted::State(self.streams.get(slot).state(now, Cause::Snapshot)))
+    }
+
     pub(super) fn list(&mut self, now: Tick, from_slot: u32, limit: usize, outbox: &mut Outbox) -> Accepted {
         // An empty table is at its end at once, however large it once was.
         let end = if self.streams.0.is_empty() { 0 } else { self.streams.0.capacity() };
@@ -45,7 +55,7 @@ impl Engine {
     ) -> Result<Accepted, Rejection> {
         let stream = self.wake_by_id(now, stream_id, outbox)?;
         let stream = self.streams.get(stream);
-        Ok(Accepted::Config { config: stream.show.config.clone(), state: stream.state(now, Cause::Snapshot) })
+        Ok(Accepted::Config { config: Box::new(stream.show.config.clone()), state: stream.state(now, Cause::Snapshot) })
     }
 
     /// The order is that of slots, which subscribers keep for as long as they are there: so pages neither repeat nor miss

@@ -37,6 +37,8 @@ pub(super) const HAS_SOURCE: u64 = 2 << SEEN_BITS;
 pub(super) const IS_V6: u64 = 4 << SEEN_BITS;
 pub(super) const IS_STALE: u64 = 8 << SEEN_BITS;
 pub(super) const PORT_SHIFT: u32 = 48;
+/// No tag has this bit: so no handle stands for a free slot, and who looks one up need not look for that.
+pub(super) const VOID: u32 = 1 << 31;
 
 #[derive(Clone, Debug)]
 #[repr(align(64))]
@@ -45,7 +47,7 @@ pub(super) struct Record {
     pub(super) session: u64,
     pub(super) seen: u64,
     pub(super) address: u32,
-    /// Of the registration; that of the last one while the slot is free, 0 before the first.
+    /// Of the registration; while the slot is free that of the last one, 0 before the first, with [`VOID`].
     pub(super) tag: u32,
     /// `NONE` while the slot is free.
     pub(super) stream: u32,
@@ -105,7 +107,7 @@ impl Records {
                 session: 0,
                 seen: 0,
                 address: 0,
-                tag: 0,
+                tag: VOID,
                 stream: NONE,
                 next_session: NONE,
                 timer: Link::UNLINKED,
@@ -121,6 +123,7 @@ impl Records {
     pub(super) fn release(&mut self, slot: u32) {
         let free = self.free;
         let record = self.get_mut(slot);
+        record.tag |= VOID;
         record.stream = NONE;
         record.next_session = free;
         self.free = slot;

@@ -19,7 +19,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 use siphasher::sip::SipHasher13;
 
-use super::{Accepted, Limits, Mismatch, Rejection, Request, Tick, Timeline};
+use super::{Accepted, Limits, Mismatch, Rare, Rejection, Request, Tick, Timeline};
 
 /// For how long a repeat gets the first answer, ms.
 pub const REMEMBER_MS: u64 = 120_000;
@@ -110,17 +110,9 @@ impl Requests {
 
     /// A hash of what a request asks for: with the same id, another one is another request.
     pub(super) fn fingerprint(&self, request: &Request<'_>) -> u64 {
-        let Request {
-            stream_id: _,
-            request_id: _,
-            expected_revision,
-            expected_epoch,
-            expected_scene,
-            issued_by,
-            command,
-        } = request;
+        let Request { stream_id: _, request_id: _, expected, issued_by, command } = request;
         let mut hasher = SipHasher13::new_with_keys(self.seed, 0x7265_7175_6573_7400);
-        (expected_revision, expected_epoch, expected_scene, issued_by, command).hash(&mut hasher);
+        (expected, issued_by, command).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -375,17 +367,27 @@ fn shares_timeline(one: &Answer, other: &Answer) -> bool {
     timeline(one).zip(timeline(other)).is_some_and(|(one, other)| Arc::ptr_eq(one, other))
 }
 
+fn scenes_bytes(mismatch: &Mismatch) -> usize {
+    match mismatch {
+        Mismatch::Scene { expected, actual } => expected.len() + actual.len(),
+        Mismatch::Revision { .. } | Mismatch::Epoch { .. } => 0,
+    }
+}
+
 /// What an answer holds besides a timeline, bytes.
 fn text_bytes(answer: &Answer) -> usize {
     match answer {
-        Ok(Accepted::State(state)) => state.status.as_deref().map_or(0, |status| status.timecode.len()),
+        Ok(Accepted::State(state)) => {
+            let rare = state.rare.as_deref().map_or(0, |rare| size_of::<Rare>() + size_of_val(&*rare.filtered));
+            rare + state.status.as_deref().map_or(0, |status| status.timecode.len())
+        }
         Ok(_) => 0,
         Err(rejection) => match rejection {
             Rejection::InvalidArgument(why) => why.0.len(),
             Rejection::StreamNotFound(text) | Rejection::AlreadyExists(text) | Rejection::SceneNotFound(text) => {
                 text.len()
             }
-            Rejection::Conflict { mismatch: Mismatch::Scene { expected, actual }, .. } => expected.len() + actual.len(),
+            Rejection::Conflict { mismatch, .. } => size_of::<Mismatch>() + scenes_bytes(mismatch),
             _ => 0,
         },
     }

@@ -2,9 +2,9 @@
 //!
 //! A stream is *on schedule* from its creation, or from a Reconfigure that changes the instant, until somebody moves it or
 //! it comes to its end. Before the instant it waits, [`Lifecycle::Scheduled`]: not in the wheel of timers, whose time is
-//! no wall clock's, but in [`Waiting`], in the order of the instants. So a wall clock that is set costs nothing, however many
-//! wait. At the instant it plays, anchored there to the millisecond whenever that is noticed, and from then on its clock is
-//! the one that never goes back.
+//! no wall clock's, but in [`Waiting`], in the order of the instants. So a wall clock that is set costs nothing, however
+//! many wait. At the instant it plays, anchored there to the millisecond whenever that is noticed, and from then on its
+//! clock is the one that never goes back.
 
 use std::collections::BTreeSet;
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Cause, Config, Mode, Place, Playhead, Progress, StateUpdate, StreamId, Tick, Timeline, WhenEmpty, advance,
+    Cause, Config, Mode, Place, Playhead, Progress, Rare, StateUpdate, StreamId, Tick, Timeline, WhenEmpty, advance,
 };
 
 /// What the encoder behind a stream does, as last told.
@@ -207,29 +207,41 @@ impl Show {
     }
 
     /// The state at a moment, without what the stream's place in an engine adds.
-    pub(super) fn state(&self, now: Tick, cause: Cause, (slot, partition): (u32, u8)) -> StateUpdate {
-        let head = self.head(now);
+    pub(super) fn state(&self, now: Tick, cause: Cause, place: (u32, u8)) -> StateUpdate {
+        self.state_at(now, self.head(now), cause, place)
+    }
+
+    /// The same of one that is known to be there then.
+    pub(super) fn state_at(
+        &self,
+        now: Tick,
+        head: Playhead,
+        cause: Cause,
+        (slot, partition): (u32, u8),
+    ) -> StateUpdate {
         let (place, has_scene) = (self.pass.place(head.pass_ms), self.has_scene(head));
+        let (overtime_ms, starts_at_ms) = (place.overtime_ms.filter(|_| has_scene), self.waits_until());
         StateUpdate {
             stream_id: Arc::clone(&self.id),
             slot,
             partition,
             at: now,
-            server_time_ms: None,
             cause,
             mode: self.mode(),
             timeline: Arc::clone(&self.pass),
             scene: has_scene.then_some(place.scene),
             position_ms: place.position_ms,
-            overtime_ms: place.overtime_ms.filter(|_| has_scene),
             loop_count: head.loops,
             status: self.status.clone(),
             revision: self.revision,
             sequence: self.sequence,
             epoch: self.epoch,
             config_revision: self.config_revision,
-            starts_at_ms: self.waits_until(),
-            filtered: None,
+            rare: if overtime_ms.is_none() && starts_at_ms.is_none() {
+                None
+            } else {
+                Rare { overtime_ms, starts_at_ms, ..Rare::default() }.boxed()
+            },
         }
     }
 

@@ -16,7 +16,7 @@ use super::{
 pub const SNAPSHOT_INTERVAL_MS: u64 = 50;
 
 /// How many subscribers a stream has, and where their list begins. Kept by the engine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Members {
     pub head: u32,
     pub total: u32,
@@ -38,6 +38,32 @@ impl Members {
         self.total -= 1;
         self.active -= u32::from(!removed.was_stale);
         self.unique -= u32::from(removed.last_of_client);
+    }
+}
+
+/// What decides the numbers of heads and streams that a stream counts for: cheaper to compare than these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Heads {
+    mode: Mode,
+    members: Members,
+}
+
+impl Heads {
+    /// Nothing once it is removed.
+    pub(super) fn counts(self) -> Counts {
+        if self.mode == Mode::Unknown {
+            return Counts::default();
+        }
+        let Members { total, active, unique, .. } = self.members;
+        Counts {
+            total: total.into(),
+            active: active.into(),
+            stale: (total - active).into(),
+            unique: unique.into(),
+            streams: 1,
+            running: u64::from(self.mode == Mode::Running),
+            ..Counts::default()
+        }
     }
 }
 
@@ -117,7 +143,7 @@ impl Stream {
 
     /// What it adds to the engine's counts: nothing once it is removed.
     pub(super) fn counts(&self) -> Counts {
-        Counts { config_bytes: self.config_bytes(), ..self.head_counts() }
+        Counts { config_bytes: self.config_bytes(), ..self.heads().counts() }
     }
 
     /// What it keeps, bytes, as long as it is there.
@@ -125,21 +151,9 @@ impl Stream {
         if self.is_removed() { 0 } else { self.show.bytes() as u64 }
     }
 
-    /// Those of [`Stream::counts`] that are numbers of heads and streams.
-    pub(super) fn head_counts(&self) -> Counts {
-        if self.is_removed() {
-            return Counts::default();
-        }
-        let Members { total, active, unique, .. } = self.members;
-        Counts {
-            total: total.into(),
-            active: active.into(),
-            stale: (total - active).into(),
-            unique: unique.into(),
-            streams: 1,
-            running: u64::from(self.mode() == Mode::Running),
-            ..Counts::default()
-        }
+    /// What the rest of its counts follows from.
+    pub(super) const fn heads(&self) -> Heads {
+        Heads { mode: self.mode(), members: self.members }
     }
 
     pub(super) fn is_watched(&self) -> bool {
@@ -246,10 +260,10 @@ impl Stream {
         if run.has_passed_boundary(&self.show.pass, head) {
             if self.next_scene() <= now {
                 self.scene_at = now;
-                self.emit(now, Cause::Scene, outbox);
+                self.emit_at(now, head, Cause::Scene, outbox);
             }
         } else if tick {
-            self.emit(now, Cause::Tick, outbox);
+            self.emit_at(now, head, Cause::Tick, outbox);
         }
     }
 
@@ -281,7 +295,8 @@ impl Stream {
             Lifecycle::Running(run) => {
                 // Unwatched, scenes went by without being told; the newcomer gets a snapshot, not what it missed.
                 run.skip_ticks(now, self.show.config.tick_interval_ms.into());
-                self.announce(now);
+                let head = self.show.head(now);
+                self.announce(head);
             }
             _ => {}
         }
@@ -355,21 +370,25 @@ impl Stream {
     /// Makes an update. With nobody watching, only what a command or the lifecycle did is told: whoever follows the
     /// subject without a subscription of its own learns of that, and everything else would be playing unwatched.
     fn emit(&mut self, now: Tick, cause: Cause, outbox: &mut Outbox) {
+        self.emit_at(now, self.show.head(now), cause, outbox);
+    }
+
+    /// The same of a stream that is known to be there.
+    fn emit_at(&mut self, now: Tick, head: Playhead, cause: Cause, outbox: &mut Outbox) {
         let unwatched_too = matches!(cause, Cause::Command | Cause::Lifecycle);
         if !self.is_watched() && !unwatched_too {
             return;
         }
         self.snapshot_owed = false;
         self.show.sequence += 1;
-        outbox.updates.push(self.state(now, cause));
+        outbox.updates.push(self.show.state_at(now, head, cause, (self.slot, self.partition)));
         if matches!(cause, Cause::Scene | Cause::Command | Cause::Lifecycle) {
-            self.announce(now);
+            self.announce(head);
         }
     }
 
     /// Notes that everybody knows the present pass and scene.
-    fn announce(&mut self, now: Tick) {
-        let head = self.show.head(now);
+    const fn announce(&mut self, head: Playhead) {
         if let Lifecycle::Running(run) = &mut self.show.lifecycle {
             run.told = head;
         }

@@ -21,7 +21,7 @@ use super::{
     handle::{HandleKey, Named},
     index::Index,
     prefetch::prefetch,
-    records::{HAS_SOURCE, IS_STALE, IS_TEXT, IS_V6, NONE, PORT_SHIFT, Record, Records, SEEN_MASK},
+    records::{HAS_SOURCE, IS_STALE, IS_TEXT, IS_V6, NONE, PORT_SHIFT, Record, Records, SEEN_MASK, VOID},
     wheel::{Link, Wheel},
 };
 
@@ -191,12 +191,13 @@ impl Subscribers {
         self.prefetch(lookup.likely);
     }
 
-    /// The first of two steps to a look-up by handle: opens it, and asks memory for the record.
+    /// The first of two steps to look-ups by handle: opens them, and asks memory for the records.
     #[inline]
-    pub(super) fn begin_handle(&self, handle: Handle) -> Named {
-        let named = self.handles.open(handle);
-        self.prefetch(named.slot);
-        named
+    pub(super) fn begin_handles(&self, handles: &[Handle], named: &mut [Named]) {
+        for (handle, named) in handles.iter().zip(named) {
+            *named = self.handles.open(*handle);
+            self.prefetch(named.slot);
+        }
     }
 
     fn prefetch(&self, slot: u32) {
@@ -208,9 +209,7 @@ impl Subscribers {
     /// The second one: whom it stands for.
     #[inline]
     pub(super) fn find_named(&self, Named { slot, tag }: Named) -> Option<u32> {
-        // A slot that was never used has no stream either.
-        let record = self.records.try_get(slot)?;
-        (record.tag == tag && record.stream != NONE).then_some(slot)
+        (self.records.try_get(slot)?.tag == tag).then_some(slot)
     }
 
     /// A slot and the sessions of the same client behind it.
@@ -256,7 +255,7 @@ impl Subscribers {
             }
         };
         let slot = self.records.allocate();
-        let tag = self.handles.draw_tag(self.records.get(slot).tag);
+        let tag = self.handles.draw_tag(self.records.get(slot).tag & !VOID);
         *self.records.get_mut(slot) = Record {
             client,
             session,
@@ -293,12 +292,16 @@ impl Subscribers {
         let was_stale = record.seen & IS_STALE != 0;
         record.seen = record.seen & !(SEEN_MASK | IS_STALE) | now.0.min(SEEN_MASK);
         if was_stale {
-            // A short stale timeout may end before the lingering would have: the one case in which a deadline comes
-            // closer.
-            self.wheel.cancel(&mut self.records, slot);
-            self.wheel.arm(&mut self.records, slot);
+            self.rearm(slot);
         }
         was_stale
+    }
+
+    /// A short stale timeout may end before the lingering would have: the one case in which a deadline comes closer.
+    #[cold]
+    fn rearm(&mut self, slot: u32) {
+        self.wheel.cancel(&mut self.records, slot);
+        self.wheel.arm(&mut self.records, slot);
     }
 
     /// Where it connects from now.
@@ -526,7 +529,9 @@ mod tests {
     }
 
     fn find_handle(subscribers: &Subscribers, handle: Handle) -> Option<u32> {
-        subscribers.find_named(subscribers.begin_handle(handle))
+        let mut named = [Named::default()];
+        subscribers.begin_handles(&[handle], &mut named);
+        subscribers.find_named(named[0])
     }
 
     #[test]

@@ -25,8 +25,8 @@ pub(super) struct Filtered {
 impl Filtered {
     /// Those that an update passes; nothing where it passes none.
     pub(super) fn of(update: &StateUpdate) -> Option<Box<Self>> {
-        let tokens = update.filtered.as_deref()?.to_vec();
-        Some(Box::new(Self { stream_id: Arc::clone(&update.stream_id), tokens }))
+        let tokens = update.filtered().to_vec();
+        (!tokens.is_empty()).then(|| Box::new(Self { stream_id: Arc::clone(&update.stream_id), tokens }))
     }
 
     /// Their tokens.

@@ -65,25 +65,30 @@ pub(super) fn membership(message: &Message<'_>, result: &Result<Accepted, Refusa
         return;
     };
     let Named { client_id, source_addr, session } = *named;
+    let joined = |Joined { new, total, .. }: Joined| {
+        if new {
+            debug!(
+                stream_id,
+                client_id,
+                session,
+                source_addr,
+                subscribers = total,
+                "Added subscriber {client_id} to stream {stream_id}"
+            );
+        } else {
+            debug!(
+                stream_id,
+                client_id,
+                session,
+                source_addr,
+                subscribers = total,
+                "Refreshed subscriber {client_id} of stream {stream_id}"
+            );
+        }
+    };
     match accepted {
-        Accepted::Registered { new: true, total, .. }
-        | Accepted::Following { joined: Some(Joined { new: true, total, .. }), .. } => debug!(
-            stream_id,
-            client_id,
-            session,
-            source_addr,
-            subscribers = total,
-            "Added subscriber {client_id} to stream {stream_id}"
-        ),
-        Accepted::Registered { new: false, total, .. }
-        | Accepted::Following { joined: Some(Joined { new: false, total, .. }), .. } => debug!(
-            stream_id,
-            client_id,
-            session,
-            source_addr,
-            subscribers = total,
-            "Refreshed subscriber {client_id} of stream {stream_id}"
-        ),
+        Accepted::Registered { handle, new, total, .. } => joined(Joined { handle: *handle, new: *new, total: *total }),
+        Accepted::Following(following) => following.joined.into_iter().for_each(joined),
         Accepted::Unregistered { total, source } => {
             debug!(stream_id, client_id, session, ?source, "Client {client_id} unregistering from stream {stream_id}");
             debug!(stream_id, subscribers = total, "Remaining subscribers for stream {stream_id}: {total}");

@@ -141,21 +141,18 @@ mod tests {
             slot,
             partition: 0,
             at: Tick(0),
-            server_time_ms: None,
             cause: Cause::Snapshot,
             mode: Mode::Idle,
             timeline: Arc::new(Timeline::new(&scenes, SceneLimits::default()).unwrap()),
             scene: None,
             position_ms: 0,
-            overtime_ms: None,
             loop_count: 0,
             status: None,
             revision: 1,
             sequence: 1,
             epoch: 1,
             config_revision: 1,
-            starts_at_ms: None,
-            filtered: None,
+            rare: None,
         }
     }
 

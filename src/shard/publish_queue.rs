@@ -136,6 +136,12 @@ pub struct AtOnce {
 impl AtOnce {
     /// All there is.
     pub const ALL: Self = Self { messages: usize::MAX, bytes: usize::MAX };
+    const NOTHING: Self = Self { messages: 0, bytes: 0 };
+
+    const fn add(&mut self, more: Self) {
+        self.messages += more.messages;
+        self.bytes += more.bytes;
+    }
 }
 
 impl Default for AtOnce {
@@ -331,8 +337,10 @@ impl PublishQueue {
         let place = self.places.entry(update.slot).or_default();
         let before = place.tick.take();
         let superseded = before.is_some();
-        self.waiting -= usize::from(superseded);
-        Filtered::take_over(&mut encoded.filtered, &update.stream_id, before.and_then(|before| before.filtered));
+        if let Some(before) = before {
+            self.waiting -= 1;
+            Filtered::take_over(&mut encoded.filtered, &update.stream_id, before.filtered);
+        }
         if update.is_replaceable() {
             place.tick = Some(encoded);
             self.waiting += 1;
@@ -363,38 +371,34 @@ impl PublishQueue {
         self.max_payload = max_payload;
         self.answers.begin_share(at_once.bytes / 4);
         let mut batches = Batches::new(self.limits.max_feed_bytes.min(max_payload));
-        let (mut messages, mut bytes) = (0, 0);
+        let mut used = AtOnce::NOTHING;
         let mut answer_is_next = false;
-        while messages < at_once.messages && bytes < at_once.bytes {
-            let ticks_first = messages < at_once.messages / 2 && bytes < at_once.bytes / 2;
+        while used.messages < at_once.messages && used.bytes < at_once.bytes {
+            let ticks_first = used.messages < at_once.messages / 2 && used.bytes < at_once.bytes / 2;
+            // As a rule there is nothing but ticks, so these go straight on.
             let tick = if ticks_first { self.next_tick() } else { None };
-            let change_waits = tick.is_none() && self.change_waits();
-            let has_share = tick.is_none() && self.answers.has_share(self.gone);
-            let (update, answer) = if tick.is_some() {
-                (tick, None)
-            } else if has_share && (answer_is_next || !change_waits) {
-                (None, self.answers.pop_of_share(self.gone))
-            } else if change_waits {
-                (self.next_change(), None)
-            } else if let Some(tick) = self.next_tick() {
-                (Some(tick), None)
-            } else {
-                (None, self.answers.pop(self.gone))
-            };
-            if let Some((to, payload)) = answer {
-                answer_is_next = false;
-                messages += 1;
-                bytes += payload.len();
-                self.publish_answer(to, payload, &mut publish);
-            } else if let Some(update) = update {
+            if let Some(tick) = tick {
                 answer_is_next = true;
-                let of_it = usize::from(update.is_for_all()) + update.tokens().len();
-                messages += of_it;
-                bytes += of_it * update.payload.len();
-                self.publish_update(update, &mut batches, &mut publish);
-            } else {
-                break;
+                used.add(self.publish_update(tick, &mut batches, &mut publish));
+                continue;
             }
+            let change_waits = self.change_waits();
+            let is_of_share = self.answers.has_share(self.gone) && (answer_is_next || !change_waits);
+            let update = match (is_of_share, change_waits) {
+                (true, _) => None,
+                (false, true) => self.next_change(),
+                (false, false) => self.next_tick(),
+            };
+            if let Some(update) = update {
+                answer_is_next = true;
+                used.add(self.publish_update(update, &mut batches, &mut publish));
+                continue;
+            }
+            let answer = if is_of_share { self.answers.pop_of_share(self.gone) } else { self.answers.pop(self.gone) };
+            let Some((to, payload)) = answer else { break };
+            answer_is_next = false;
+            used.add(AtOnce { messages: 1, bytes: payload.len() });
+            self.publish_answer(to, payload, &mut publish);
         }
         batches.finish(|partition, payload| publish(feed_message(partition, payload)));
     }
@@ -405,9 +409,16 @@ impl PublishQueue {
         }
     }
 
-    fn publish_update(&mut self, update: Encoded, batches: &mut Batches, publish: &mut impl FnMut(Publication)) {
-        self.published += u64::from(update.is_for_all());
-        self.filtered += update.tokens().len() as u64;
+    /// Publishes an update wherever it goes. Returns how much that is.
+    fn publish_update(
+        &mut self,
+        update: Encoded,
+        batches: &mut Batches,
+        publish: &mut impl FnMut(Publication),
+    ) -> AtOnce {
+        let (for_all, for_followers) = (usize::from(update.is_for_all()), update.tokens().len());
+        self.published += for_all as u64;
+        self.filtered += for_followers as u64;
         let Encoded { subject, in_feed, filtered, partition, payload, .. } = update;
         let mut fits = true;
         if in_feed {
@@ -428,6 +439,8 @@ impl PublishQueue {
         if !fits {
             self.give_up_too_large(bytes, self.max_payload);
         }
+        let messages = for_all + for_followers;
+        AtOnce { messages, bytes: messages * bytes }
     }
 
     /// An update can be published nowhere where messages have at most `limit` bytes. It counts as published, since it

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use prost::Message as _;
 
 use super::*;
-use crate::engine::{Cause, Mode, Scene, SceneLimits, Tick, Timeline};
+use crate::engine::{Cause, Mode, Rare, Scene, SceneLimits, Tick, Timeline};
 
 const NOW: Now = Now { tick: Tick(0), wall_ms: 0 };
 
@@ -16,21 +16,18 @@ fn update(slot: u32, sequence: u64, cause: Cause) -> StateUpdate {
         slot,
         partition: slot as u8,
         at: Tick(0),
-        server_time_ms: None,
         cause,
         mode: Mode::Running,
         timeline: Arc::new(Timeline::new(&scenes, SceneLimits::default()).unwrap()),
         scene: Some(0),
         position_ms: 0,
-        overtime_ms: None,
         loop_count: 0,
         status: None,
         revision: 1,
         sequence,
         epoch: 1,
         config_revision: 1,
-        starts_at_ms: None,
-        filtered: None,
+        rare: None,
     }
 }
 
@@ -400,7 +397,8 @@ fn of_two_subjects_only_the_refused_one_is_tried_again() {
 
 /// [`update`] that passes these filters.
 fn filtered(slot: u32, sequence: u64, cause: Cause, tokens: &[u64]) -> StateUpdate {
-    StateUpdate { filtered: Some(tokens.into()), ..update(slot, sequence, cause) }
+    let rare = Rare { filtered: tokens.into(), ..Rare::default() }.boxed();
+    StateUpdate { rare, ..update(slot, sequence, cause) }
 }
 
 fn on_filter(slot: u32, token: u64, sequence: u64) -> (String, u64) {

@@ -9,7 +9,7 @@ use super::{
     reader::{block, each_field, skip, text},
 };
 use crate::engine::{
-    self, AtEnd, Config, Draft, Input, Invalid, MAX_SCENE_ID_BYTES, Request, Scene, StreamId, WhenEmpty,
+    self, AtEnd, Config, Draft, Expected, Input, Invalid, MAX_SCENE_ID_BYTES, Request, Scene, StreamId, WhenEmpty,
 };
 
 /// The longest `issued_by`, bytes.
@@ -114,12 +114,17 @@ fn count_scenes(config: &[u8]) -> Result<usize, DecodeError> {
 /// `INVALID_ARGUMENT`, naming the field and the limit.
 pub fn input<'a>(message: &'a proto::OrchestratorCommand, limits: &WireLimits) -> Result<Input<'a>, Invalid> {
     let command = message.command.as_ref().ok_or_else(|| missing("command", "Start to AdjustScene"))?;
-    Ok(Input::Command(Request {
-        stream_id: StreamId::parse(stream_id(command))?,
-        request_id: request_id(&message.request_id, limits)?,
-        expected_revision: message.expected_revision,
-        expected_epoch: message.expected_epoch,
-        expected_scene: message.expected_scene.as_deref().map(|scene| expected_scene(scene, limits)).transpose()?,
+    let stream_id = StreamId::parse(stream_id(command))?;
+    let request_id = request_id(&message.request_id, limits)?;
+    let expected = Expected {
+        revision: message.expected_revision,
+        epoch: message.expected_epoch,
+        scene: message.expected_scene.as_deref().map(|scene| expected_scene(scene, limits)).transpose()?,
+    };
+    let request = Request {
+        stream_id,
+        request_id,
+        expected: None,
         issued_by: Some(short("issued_by", &message.issued_by, MAX_ISSUED_BY_BYTES)?).filter(|who| !who.is_empty()),
         command: match command {
             Command::Start(start) => {
@@ -145,7 +150,8 @@ pub fn input<'a>(message: &'a proto::OrchestratorCommand, limits: &WireLimits) -
             Command::PreviousScene(_) => engine::Command::PreviousScene,
             Command::AdjustScene(adjust) => engine::Command::AdjustScene(adjust.delta_ms),
         },
-    }))
+    };
+    Ok(Input::Command(request.expecting(expected)))
 }
 
 /// The configuration that a message asks for, with every default filled in.
@@ -363,7 +369,8 @@ mod tests {
             ..Default::default()
         };
         let Ok(Input::Command(request)) = input(&message, &limits) else { panic!("it is taken") };
-        assert_eq!((request.expected_epoch, request.expected_scene), (Some(7), Some("")));
+        let expected = Expected { epoch: Some(7), scene: Some(""), ..Expected::default() };
+        assert_eq!(request.expected.as_deref(), Some(&expected));
         assert_eq!(request.issued_by.map(str::len), Some(128));
         for (message, words) in [
             (

@@ -88,7 +88,7 @@ pub struct Now {
 impl Now {
     /// The wall clock at the moment that an update is of. What is told again has noted it.
     fn wall_of(self, update: &StateUpdate) -> u64 {
-        update.server_time_ms.unwrap_or_else(|| self.wall_at(update.at))
+        update.server_time_ms().unwrap_or_else(|| self.wall_at(update.at))
     }
 
     /// The wall clock at an earlier moment, had it not been set since.
@@ -99,7 +99,7 @@ impl Now {
 
     /// How long the stream waits, by that clock, for the instant at which it starts, ms.
     fn starts_in(self, update: &StateUpdate) -> Option<u64> {
-        update.starts_at_ms.map(|starts_at_ms| starts_at_ms.saturating_sub(self.wall_of(update)))
+        update.starts_at_ms().map(|starts_at_ms| starts_at_ms.saturating_sub(self.wall_of(update)))
     }
 }
 
@@ -129,8 +129,8 @@ pub fn state(update: &StateUpdate, now: Now) -> proto::StateUpdate {
         scene_remaining: derived.scene_remaining_ms,
         loop_count: update.loop_count,
         cause: proto::Cause::from(update.cause).into(),
-        holding: update.overtime_ms.is_some(),
-        overtime: update.overtime_ms.unwrap_or(0),
+        holding: update.overtime_ms().is_some(),
+        overtime: update.overtime_ms().unwrap_or(0),
         config_revision: update.config_revision,
         scene_id: derived.scene_id.map(str::to_owned),
         starts_in: now.starts_in(update),
@@ -143,7 +143,7 @@ pub fn write_state(buffer: &mut impl BufMut, update: &StateUpdate, now: Now) {
     let flag = u64::from;
     text(buffer, 1, Some(&*update.stream_id).filter(|id| !id.is_empty()));
     text(buffer, 2, derived.scene_name);
-    let mut numbers = Numbers::default();
+    let mut numbers = Numbers::<{ 6 * NUMBER }>::default();
     numbers.put(3, update.position_ms);
     numbers.put(4, derived.remaining_ms);
     numbers.put_double(5, derived.progress);
@@ -152,7 +152,7 @@ pub fn write_state(buffer: &mut impl BufMut, update: &StateUpdate, now: Now) {
     numbers.put(8, flag(update.mode == Mode::Finished));
     buffer.put_slice(numbers.as_bytes());
     text(buffer, 9, Some(derived.timecode).filter(|timecode| !timecode.is_empty()));
-    let mut numbers = Numbers::default();
+    let mut numbers = Numbers::<{ 15 * NUMBER }>::default();
     numbers.put(10, flag(derived.is_streaming));
     numbers.put(11, proto::Mode::from(update.mode) as u64);
     numbers.put(12, update.revision);
@@ -167,38 +167,36 @@ pub fn write_state(buffer: &mut impl BufMut, update: &StateUpdate, now: Now) {
     numbers.put(19, derived.scene_remaining_ms);
     numbers.put(20, update.loop_count);
     numbers.put(21, proto::Cause::from(update.cause) as u64);
-    numbers.put(22, flag(update.overtime_ms.is_some()));
-    numbers.put(23, update.overtime_ms.unwrap_or(0));
+    numbers.put(22, flag(update.overtime_ms().is_some()));
+    numbers.put(23, update.overtime_ms().unwrap_or(0));
     numbers.put(24, update.config_revision);
     buffer.put_slice(numbers.as_bytes());
     text(buffer, 25, derived.scene_id);
     if let Some(starts_in) = now.starts_in(update) {
-        let mut numbers = Numbers::default();
+        let mut numbers = Numbers::<NUMBER>::default();
         numbers.put_present(26, starts_in);
         buffer.put_slice(numbers.as_bytes());
     }
 }
 
 /// Fields that are numbers, on the stack: a growing buffer would be asked for room for each of their bytes. Encoding an
-/// update takes a third longer with that.
-struct Numbers {
-    bytes: [u8; Self::ROOM],
+/// update takes a third longer with that. `ROOM` is what they may take, bytes, and no more: it is set to 0 first.
+struct Numbers<const ROOM: usize> {
+    bytes: [u8; ROOM],
     len: usize,
 }
 
-impl Default for Numbers {
+/// What a number takes, bytes at the most: a key of two, and ten.
+const NUMBER: usize = 2 + 10;
+
+impl<const ROOM: usize> Default for Numbers<ROOM> {
     #[inline]
     fn default() -> Self {
-        Self { bytes: [0; Self::ROOM], len: 0 }
+        Self { bytes: [0; ROOM], len: 0 }
     }
 }
 
-impl Numbers {
-    /// A key of two bytes and a number of ten.
-    const MOST: usize = 2 + 10;
-    /// For the fifteen fields of the longer run of them, as many as there are at once.
-    const ROOM: usize = 15 * Self::MOST;
-
+impl<const ROOM: usize> Numbers<ROOM> {
     #[inline]
     fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
@@ -317,11 +315,11 @@ pub fn reply(accepted: &Accepted, stream_id: &str, now: Now) -> proto::Reply {
     match accepted {
         Accepted::State(update) => with_state(update),
         Accepted::Registered { handle, state, .. } => proto::Reply { handle: handle.0, ..with_state(state) },
-        Accepted::Following { token, lease_ms, joined, state } => proto::Reply {
-            handle: joined.map_or(0, |joined| joined.handle.0),
-            updates_subject: subject::filtered(&state.stream_id, *token).to_string(),
-            lease_ms: *lease_ms,
-            ..with_state(state)
+        Accepted::Following(following) => proto::Reply {
+            handle: following.joined.map_or(0, |joined| joined.handle.0),
+            updates_subject: subject::filtered(&following.state.stream_id, following.token).to_string(),
+            lease_ms: following.lease_ms,
+            ..with_state(&following.state)
         },
         Accepted::RegisteredBatch { handles, state } => {
             let refused = handles.iter().enumerate().find_map(|(place, handle)| Some((place, handle.as_ref().err()?)));
@@ -455,7 +453,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::engine::{Scene, SceneLimits, Status, Tick, Timeline};
+    use crate::engine::{Rare, Scene, SceneLimits, Status, Tick, Timeline};
 
     fn any_update() -> impl Strategy<Value = StateUpdate> {
         let mode = prop::sample::select(vec![
@@ -479,13 +477,11 @@ mod tests {
                     slot: 0,
                     partition: 0,
                     at: Tick(1_000),
-                    server_time_ms: None,
                     cause,
                     mode,
                     timeline: Arc::new(Timeline::new(&scenes, SceneLimits::default()).expect("valid")),
                     scene,
                     position_ms,
-                    overtime_ms,
                     loop_count,
                     status: status.map(|(is_streaming, timecode)| {
                         Arc::new(Status { is_streaming, stream_time_ms: 0, timecode: timecode.into() })
@@ -494,8 +490,7 @@ mod tests {
                     sequence,
                     epoch,
                     config_revision,
-                    starts_at_ms,
-                    filtered: None,
+                    rare: Rare { overtime_ms, starts_at_ms, ..Rare::default() }.boxed(),
                 }
             },
         )
@@ -522,20 +517,24 @@ mod tests {
         let scenes = [Scene { id: Some(&id), ..Scene::new(&name, 1) }];
         let update = StateUpdate {
             stream_id: "s".repeat(128).into(),
-            server_time_ms: Some(most),
             cause: Cause::Snapshot,
             mode: Mode::Finished,
             timeline: Arc::new(Timeline::new(&scenes, SceneLimits::default()).expect("valid")),
             scene: Some(0),
             position_ms: 1,
-            overtime_ms: Some(most),
             loop_count: most,
             status: Some(Arc::new(status)),
             revision: most,
             sequence: most,
             epoch: most,
             config_revision: most,
-            starts_at_ms: Some(most),
+            rare: Rare {
+                overtime_ms: Some(most),
+                starts_at_ms: Some(most),
+                server_time_ms: Some(most),
+                ..Rare::default()
+            }
+            .boxed(),
             ..update_at(Tick(0))
         };
         let now = Now { tick: Tick(0), wall_ms: 0 };
@@ -547,7 +546,10 @@ mod tests {
 
     #[test]
     fn a_stream_that_waits_says_for_how_long_by_the_clock_it_tells() {
-        let update = StateUpdate { starts_at_ms: Some(9_000), ..update_at(Tick(1_000)) };
+        let update = StateUpdate {
+            rare: Rare { starts_at_ms: Some(9_000), ..Rare::default() }.boxed(),
+            ..update_at(Tick(1_000))
+        };
         let told = |wall_ms| state(&update, Now { tick: Tick(1_500), wall_ms });
         assert_eq!((told(8_000).server_time_ms, told(8_000).starts_in), (7_500, Some(1_500)));
         assert_eq!(told(20_000).starts_in, Some(0), "it is about to");
@@ -560,21 +562,18 @@ mod tests {
             slot: 0,
             partition: 0,
             at,
-            server_time_ms: None,
             cause: Cause::Command,
             mode: Mode::Idle,
             timeline: Arc::new(Timeline::new(&[Scene::new("Main", 1)], SceneLimits::default()).expect("valid")),
             scene: None,
             position_ms: 0,
-            overtime_ms: None,
             loop_count: 0,
             status: None,
             revision: 1,
             sequence: 1,
             epoch: 1,
             config_revision: 1,
-            starts_at_ms: None,
-            filtered: None,
+            rare: None,
         }
     }
 

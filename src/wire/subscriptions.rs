@@ -422,7 +422,7 @@ pub fn input<'a>(message: Subscription<'a>, answered: bool) -> Result<Input<'a>,
             let (stream_id, subscriber) = (StreamId::parse(stream_id)?, newcomer(&named)?);
             match filter {
                 None => Input::Register { stream_id, subscriber, answered },
-                Some(filter) => Input::RegisterFollowing { stream_id, subscriber, answered, filter },
+                Some(filter) => Input::RegisterFollowing { stream_id, subscriber, answered, filter: Box::new(filter) },
             }
         }
         Kind::Follow => Input::Follow { stream_id: StreamId::parse(stream_id)?, filter: filter.unwrap_or_default() },

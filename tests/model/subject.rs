@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use orchestrator_service::engine::{
-    Accepted, Batch, ClientId, Command, Config, Counts, Engine, Event, Handle, Hint, Input, Invalid, Lifecycle,
+    self, Accepted, Batch, ClientId, Command, Config, Counts, Engine, Event, Handle, Hint, Input, Invalid, Lifecycle,
     Mismatch, Mode, Newcomer, Outbox, Playhead, Quota, Rejection, Request, Run, Scene, SceneLimits, Show, StateUpdate,
     StreamId, Subscriber, Tick, Timeline,
 };
@@ -197,21 +197,20 @@ impl Subject {
     }
 
     fn expecting<'a>(&self, expected: Option<Expected>, request: Request<'a>) -> Request<'a> {
-        match expected {
-            None => request,
-            Some(Expected::Revision(revision)) => Request { expected_revision: Some(revision), ..request },
-            Some(Expected::EpochOf(stream)) => {
-                Request { expected_epoch: Some(stream.map_or(0, |stream| self.epochs[stream])), ..request }
-            }
-            Some(Expected::NoEpoch) => Request { expected_epoch: Some(u64::MAX), ..request },
-            Some(Expected::Scene(named)) => Request { expected_scene: Some(named), ..request },
-        }
+        let (revision, epoch, scene) = match expected {
+            None => (None, None, None),
+            Some(Expected::Revision(revision)) => (Some(revision), None, None),
+            Some(Expected::EpochOf(stream)) => (None, Some(stream.map_or(0, |stream| self.epochs[stream])), None),
+            Some(Expected::NoEpoch) => (None, Some(u64::MAX), None),
+            Some(Expected::Scene(named)) => (None, None, Some(named)),
+        };
+        request.expecting(engine::Expected { revision, epoch, scene })
     }
 
     fn refusal(&self, rejection: Rejection) -> Refusal {
         let Rejection::Conflict { mismatch, revision } = rejection else { return refusal(rejection) };
         let known = |named: &str| SCENES.into_iter().find(|scene| *scene == named).unwrap_or_default();
-        let (expected, scene) = match mismatch {
+        let (expected, scene) = match *mismatch {
             Mismatch::Revision { expected, actual } => {
                 assert_eq!(actual, revision);
                 (Expected::Revision(expected), "")
@@ -330,7 +329,7 @@ impl Subject {
                 unreachable!("asked elsewhere")
             }
             Accepted::Noted => Answer::Noted,
-            Accepted::Following { .. } => unreachable!("nobody follows a filter here"),
+            Accepted::Following(_) => unreachable!("nobody follows a filter here"),
         }
     }
 
@@ -399,9 +398,9 @@ impl Subject {
             }),
             revision: state.revision,
             sequence: state.sequence,
-            overtime: state.overtime_ms,
+            overtime: state.overtime_ms(),
             config_revision: state.config_revision,
-            starts: state.starts_at_ms,
+            starts: state.starts_at_ms(),
             scenes: scenes
                 .map(|scene| {
                     let name = SCENES[usize::from(place(&SCENES, state.timeline.name(scene)))];
