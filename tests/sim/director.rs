@@ -32,6 +32,14 @@ pub struct Director {
     answers: Vec<(usize, proto::QueryReply)>,
 }
 
+/// What must be so, for a command to be carried out.
+#[derive(Clone, Debug, Default)]
+pub struct Conditions {
+    pub revision: Option<u64>,
+    pub scene: Option<String>,
+    pub epoch: Option<u64>,
+}
+
 /// What streams tick at.
 const INTERVALS_MS: [Option<u64>; 7] = [None, Some(60), Some(250), Some(500), Some(1_000), Some(1_000), Some(5_000)];
 
@@ -107,7 +115,7 @@ impl World {
         let seek = proto::Seek { stream_id: stream_id(0), position_ms: self.rng.within(0, 2_000) };
         let answered = self.rng.chance(500);
         let request_id = self.plan.flood_has_ids.then(|| next_request_id(self));
-        self.command(0, 0, Command::Seek(seek), request_id, None, answered);
+        self.command(0, 0, Command::Seek(seek), request_id, answered);
     }
 
     /// How many viewers may still come.
@@ -236,37 +244,61 @@ impl World {
         let said = self.truth.streams[stream].said.as_ref().map_or(0, |said| said.revision);
         let expected_revision = self.rng.chance(100).then(|| said + u64::from(self.rng.chance(200)));
         let place = self.rng.below(self.directors.len() + self.clients.each.len());
+        let conditions = Conditions { revision: expected_revision, ..self.conditions(stream, &command) };
+        // Two who see the same press at the same time: the second press is another command.
+        let other = self.rng.chance(300) && conditions.scene.is_some() && matches!(command, Command::SkipScene(_));
+        let other = other.then(|| (self.rng.below(self.directors.len()), command.clone(), conditions.clone()));
         if let Some(client) = place.checked_sub(self.directors.len()) {
             // Its attempts are one command, so they need an id.
             let request_id = request_id.unwrap_or_else(|| next_request_id(self));
-            return self.client_commands(client, stream, command, request_id, expected_revision);
+            self.client_commands(client, stream, command, request_id, conditions);
+        } else {
+            let answered = !self.rng.chance(self.plan.unanswered);
+            self.command_where(place, stream, command, request_id, conditions, answered);
         }
-        let answered = !self.rng.chance(self.plan.unanswered);
-        self.command(place, stream, command, request_id, expected_revision, answered);
+        if let Some((director, command, conditions)) = other {
+            self.command_where(director, stream, command, None, conditions, true);
+        }
     }
 
-    fn command(
+    /// What a director takes for the state of a stream, as a command may expect it. Who skips a scene often says which.
+    fn conditions(&mut self, stream: usize, command: &Command) -> Conditions {
+        let often = if matches!(command, Command::SkipScene(_)) { 500 } else { 100 };
+        let Some(said) = self.truth.streams[stream].said.clone().filter(|_| self.rng.chance(often)) else {
+            return Conditions::default();
+        };
+        let current = said.scene_id.clone().or_else(|| said.current_scene.clone()).unwrap_or_default();
+        let scene = if self.rng.chance(100) { "scene 3".to_owned() } else { current };
+        Conditions {
+            revision: None,
+            scene: self.rng.chance(700).then_some(scene),
+            epoch: self.rng.chance(500).then_some(said.epoch + u64::from(self.rng.chance(100))),
+        }
+    }
+
+    fn command(&mut self, director: usize, stream: usize, command: Command, request_id: Option<usize>, answered: bool) {
+        let conditions = self.conditions(stream, &command);
+        self.command_where(director, stream, command, request_id, conditions, answered);
+    }
+
+    fn command_where(
         &mut self,
         director: usize,
         stream: usize,
         command: Command,
         request_id: Option<usize>,
-        expected_revision: Option<u64>,
+        conditions: Conditions,
         answered: bool,
     ) {
-        let mut message = proto::OrchestratorCommand {
+        self.note_endless(stream, &command);
+        let message = proto::OrchestratorCommand {
             issued_by: self.sign(stream, &command),
             command: Some(command),
             request_id: request_id.map(|id| format!("request {id}")).unwrap_or_default(),
-            expected_revision,
-            ..Default::default()
+            expected_revision: conditions.revision,
+            expected_epoch: conditions.epoch,
+            expected_scene: conditions.scene,
         };
-        if let Some(said) = self.truth.streams[stream].said.clone().filter(|_| self.rng.chance(100)) {
-            let current = said.scene_id.clone().or_else(|| said.current_scene.clone()).unwrap_or_default();
-            let other = if self.rng.chance(200) { "scene 3".to_owned() } else { current };
-            message.expected_scene = self.rng.chance(700).then_some(other);
-            message.expected_epoch = self.rng.chance(500).then_some(said.epoch + u64::from(self.rng.chance(100)));
-        }
         let sent = || Sent {
             from: Party::Director(director),
             subject: subject::COMMAND,
@@ -288,6 +320,30 @@ impl World {
             }
         }
         self.ask(sent(), answered);
+    }
+
+    /// A show that begins by itself and has no end stays until somebody calls it off.
+    pub fn note_endless(&mut self, stream: usize, command: &Command) {
+        let config = match command {
+            Command::Start(proto::Start { config: Some(config), .. })
+            | Command::Reconfigure(proto::Reconfigure { config: Some(config), .. }) => config,
+            _ => return,
+        };
+        let holds = config.scenes.iter().any(|scene| scene.at_end() == AtEnd::Hold && scene.max_hold_ms.is_none());
+        if config.starts_at_ms.is_some() && (config.loop_scenes || holds) {
+            self.truth.streams[stream].may_be_endless = true;
+        }
+    }
+
+    /// Whoever planned a show without an end stops it, when everybody has left.
+    pub fn call_off_endless_shows(&mut self) {
+        for stream in 0..self.plan.streams {
+            if self.truth.streams[stream].may_be_endless {
+                let stop = Command::Stop(proto::Stop { stream_id: stream_id(stream) });
+                self.command_where(0, stream, stop, None, Conditions::default(), true);
+                self.run_until(self.now + 500);
+            }
+        }
     }
 
     /// Who a command is from: its number, or nobody.
@@ -322,7 +378,7 @@ impl World {
             2 => Command::Stop(proto::Stop { stream_id }),
             _ => Command::Seek(proto::Seek { stream_id, position_ms: self.rng.within(0, 3) * 1_000 }),
         };
-        self.command(director, stream, command, Some(id), None, true);
+        self.command(director, stream, command, Some(id), true);
     }
 
     fn config(&mut self) -> proto::OrchestratorConfig {
@@ -341,16 +397,17 @@ impl World {
             // None so short that a pass would be over at once.
             .chain([proto::SceneConfig { name: "last".to_owned(), duration_ms: 700, ..Default::default() }])
             .collect();
-        // One that starts by itself stays until its end, so it has to have one.
         let starts_at_ms = (has_holds && rng.chance(200)).then(|| wall_ms + rng.within(0, 13_000) - 3_000);
+        // One that starts by itself stays until its end; one without an end, until somebody calls it off.
+        let ends = starts_at_ms.is_some() && rng.chance(500);
         if has_holds {
             let last = scenes.len() - 1;
-            scenes[..last].iter_mut().for_each(|scene| hold_perhaps(rng, scene, starts_at_ms.is_some()));
+            scenes[..last].iter_mut().for_each(|scene| hold_perhaps(rng, scene, ends));
         }
         proto::OrchestratorConfig {
             scenes,
             tick_interval_ms: self.plan.tick_interval_ms.or_else(|| rng.pick(&INTERVALS_MS)),
-            loop_scenes: starts_at_ms.is_none() && rng.chance(500),
+            loop_scenes: !ends && rng.chance(500),
             starts_at_ms,
             no_ticks: has_holds && self.plan.tick_interval_ms.is_none() && rng.chance(200),
             when_empty: rng.within(0, 2) as i32,
@@ -378,7 +435,7 @@ impl World {
                 ..Default::default()
             });
             let start = Command::Start(proto::Start { stream_id: stream_id(stream), config });
-            self.command(0, stream, start, None, None, true);
+            self.command(0, stream, start, None, true);
             let gateway = self.rng.below(self.gateways.len());
             self.viewer_of(gateway, stream);
         }
@@ -398,7 +455,7 @@ impl World {
             ..Default::default()
         });
         let start = Command::Start(proto::Start { stream_id: stream_id(stream), config });
-        self.command(0, stream, start, None, None, true);
+        self.command(0, stream, start, None, true);
     }
 
     // --- questions -----------------------------------------------------------------------------------------------

@@ -230,7 +230,7 @@ impl World {
         const REST: usize = 1_536;
         let most = if self.plan.large_batches { MOST_IN_A_LARGE_BATCH } else { MOST_IN_A_BATCH };
         let limit = self.link(Party::Gateway(gateway)).max_payload;
-        // Of what a shard may owe, large answers have three quarters: whose answer has no room there is asked again for ever.
+        // Large answers have three quarters of what a shard may owe: whose answer finds no room there is refused for ever.
         let answer = limit.min(self.plan.publish.max_answer_bytes / 4 * 3);
         most.min(limit / BYTES).min(answer.saturating_sub(REST) / 8).max(1)
     }

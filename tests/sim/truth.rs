@@ -105,6 +105,8 @@ pub struct StreamTruth {
     pub subs: Vec<SubId>,
     /// Its scenes, as somebody asked for them last.
     pub scenes: Option<Scenes>,
+    /// Somebody planned it to begin by itself and to have no end.
+    pub may_be_endless: bool,
     /// Of which epoch and configuration somebody asked for them.
     asked_for_scenes: Option<(u64, u64)>,
 }
@@ -117,6 +119,15 @@ pub struct Scenes {
     /// A reader that has heard of nothing yet but this.
     reader: Playout,
     pub no_ticks: bool,
+    /// The id and the name of each.
+    names: Vec<(String, String)>,
+}
+
+impl Scenes {
+    /// The id and the name of a scene; nothing where there is none.
+    pub fn names(&self, scene: Option<u32>) -> (String, String) {
+        scene.and_then(|scene| self.names.get(scene as usize)).cloned().unwrap_or_default()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -544,7 +555,7 @@ impl Truth {
     // --- bounds --------------------------------------------------------------------------------------------------
 
     /// The engine's time of an update.
-    pub fn tick_of(&self, update: &Update) -> u64 {
+    pub fn tick_of(&self, update: &proto::StateUpdate) -> u64 {
         update.server_time_ms - self.skew_ms
     }
 
@@ -568,7 +579,8 @@ impl Truth {
             let first = proto::StateUpdate { sequence: 0, ..state.clone() };
             let reader = Playout::new(config, &reply.scene_duration_ms, &first).expect("scenes that a service has");
             let (state, no_ticks) = (state.clone(), config.no_ticks);
-            self.streams[*stream].scenes = Some(Scenes { state, reader, no_ticks });
+            let names = config.scenes.iter().map(|scene| (scene.scene_id.clone(), scene.name.clone())).collect();
+            self.streams[*stream].scenes = Some(Scenes { state, reader, no_ticks, names });
         }
     }
 

@@ -224,6 +224,7 @@ impl World {
         self.everybody_leaves();
         self.run_until(self.now + 6_000);
         self.check_closed();
+        self.call_off_endless_shows();
         // The stale timeout, the longest idle timeout, and the time for which request ids are remembered.
         self.run_until(self.now + self.plan.stale_after_ms + 60_000 + 125_000);
         self.check_empty();
@@ -268,7 +269,7 @@ impl World {
         self.queue.push(Reverse(Scheduled { at: at.max(self.now), number: self.scheduled, event }));
     }
 
-    fn run_until(&mut self, end: u64) {
+    pub fn run_until(&mut self, end: u64) {
         match self.clients.has_runtime() {
             Some(runtime) => runtime.block_on(self.run_with_clients(end)),
             None => {

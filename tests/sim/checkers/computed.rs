@@ -14,8 +14,8 @@ use crate::{
     truth::Truth,
 };
 
-/// A reader of commands and lifecycle alone, that asks for the scenes when they have changed, has computed to the millisecond
-/// what ticks, scenes, snapshots and ends say, by the time that they say it.
+/// A reader of commands and lifecycle alone, that asks for the scenes when they have changed, has computed to the
+/// millisecond what ticks, scenes, snapshots and ends say, by the time that they say it.
 #[derive(Default)]
 pub struct TicksSayNothingNew {
     readers: BTreeMap<usize, Reader>,

@@ -7,6 +7,7 @@ mod answers;
 mod audience;
 mod beats;
 mod computed;
+mod conditions;
 mod convergence;
 mod filters;
 mod history;
@@ -101,6 +102,7 @@ impl Checkers {
             Box::new(repeats::RequestIdsAreExecutedOnce::default()),
             Box::new(answers::TheLivingAreKnown),
             Box::new(answers::AnswersAgreeWithUpdates),
+            Box::new(conditions::WhatIsExpectedIsSo::default()),
             Box::new(convergence::ViewsConverge),
             Box::new(filters::FiltersSayWhatIsSaid::default()),
             Box::new(filters::WhoFollowsMissesNoChange),

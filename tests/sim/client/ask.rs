@@ -7,7 +7,7 @@ use orchestrator_service::{
     wire::proto::orchestrator_command::Command as Wire,
 };
 
-use crate::{net::Party, reading::stream_id, world::World};
+use crate::{director::Conditions, net::Party, reading::stream_id, world::World};
 
 /// How much longer than its options say a call may take: the pause of an attempt, and what the clock is rounded to.
 const CALL_SLACK: Duration = Duration::from_millis(250);
@@ -20,19 +20,26 @@ impl World {
         stream: usize,
         command: Wire,
         request_id: usize,
-        expected_revision: Option<u64>,
+        conditions: Conditions,
     ) {
         let Some(real) = self.clients.each[client].client.clone() else { return };
         let impatience = self.rng.chance(150).then(|| Duration::from_millis(self.rng.within(0, 3_000)));
         let longest = self.clients.each[client].options.total_timeout + CALL_SLACK;
+        self.note_endless(stream, &command);
         let issued_by = self.sign(stream, &command);
         self.log.note(self.clock(), "client commands", &[client as u64, stream as u64, request_id as u64], &[]);
         let task = self.clients.runtime().spawn(async move {
             let stream_id = stream_id(stream);
             let mut call = real.command(&stream_id, typed(command)).issued_by(issued_by);
             call = call.request_id(format!("request {request_id}"));
-            if let Some(revision) = expected_revision {
+            if let Some(revision) = conditions.revision {
                 call = call.expected_revision(revision);
+            }
+            if let Some(epoch) = conditions.epoch {
+                call = call.expected_epoch(epoch);
+            }
+            if let Some(scene) = conditions.scene {
+                call = call.expected_scene(scene);
             }
             let patience = impatience.unwrap_or(longest);
             let answer = tokio::time::timeout(patience, call).await;
