@@ -19,7 +19,8 @@
 //! | `service` | the service, called as its threads call it |
 //! | `net`, `reading` | connections; messages as they are sent and read |
 //! | `client` | gateways built on the real client, which runs here as it is |
-//! | `gateway`, `director` | those who use it; what happens at random; the audit |
+//! | `gateway`, `director` | those who use it; what happens at random |
+//! | `audit` | what is asked and compared when all is quiet |
 //! | `truth` | what an observer of everything knows |
 //! | `checkers` | what must hold: **a new invariant goes there**, in one place |
 //! | `runner` | many seeds, on all cores |
@@ -27,6 +28,7 @@
 #![allow(unreachable_pub, reason = "a test crate")]
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod audit;
 mod checkers;
 mod client;
 mod director;
