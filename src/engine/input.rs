@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use super::{ClientId, Config, Filter, Handle, Invalid, Quota, StreamId};
 
-/// One thing to handle. Everything in it is checked already, except against the engine's own state. No larger than a Register,
-/// since each heartbeat is one, and is moved several times.
+/// One thing to handle. Everything in it is checked already, except against the engine's own state. No larger than a
+/// Register, since each heartbeat is one, and is moved several times.
 #[derive(Clone, Debug)]
 pub enum Input<'a> {
     /// A command for one stream.

@@ -236,7 +236,7 @@ impl Timeline {
     #[must_use]
     pub fn place(&self, pass_ms: u64) -> Place {
         if self.extras.is_none() {
-            // Nothing holds: a moment of the pass is a position. Most ticks take this way, in 82 instructions rather than 110.
+            // Nothing holds: a moment of the pass is a position. Most ticks take this way: 82 instructions, not 110.
             return self.within(self.scene_at(pass_ms), pass_ms);
         }
         let scene = self.first_scene(|scene| self.leave_ms(scene) <= pass_ms);
