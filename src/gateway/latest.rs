@@ -81,6 +81,8 @@ pub(super) struct Latest {
     /// What was last said about whether the state is live, with the state in it, if there is one.
     notice: Option<(Frames, Option<HighWaterMark>)>,
     notice_count: u64,
+    /// The newest state that was put up, if any was.
+    newest: Option<HighWaterMark>,
     ended: Option<Ended>,
 }
 
@@ -100,6 +102,8 @@ pub(super) struct Reader {
     changes: u64,
     ticks: u64,
     notices: u64,
+    /// It was told last that what it has need not be true.
+    is_told_of_loss: bool,
     mark: HighWaterMark,
     /// Ticks that were replaced before they were read, since this was last looked at.
     pub(super) skipped: u64,
@@ -124,8 +128,11 @@ pub(super) enum Next {
 }
 
 impl Latest {
-    /// Puts an update up.
+    /// Puts an update up, unless something newer is up already: one that was held up may come behind the answer to a question.
     pub(super) fn post(&mut self, update: &StateUpdate, frames: Frames) {
+        if !self.raise(HighWaterMark::of(update)) {
+            return;
+        }
         let last = update.mode() == Mode::Unknown;
         let post = Post { mark: HighWaterMark::of(update), frames, last };
         if update.is_replaceable() {
@@ -152,8 +159,18 @@ impl Latest {
         if update.mode() == Mode::Unknown {
             return self.post(update, frames);
         }
+        self.raise(HighWaterMark::of(update));
         self.notice = Some((frames, Some(HighWaterMark::of(update))));
         self.notice_count += 1;
+    }
+
+    /// Notes what is put up; false when that is nothing new.
+    fn raise(&mut self, mark: HighWaterMark) -> bool {
+        let is_new = self.newest.is_none_or(|newest| mark > newest);
+        if is_new {
+            self.newest = Some(mark);
+        }
+        is_new
     }
 
     /// Nothing is put up any more.
@@ -197,11 +214,14 @@ impl Reader {
             && let Some((frames, state)) = &latest.notice
         {
             self.notices = latest.notice_count;
-            // What is older than that state is not shown behind it.
-            if let Some(mark) = state {
-                self.mark.raise(*mark);
+            let was_told_of_loss = std::mem::replace(&mut self.is_told_of_loss, state.is_none());
+            // Who begins with a newer state, and never heard of a loss, has no use for it.
+            let is_of_use = was_told_of_loss || state.is_none_or(|mark| mark >= self.mark);
+            if is_of_use {
+                // What is older than that state is not shown behind it.
+                self.mark = state.map_or(self.mark, |mark| mark.max(self.mark));
+                return Next::Send { frame: frames.of(self.format), last: false };
             }
-            return Next::Send { frame: frames.of(self.format), last: false };
         }
         while self.changes < latest.change_count {
             let behind = usize::try_from(latest.change_count - self.changes).unwrap_or(usize::MAX);
@@ -375,6 +395,40 @@ mod tests {
         post(&mut latest, Cause::Command, 7);
         let back = Next::Send { frame: "back".into(), last: false };
         assert_eq!([reader.next(&latest), reader.next(&latest), reader.next(&latest)], [back, send(7), Next::Wait]);
+    }
+
+    #[test]
+    fn what_is_older_than_what_is_up_takes_nobodys_place() {
+        let mut latest = Latest::default();
+        let mut reader = latest.reader(Format::Json);
+        post(&mut latest, Cause::Tick, 8);
+        // One that was held up, behind an answer that was newer.
+        post(&mut latest, Cause::Command, 7);
+        post(&mut latest, Cause::Tick, 6);
+        assert_eq!([reader.next(&latest), reader.next(&latest)], [send(8), Next::Wait]);
+        let state = StateUpdate { mode: Mode::Running.into(), epoch: 1, sequence: 10, ..StateUpdate::default() };
+        latest.resume(&state, frames("back"));
+        post(&mut latest, Cause::Command, 9);
+        let back = Next::Send { frame: "back".into(), last: false };
+        assert_eq!([reader.next(&latest), reader.next(&latest)], [back, Next::Wait]);
+    }
+
+    #[test]
+    fn who_begins_with_a_newer_state_is_not_told_of_an_older_one() {
+        let mut latest = Latest::default();
+        latest.lose("away".into());
+        let mut reader = latest.reader(Format::Json);
+        let mut told = reader.clone();
+        assert!(matches!(told.next(&latest), Next::Send { .. }), "this one hears of it before");
+        let state = |sequence| StateUpdate { mode: Mode::Running.into(), epoch: 1, sequence, ..StateUpdate::default() };
+        latest.resume(&state(6), frames("back 6"));
+        for reader in [&mut reader, &mut told] {
+            reader.start_at(&state(7));
+        }
+        assert_eq!(reader.next(&latest), Next::Wait);
+        assert_eq!(told.next(&latest), Next::Send { frame: "back 6".into(), last: false }, "it has to know");
+        post(&mut latest, Cause::Command, 8);
+        assert_eq!([reader.next(&latest), told.next(&latest)], [send(8), send(8)]);
     }
 
     #[test]
