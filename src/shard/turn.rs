@@ -86,11 +86,10 @@ pub struct ShardSettings {
 }
 
 impl ShardSettings {
-    /// For a shard that takes the place of one that panicked: with another seed, so that a handle that the old engine
-    /// gave out stands for nobody in the new one, rather than for somebody else.
+    /// For a shard that takes the place of one that panicked: with another seed, which is another key, so that a handle
+    /// that the old engine gave out stands for nobody in the new one, rather than for somebody else.
     #[must_use]
     pub fn for_successor(mut self) -> Self {
-        // Another seed is another key: no handle of the old engine means anything to the new one.
         self.engine.seed = self.engine.seed.wrapping_add(0x9e37_79b9);
         self
     }
@@ -174,7 +173,7 @@ impl Shard {
         }
     }
 
-    /// Takes a turn. What it makes is `queue`, and counted in the shared totals before anybody can see an answer.
+    /// Takes a turn. What it makes is put into `queue`, and counted in the shared totals before anybody can see an answer.
     pub fn turn(&mut self, now: Now, queue: &mut PublishQueue) -> Next {
         if queue.is_full() {
             return Next::Blocked;
@@ -233,7 +232,11 @@ impl Shard {
     /// After the process stood still, heartbeats may be waiting unread behind what is due: nobody is to blame.
     fn note_lateness(&mut self, now: Tick) {
         let late_ms = self.due.map_or(0, |due| now.since(due));
-        if late_ms >= CLOCK_STALLED_MS && self.engine.counts().total > 0 {
+        let someone_would_go = || {
+            let counts = self.engine.counts();
+            counts.total > 0 || counts.filters > 0
+        };
+        if late_ms >= CLOCK_STALLED_MS && someone_would_go() {
             info!(shard = self.number, late_ms, "woke late; nobody goes stale for as long");
             self.feed(now, &EngineOp::ClockStalled(late_ms));
         }
@@ -470,6 +473,32 @@ mod tests {
         }
         desk.shard.turn(now, &mut desk.queue);
         assert_eq!((desk.shard.engine().counts().total, desk.shard.engine().counts().stale), (1, 1));
+    }
+
+    #[test]
+    fn a_filter_that_is_followed_outlasts_a_late_turn() {
+        let mut desk = Desk::new(ShardSettings {
+            engine: Settings::default(),
+            wire: Arc::default(),
+            recorder: None,
+            turn: TurnLimits::default(),
+        });
+        // Nobody watches it, or this is in vain.
+        let scene = proto::SceneConfig { name: "Main".into(), duration_ms: 1_000, ..Default::default() };
+        let idle_timeout_ms = Some(3_600_000);
+        let config = Some(proto::OrchestratorConfig { scenes: vec![scene], idle_timeout_ms, ..Default::default() });
+        let start = orchestrator_command::Command::Start(proto::Start { stream_id: "show".into(), config });
+        let message = proto::OrchestratorCommand { command: Some(start), ..Default::default() };
+        assert_eq!(desk.ask(Body::Command(message.encode_to_vec().into())).code(), Code::Ok);
+        let follow = proto::Follow { stream_id: "show".into(), filter: None };
+        let lease_ms = desk.subscribe(subscription_command::Command::Follow(follow)).lease_ms;
+
+        let late = Now { tick: NOW.tick.after(lease_ms + 1_000), wall_ms: NOW.wall_ms + lease_ms + 1_000 };
+        desk.shard.turn(late, &mut desk.queue);
+        assert_eq!(desk.shard.engine().counts().filters, 1, "who repeats it may be waiting unread");
+        let later = Now { tick: late.tick.after(1_000), wall_ms: late.wall_ms + 1_000 };
+        desk.shard.turn(later, &mut desk.queue);
+        assert_eq!(desk.shard.engine().counts().filters, 0);
     }
 
     #[test]
