@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metrics::gauge;
+use metrics::{counter, gauge};
 use tokio::{sync::watch, task::JoinHandle as Task};
 use tracing::{info, warn};
 
@@ -152,7 +152,7 @@ impl Service {
             totals: Arc::new(Totals::new(shards)),
             health: Arc::default(),
             not_subscribed: Arc::default(),
-            others: Arc::new(Others::new()),
+            others: Arc::new(Others::new(presence_interval.is_some())),
             presence: None,
         };
         let clock = Clock::new();
@@ -229,6 +229,9 @@ impl Service {
         if let Some(other) = self.others.earlier() {
             return Err(format!("{other} serves the same subjects, and was there before"));
         }
+        if self.others.is_listening() {
+            return Err("not known yet whether another instance serves the same subjects".to_owned());
+        }
         Ok(())
     }
 
@@ -238,7 +241,7 @@ impl Service {
         self.totals.sum()
     }
 
-    /// Sets the gauges, before somebody reads them.
+    /// Sets the gauges, and what is counted elsewhere, before somebody reads them.
     #[allow(clippy::cast_precision_loss, reason = "gauges are floats")]
     pub fn record_gauges(&self) {
         let counts = self.counts();
@@ -259,6 +262,8 @@ impl Service {
         ] {
             gauge!(name).set(value as f64);
         }
+        let denied = self.transports.iter().map(|transport| transport.denied().borrow().refused).sum();
+        counter!("orchestrator_publish_denied_total").absolute(denied);
         for shard in 0..self.router.shards() {
             let waiting = self.router.mailbox(shard).len() as f64;
             gauge!("orchestrator_mailbox_messages", "shard" => shard.to_string()).set(waiting);

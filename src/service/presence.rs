@@ -2,13 +2,16 @@
 //!
 //! Requests go to any member of the queue group, so two instances without a common store would each know half of the
 //! streams. Each announces itself, at its start, when it hears of another, and every few seconds; the later one is not
-//! ready for as long as it hears an earlier one. What a stranger announces can cost no more than that, and is forgotten
-//! when it stops.
+//! ready for as long as it hears an earlier one, nor before it has listened for a moment. What a stranger announces can
+//! cost no more than that, and is forgotten when it stops.
 
 use std::{
     collections::VecDeque,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -20,7 +23,7 @@ use tracing::{debug, error, info, warn};
 use super::log_limit::LogLimit;
 use crate::{
     shard::thread::Phase,
-    transport::{Outgoing, Subscription, Transport, TransportError},
+    transport::{Message, Outgoing, Subscription, Transport, TransportError},
     wire::{presence, proto, subject},
 };
 
@@ -30,8 +33,10 @@ const MAX_OTHERS: usize = 16;
 const SILENT_INTERVALS: u32 = 3;
 /// How soon a broker that refuses announcements is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(600);
-/// How often another's announcement may be answered with one.
-const ANSWER_INTERVAL: Duration = Duration::from_secs(1);
+/// How often others' announcements are answered with one, which is for all of them.
+const ANSWER_INTERVAL: Duration = Duration::from_millis(100);
+/// For how long a service that begins listens for those that were there before, once it is connected.
+const LISTEN: Duration = Duration::from_millis(300);
 
 /// Another instance, as it has announced itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,11 +60,13 @@ pub(super) struct Others {
     own: proto::Presence,
     /// At most [`MAX_OTHERS`].
     earlier: Mutex<Vec<Other>>,
+    /// Whether those that are there may not all have been heard of.
+    is_listening: AtomicBool,
 }
 
 impl Others {
-    /// An instance that begins now, and knows of none.
-    pub(super) fn new() -> Self {
+    /// An instance that begins now, and knows of none; whether it will have to listen for others first.
+    pub(super) fn new(listens: bool) -> Self {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let own = proto::Presence {
             instance: uuid::Uuid::new_v4().simple().to_string(),
@@ -67,7 +74,16 @@ impl Others {
             name: own_name(),
             leaving: false,
         };
-        Self { own, earlier: Mutex::default() }
+        Self { own, earlier: Mutex::default(), is_listening: AtomicBool::new(listens) }
+    }
+
+    /// Whether it is too early to say that there is no other.
+    pub(super) fn is_listening(&self) -> bool {
+        self.is_listening.load(Ordering::Acquire)
+    }
+
+    fn has_listened(&self) {
+        self.is_listening.store(false, Ordering::Release);
     }
 
     /// This one's id.
@@ -78,6 +94,15 @@ impl Others {
     /// The earliest of those that were there before.
     pub(super) fn earlier(&self) -> Option<Other> {
         self.lock().iter().min_by(|a, b| (a.started_at_ms, &a.instance).cmp(&(b.started_at_ms, &b.instance))).cloned()
+    }
+
+    /// Notes what came on the subject of announcements. True if it is news to whoever sent it that this one is here.
+    fn hear(&self, message: &Message) -> bool {
+        let Some(presence) = presence::read(&message.subject, &message.payload) else {
+            counter!("orchestrator_dropped_total", "reason" => "bad_presence").increment(1);
+            return false;
+        };
+        self.observe(presence, Instant::now())
     }
 
     /// Notes what another instance says. True if it is news to that one that this one is here.
@@ -138,7 +163,8 @@ pub(super) async fn announce(
     let told = LogLimit::default();
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut answered = Instant::now();
+    let mut answers = Answers::default();
+    let mut listen = Box::pin(tokio::time::sleep(LISTEN));
     loop {
         let mut on_time = false;
         tokio::select! {
@@ -155,47 +181,86 @@ pub(super) async fn announce(
             // At once, for whoever came while the connection was away.
             changed = connection.changed() => match changed {
                 Ok(()) => {
-                    let connected = connection.borrow_and_update().connected;
-                    if connected {
+                    if connection.borrow_and_update().connected {
                         announcer.say(false).await;
+                        listen.as_mut().reset(Instant::now() + LISTEN);
                     }
                 }
                 Err(_) => return,
             },
+            () = &mut listen, if others.is_listening() => {
+                if connection.borrow().connected {
+                    others.has_listened();
+                }
+                listen.as_mut().reset(Instant::now() + LISTEN);
+            }
+            () = answers.due() => {
+                answers.give(Instant::now());
+                announcer.say(false).await;
+            }
             message = next(&mut subscription) => match message {
                 None => subscription = None,
-                Some(message) => match presence::read(&message.subject, &message.payload) {
-                    None => counter!("orchestrator_dropped_total", "reason" => "bad_presence").increment(1),
-                    Some(presence) => {
-                        if others.observe(presence, Instant::now()) && answered.elapsed() >= ANSWER_INTERVAL {
-                            answered = Instant::now();
-                            announcer.say(false).await;
-                        }
+                Some(message) => {
+                    if others.hear(&message) {
+                        answers.owe(Instant::now());
                     }
-                },
+                }
             },
         }
         // A tick that comes late means that this process stood still: what the others said meanwhile is not read yet.
         if on_time && others.forget_silent(interval * SILENT_INTERVALS, Instant::now()) {
             info!("the other instance is gone");
         }
-        if let Some(other) = others.earlier()
-            && told.is_due().is_some()
-        {
-            error!(%other, "another instance serves the same subjects; this one is not ready while it is there");
-        }
+        tell_earlier(&others, &told);
     }
     announcer.say(true).await;
+}
+
+fn tell_earlier(others: &Others, told: &LogLimit) {
+    if let Some(other) = others.earlier()
+        && told.is_due().is_some()
+    {
+        error!(%other, "another instance serves the same subjects; this one is not ready while it is there");
+    }
 }
 
 async fn stopped(phases: &mut watch::Receiver<Phase>) {
     let _ = phases.wait_for(|phase| *phase != Phase::Work).await;
 }
 
-async fn next(subscription: &mut Option<Subscription>) -> Option<crate::transport::Message> {
+async fn next(subscription: &mut Option<Subscription>) -> Option<Message> {
     match subscription {
         Some(subscription) => subscription.next().await,
         None => std::future::pending().await,
+    }
+}
+
+/// When to answer those who announce themselves: at once, and then not for a while. Nobody goes without an answer.
+#[derive(Debug, Default)]
+struct Answers {
+    owed: Option<Instant>,
+    given: Option<Instant>,
+}
+
+impl Answers {
+    fn owe(&mut self, now: Instant) {
+        let at = self.given.map_or(now, |given| now.max(given + ANSWER_INTERVAL));
+        self.owed.get_or_insert(at);
+    }
+
+    fn give(&mut self, now: Instant) {
+        (self.owed, self.given) = (None, Some(now));
+    }
+
+    /// Resolves when an answer is due; never while none is owed.
+    fn due(&self) -> impl Future<Output = ()> + use<> {
+        let owed = self.owed;
+        async move {
+            match owed {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        }
     }
 }
 
@@ -255,7 +320,7 @@ mod tests {
 
     fn others() -> Others {
         let own = proto::Presence { instance: "m".into(), started_at_ms: 1_000, ..Default::default() };
-        Others { own, earlier: Mutex::default() }
+        Others { own, earlier: Mutex::default(), is_listening: AtomicBool::new(false) }
     }
 
     #[test]
@@ -268,6 +333,24 @@ mod tests {
             others.observe(said(instance, started_at_ms, false), now);
             assert_eq!(others.earlier().is_some(), gives_way, "{instance} {started_at_ms}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_who_announce_themselves_are_answered_and_a_flood_now_and_then() {
+        let (mut answers, begun, mut given) = (Answers::default(), Instant::now(), 0);
+        for _ in 0..1_000 {
+            answers.owe(Instant::now());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            if answers.due().now_or_never().is_some() {
+                answers.give(Instant::now());
+                given += 1;
+            }
+        }
+        assert!((9..=11).contains(&given), "{given} answers in {:?}", begun.elapsed());
+        let last = Instant::now();
+        answers.owe(last);
+        answers.due().await;
+        assert!(last.elapsed() <= ANSWER_INTERVAL, "the last is answered too");
     }
 
     #[test]

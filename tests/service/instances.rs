@@ -18,6 +18,7 @@ use crate::{
 on_both_transports! {
     two_instances_share_the_messages_and_act_on_each_once,
     the_later_of_two_instances_waits_until_the_earlier_has_gone,
+    whoever_comes_later_is_at_no_moment_ready,
 }
 
 async fn two_instances_share_the_messages_and_act_on_each_once(world: Testbed) {
@@ -61,6 +62,24 @@ async fn the_later_of_two_instances_waits_until_the_earlier_has_gone(world: Test
     eventually("the second is ready", async || second.ready().is_ok()).await;
 }
 
+/// However long it is until the earlier one announces itself anew, and however soon one comes behind the other.
+async fn whoever_comes_later_is_at_no_moment_ready(world: Testbed) {
+    let settings = ServiceSettings { presence_interval: Some(Duration::from_secs(600)), ..settings() };
+    let first = world.service(settings.clone()).await;
+    let mut later = Vec::new();
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        later.push(world.service_in_outage(settings.clone()).await.0);
+        eventually("it has found the first", async || {
+            let readiness: Vec<_> = later.iter().map(Service::ready).collect();
+            assert!(readiness.iter().all(Result::is_err), "{readiness:?}");
+            readiness.iter().flat_map(|ready| ready.as_ref().err()).all(|reason| reason.contains(first.instance()))
+        })
+        .await;
+    }
+    assert_eq!(first.ready(), Ok(()));
+}
+
 /// A login with the contract's subjects and no more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_instance_that_may_not_announce_itself_is_ready_all_the_same() {
@@ -69,6 +88,7 @@ async fn an_instance_that_may_not_announce_itself_is_ready_all_the_same() {
     bus.deny(Operation::Subscribe, "orchestrator.i.*.presence");
     let settings = ServiceSettings { presence_interval: Some(Duration::from_millis(20)), ..settings() };
     let service = Service::start(settings, bus.connect(), vec![bus.connect()]).await.expect("it starts");
+    eventually("the service is ready", async || service.ready().is_ok()).await;
     for _ in 0..20 {
         assert_eq!(service.ready(), Ok(()));
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -81,6 +101,7 @@ async fn a_forged_presence_is_forgotten_when_it_is_not_repeated() {
     let bus = MemoryBus::new();
     let settings = ServiceSettings { presence_interval: Some(Duration::from_millis(200)), ..settings() };
     let service = Service::start(settings, bus.connect(), vec![bus.connect()]).await.expect("it starts");
+    eventually("the service is ready", async || service.ready().is_ok()).await;
     let stranger = bus.connect();
     let say = |instance: &str, payload: Vec<u8>| {
         let subject = format!("orchestrator.i.{instance}.presence").as_str().into();
