@@ -27,8 +27,11 @@ pub(super) const BATCH: usize = 64;
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
-/// When refusals may have been missed, all subscriptions are made again, but not more often than that.
-const REMAKE_INTERVAL: Duration = Duration::from_secs(10);
+/// When refusals may have been missed, all subscriptions are made again, but not more often than that; and each time half as
+/// often as before while none of them turns out to be refused. For where messages are refused in crowds, whoever has them
+/// refused should not have subscriptions made again all the time: what is on its way just then may be lost.
+const SHORTEST_REMAKE: Duration = Duration::from_secs(10);
+const LONGEST_REMAKE: Duration = Duration::from_secs(600);
 
 /// One subscription that somebody holds, or waits for.
 pub(super) struct Entry {
@@ -98,7 +101,9 @@ struct State {
     unnamed_seen: u64,
     /// Refusals may have been missed.
     missed: bool,
-    remade: Option<Instant>,
+    /// When all may be made again; at any time if nothing is said.
+    remake_at: Option<Instant>,
+    remake_pause: Duration,
 }
 
 /// Refusals that did not say of what.
@@ -124,7 +129,8 @@ impl Subscriptions {
             unnamed: Unnamed::default(),
             unnamed_seen: 0,
             missed: false,
-            remade: None,
+            remake_at: None,
+            remake_pause: SHORTEST_REMAKE,
         };
         Self { denied, state: Mutex::new(state), work: Notify::new() }
     }
@@ -190,6 +196,7 @@ impl Subscriptions {
     /// The server has refused `pattern`, or has taken it away.
     pub(super) fn refuse(&self, pattern: &str, queue: Option<&str>, reason: &str) {
         let mut state = self.lock();
+        state.remake_pause = SHORTEST_REMAKE;
         let all = state.by_pattern.get(pattern).map(Vec::as_slice).unwrap_or_default();
         let meant = all.iter().filter(|entry| queue.is_none() || entry.queue.as_deref() == queue).cloned();
         for entry in meant.collect::<Vec<_>>() {
@@ -203,6 +210,7 @@ impl Subscriptions {
     /// The server has refused a subscription and did not say which.
     pub(super) fn refuse_one(&self, reason: &str) {
         let mut state = self.lock();
+        state.remake_pause = SHORTEST_REMAKE;
         state.unnamed.count += 1;
         reason.clone_into(&mut state.unnamed.reason);
         drop(state);
@@ -226,7 +234,8 @@ impl Subscriptions {
     pub(super) fn reconnected(&self, now: Instant) {
         let mut state = self.lock();
         state.eager = state.retry.len();
-        (state.retry_at, state.pause, state.remade) = (now, SHORTEST_PAUSE, None);
+        (state.retry_at, state.pause) = (now, SHORTEST_PAUSE);
+        (state.remake_at, state.remake_pause) = (None, SHORTEST_REMAKE);
     }
 
     /// What to make now, at most [`BATCH`].
@@ -266,7 +275,7 @@ impl Subscriptions {
     pub(super) fn next_due(&self) -> Option<Instant> {
         let state = self.lock();
         let retry = (!state.retry.is_empty()).then_some(state.retry_at);
-        let remake = state.may_remake_at().filter(|_| state.wants_remake());
+        let remake = state.remake_at.filter(|_| state.wants_remake());
         retry.into_iter().chain(remake).min()
     }
 
@@ -404,11 +413,6 @@ impl State {
         self.missed || self.unnamed.count != self.unnamed_seen
     }
 
-    /// `None`: at once.
-    fn may_remake_at(&self) -> Option<Instant> {
-        self.remade.map(|remade| remade + REMAKE_INTERVAL)
-    }
-
     /// Tries this one again in its turn.
     fn retry_later(&mut self, entry: Arc<Entry>) {
         if !self.retry.iter().any(|other| Arc::ptr_eq(other, &entry)) {
@@ -419,13 +423,15 @@ impl State {
     /// Makes all subscriptions again if it is not known which of them the server has.
     ///
     /// When there are more than it takes, they are given up first, and made in their order, so that the oldest stay.
-    /// Otherwise each new one is there before the old one goes: what comes just then may be read twice, but is not lost.
+    /// Otherwise each new one is there before the old one goes: what comes just then may be read twice, or, in a queue group,
+    /// out of order, and what is on its way to the old one when it goes is lost.
     fn plan_remake(&mut self, now: Instant) {
-        if !self.wants_remake() || self.may_remake_at().is_some_and(|at| now < at) {
+        if !self.wants_remake() || self.remake_at.is_some_and(|at| now < at) {
             return;
         }
         let too_many = self.unnamed.count != self.unnamed_seen;
-        (self.missed, self.unnamed_seen, self.remade) = (false, self.unnamed.count, Some(now));
+        (self.missed, self.unnamed_seen, self.remake_at) = (false, self.unnamed.count, Some(now + self.remake_pause));
+        self.remake_pause = (2 * self.remake_pause).min(LONGEST_REMAKE);
         let mut live: Vec<Arc<Entry>> =
             self.by_pattern.values().flatten().filter(|entry| entry.source.is_live()).cloned().collect();
         live.sort_by_key(|entry| (!entry.is_inbox, entry.number));
@@ -500,5 +506,29 @@ impl Drop for NatsSubscription {
     fn drop(&mut self) {
         self.subscriptions.leave(&self.entry);
         self.entry.source.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn while_nothing_is_found_missing_subscriptions_are_made_again_seldom() {
+        let subscriptions = Subscriptions::new(Arc::default());
+        let begun = Instant::now();
+        let remakes = |from_s: u64, until_s: u64| {
+            let is_remade = |second: &u64| {
+                subscriptions.may_have_missed();
+                subscriptions.next_batch(begun + Duration::from_secs(*second));
+                !subscriptions.lock().missed
+            };
+            (from_s..until_s).filter(is_remade).collect::<Vec<u64>>()
+        };
+        assert_eq!(remakes(0, 2_500), [0, 10, 30, 70, 150, 310, 630, 1_230, 1_830, 2_430]);
+        subscriptions.refuse("stream.>", None, "as a test asked for");
+        assert_eq!(remakes(2_500, 3_100), [3_030, 3_040, 3_060]);
+        subscriptions.reconnected(begun);
+        assert_eq!(remakes(3_100, 3_120), [3_100, 3_110]);
     }
 }
