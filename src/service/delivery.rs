@@ -163,13 +163,20 @@ impl Delivery {
     /// The barrier is done, on a connection that is `now` this. A barrier speaks for its own connection: if that is not
     /// the one published on, it says nothing of what was published, and [`Delivery::connection_is`] will find out.
     pub fn barrier_passed(&mut self, now: Connection, queue: &mut PublishQueue) {
-        self.barrier_passed_but(now, queue, |_| false);
+        self.barrier_passed_but(now, queue, false, |_| false);
     }
 
-    /// As [`Delivery::barrier_passed`], but messages to subjects that are `refused` have not gone anywhere.
-    pub fn barrier_passed_but(&mut self, now: Connection, queue: &mut PublishQueue, refused: impl Fn(&str) -> bool) {
+    /// As [`Delivery::barrier_passed`], but messages to subjects that are `refused` have not gone anywhere, and of the
+    /// others that is not known if they are in doubt.
+    pub fn barrier_passed_but(
+        &mut self,
+        now: Connection,
+        queue: &mut PublishQueue,
+        in_doubt: bool,
+        refused: impl Fn(&str) -> bool,
+    ) {
         if let Some(until) = self.barrier.take().filter(|_| now == self.connection) {
-            queue.confirm_but(until, |subject| refused(subject) || self.refused_before.contains(subject));
+            queue.confirm_but(until, in_doubt, |subject| refused(subject) || self.refused_before.contains(subject));
         }
         self.refused_before.clear();
     }

@@ -121,8 +121,6 @@ pub(super) async fn publish(outlet: Rc<Outlet>, transport: Arc<dyn Transport>, t
 #[derive(Debug)]
 struct Refusals {
     denied: watch::Receiver<Denied>,
-    /// How many refusals were counted.
-    counted: u64,
     /// How often refusals may have been missed or forgotten, as was known at the last barrier and at the one before.
     missed: [u64; 2],
     /// When to try again what is held.
@@ -132,8 +130,8 @@ struct Refusals {
 impl Refusals {
     fn of(transport: &dyn Transport) -> Self {
         let denied = transport.denied();
-        let (counted, missed) = (denied.borrow().refused, denied.borrow().missed);
-        Self { denied, counted, missed: [missed; 2], retry_at: None }
+        let missed = denied.borrow().missed;
+        Self { denied, missed: [missed; 2], retry_at: None }
     }
 
     /// Tries what is held again when it is time, or when nothing is refused any more.
@@ -166,12 +164,7 @@ impl Refusals {
         // A message may have been refused before the last barrier that is behind the barrier only now.
         let missed = self.missed[0] != denied.missed;
         self.missed = [self.missed[1], denied.missed];
-        let refused = denied.refused.saturating_sub(self.counted);
-        self.counted = denied.refused;
-        if refused > 0 {
-            counter!("orchestrator_publish_denied_total").increment(refused);
-        }
-        delivery.barrier_passed_but(now, queue, |subject| missed || denied.publish.contains(subject));
+        delivery.barrier_passed_but(now, queue, missed, |subject| denied.publish.contains(subject));
     }
 }
 

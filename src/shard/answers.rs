@@ -18,8 +18,8 @@ const ENTRY_BYTES: usize = 96;
 struct Answer {
     to: Subject,
     payload: Bytes,
-    /// How many changes were ever owed before it. It leaves behind the last of them.
-    changes_before: u64,
+    /// How many changes must have gone before it, as the queue counts them. It leaves behind the last of them.
+    changes_before: i64,
 }
 
 impl Answer {
@@ -61,7 +61,7 @@ impl Answers {
         self.bytes >= self.max_bytes / 2
     }
 
-    pub(super) fn push(&mut self, to: &Subject, payload: Bytes, changes_before: u64) {
+    pub(super) fn push(&mut self, to: &Subject, payload: Bytes, changes_before: i64) {
         let fits = payload.len() <= SHORT_BYTES || self.bytes + payload.len() <= self.max_bytes / 4 * 3;
         let payload = if fits {
             payload
@@ -82,20 +82,20 @@ impl Answers {
     }
 
     /// Whether one may leave that is within the share.
-    pub(super) fn has_share(&self, handed_over: u64) -> bool {
-        self.credit > 0 && self.is_due(handed_over)
+    pub(super) fn has_share(&self, gone: i64) -> bool {
+        self.credit > 0 && self.is_due(gone)
     }
 
     /// The next, out of the share.
-    pub(super) fn pop_of_share(&mut self, handed_over: u64) -> Option<(Subject, Bytes)> {
-        let (to, payload) = self.pop(handed_over)?;
+    pub(super) fn pop_of_share(&mut self, gone: i64) -> Option<(Subject, Bytes)> {
+        let (to, payload) = self.pop(gone)?;
         self.credit = self.credit.saturating_sub_unsigned(payload.len());
         Some((to, payload))
     }
 
-    /// The next, if the changes before it were handed over.
-    pub(super) fn pop(&mut self, handed_over: u64) -> Option<(Subject, Bytes)> {
-        if !self.is_due(handed_over) {
+    /// The next, if the changes before it have gone.
+    pub(super) fn pop(&mut self, gone: i64) -> Option<(Subject, Bytes)> {
+        if !self.is_due(gone) {
             return None;
         }
         let answer = self.queue.pop_front()?;
@@ -103,12 +103,12 @@ impl Answers {
         Some((answer.to, answer.payload))
     }
 
-    fn is_due(&self, handed_over: u64) -> bool {
-        self.queue.front().is_some_and(|answer| answer.changes_before <= handed_over)
+    fn is_due(&self, gone: i64) -> bool {
+        self.queue.front().is_some_and(|answer| answer.changes_before <= gone)
     }
 
-    /// Asserts what must hold, when so many changes were ever owed.
-    pub(super) fn check(&self, changes: u64) {
+    /// Asserts what must hold, when so many changes have gone once all that wait have.
+    pub(super) fn check(&self, changes: i64) {
         assert_eq!(self.bytes, self.queue.iter().map(Answer::bytes).sum::<usize>(), "bytes of answers");
         let before = self.queue.iter().map(|answer| answer.changes_before);
         assert!(before.clone().is_sorted() && before.last().is_none_or(|last| last <= changes), "answers' changes");

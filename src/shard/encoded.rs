@@ -3,13 +3,16 @@
 use bytes::Bytes;
 
 use super::filtered::Filtered;
-use crate::wire::subject::Subject;
+use crate::wire::subject::{self, Subject};
+
+/// A stream: the engine's slot for it, which may have been another's and may be another's after it, and its epoch.
+pub(super) type StreamKey = (u32, u64);
 
 /// An encoded update.
 #[derive(Clone, Debug)]
 pub(super) struct Encoded {
-    /// The engine's, of the stream.
-    pub slot: u32,
+    /// Of which stream.
+    pub stream: StreamKey,
     /// None when only feeds are published.
     pub subject: Option<Subject>,
     /// Whether it goes into the feed.
@@ -22,6 +25,8 @@ pub(super) struct Encoded {
     pub payload: Bytes,
     /// Of changes: grows from each to the next.
     pub number: u64,
+    /// Of changes: how often in a row it may have been refused.
+    pub doubts: u8,
 }
 
 impl Encoded {
@@ -40,6 +45,19 @@ impl Encoded {
     /// The same for those alone.
     pub(super) fn for_followers(&self, filtered: Option<Box<Filtered>>) -> Self {
         Self { subject: None, in_feed: false, filtered, payload: self.payload.clone(), ..*self }
+    }
+
+    /// What of it goes to subjects of which that is so, and the rest.
+    pub(super) fn split(mut self, is_so: impl Fn(&str) -> bool) -> [Option<Self>; 2] {
+        let apart = Self {
+            subject: self.subject.take_if(|subject| is_so(subject)),
+            in_feed: self.in_feed && is_so(&subject::feed(self.partition)),
+            filtered: Filtered::split_where(&mut self.filtered, is_so),
+            payload: self.payload.clone(),
+            ..self
+        };
+        self.in_feed &= !apart.in_feed;
+        [apart, self].map(|part| Some(part).filter(|part| part.is_for_all() || part.filtered.is_some()))
     }
 
     /// What it takes, bytes.

@@ -8,7 +8,7 @@ use std::{
 use bytes::BytesMut;
 use metrics::counter;
 
-use super::encoded::Encoded;
+use super::encoded::{Encoded, StreamKey};
 use crate::{
     engine::StateUpdate,
     wire::subject::{self, Subject},
@@ -44,11 +44,10 @@ impl Filtered {
         })
     }
 
-    /// An update of this stream takes the place of another, which is told to nobody any more: who was to have that has
-    /// this one. Unless that was of another stream: what a shard that starts again has not handed over is of streams that
-    /// are no more, and their slots are others'.
-    pub(super) fn take_over(this: &mut Option<Box<Self>>, stream_id: &str, other: Option<Box<Self>>) {
-        let Some(other) = other.filter(|other| *other.stream_id == *stream_id) else { return };
+    /// An update takes the place of another of its stream, which is told to nobody any more: who was to have that has
+    /// this one.
+    pub(super) fn take_over(this: &mut Option<Box<Self>>, other: Option<Box<Self>>) {
+        let Some(other) = other else { return };
         match this {
             None => *this = Some(other),
             Some(this) => {
@@ -72,11 +71,10 @@ impl Filtered {
         (!out.is_empty()).then(|| Box::new(Self { stream_id, tokens: out }))
     }
 
-    /// Keeps those whose subject is one of these.
-    pub(super) fn keep(this: &mut Option<Box<Self>>, is_one: impl Fn(&str) -> bool) {
-        let Some(all) = this else { return };
-        let stream_id = Arc::clone(&all.stream_id);
-        Self::split_off(this, |token| !is_one(&subject::filtered(&stream_id, token)));
+    /// The same by their subjects.
+    pub(super) fn split_where(this: &mut Option<Box<Self>>, is_so: impl Fn(&str) -> bool) -> Option<Box<Self>> {
+        let stream_id = Arc::clone(&this.as_ref()?.stream_id);
+        Self::split_off(this, |token| is_so(&subject::filtered(&stream_id, token)))
     }
 }
 
@@ -87,8 +85,8 @@ pub(super) struct HeldFiltered {
     changes: VecDeque<Encoded>,
     /// Invariant: bytes in `changes`.
     bytes: usize,
-    /// How many there are of each slot and token.
-    counts: BTreeMap<(u32, u64), usize>,
+    /// How many there are of each stream and token.
+    counts: BTreeMap<(StreamKey, u64), usize>,
     max: usize,
     max_bytes: usize,
 }
@@ -108,15 +106,15 @@ impl HeldFiltered {
         if self.counts.is_empty() {
             return None;
         }
-        let slot = update.slot;
-        Filtered::split_off(&mut update.filtered, |token| self.counts.contains_key(&(slot, token)))
+        let stream = update.stream;
+        Filtered::split_off(&mut update.filtered, |token| self.counts.contains_key(&(stream, token)))
     }
 
     /// Keeps a change.
     pub(super) fn hold(&mut self, change: Encoded) {
         self.bytes += change.bytes();
         for token in change.tokens() {
-            *self.counts.entry((change.slot, *token)).or_default() += 1;
+            *self.counts.entry((change.stream, *token)).or_default() += 1;
         }
         self.changes.push_back(change);
         while self.changes.len() > self.max || self.bytes > self.max_bytes {
@@ -142,7 +140,7 @@ impl HeldFiltered {
         counter!("orchestrator_dropped_total", "reason" => "denied").increment(1);
         self.bytes -= oldest.bytes();
         for token in oldest.tokens() {
-            if let Entry::Occupied(mut count) = self.counts.entry((oldest.slot, *token)) {
+            if let Entry::Occupied(mut count) = self.counts.entry((oldest.stream, *token)) {
                 *count.get_mut() -= 1;
                 if *count.get() == 0 {
                     count.remove();
@@ -154,10 +152,10 @@ impl HeldFiltered {
     /// Asserts what must hold.
     pub(super) fn check(&self) {
         assert_eq!(self.bytes, self.changes.iter().map(Encoded::bytes).sum::<usize>(), "bytes held for followers");
-        let mut counts: BTreeMap<(u32, u64), usize> = BTreeMap::new();
+        let mut counts: BTreeMap<(StreamKey, u64), usize> = BTreeMap::new();
         for change in &self.changes {
             assert!(!change.is_for_all(), "{change:?} is held for followers alone");
-            change.tokens().iter().for_each(|token| *counts.entry((change.slot, *token)).or_default() += 1);
+            change.tokens().iter().for_each(|token| *counts.entry((change.stream, *token)).or_default() += 1);
         }
         assert_eq!(self.counts, counts, "held changes of each filter");
     }

@@ -36,7 +36,7 @@ use super::{
     answers::Answers,
     batches::Batches,
     clock::Now,
-    encoded::Encoded,
+    encoded::{Encoded, StreamKey},
     filtered::{Filtered, HeldFiltered},
 };
 use crate::{
@@ -49,6 +49,10 @@ use crate::{
 
 /// What a broker takes unless it is told otherwise, bytes: what is reckoned with before there is a connection.
 pub const DEFAULT_MAX_PAYLOAD: usize = 1 << 20;
+
+/// How often in a row a change that may have been refused goes again at once. Beyond it, it waits as what was refused
+/// does, so that a broker that refuses all the time is not told the same all the time.
+const MAX_DOUBTS: u8 = 8;
 
 /// Which subjects carry the updates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -210,18 +214,19 @@ pub struct PublishQueue {
     held_bytes: usize,
     /// The same for those alone who follow filters. They hold up nobody else.
     held_filtered: HeldFiltered,
-    /// By the engine's slot. Invariant: those with a turn or changes, held ones too.
-    places: HashMap<u32, PendingStream, FixedState>,
-    /// The slots that have a turn for their tick, each once, in the order in which they got it.
-    order: VecDeque<u32>,
+    /// Invariant: those with a turn or changes, held ones too.
+    places: HashMap<StreamKey, PendingStream, FixedState>,
+    /// The streams that have a turn for their tick, each once, in the order in which they got it.
+    order: VecDeque<StreamKey>,
     /// How many ticks there are.
     waiting: usize,
     /// Changes handed over, which the broker is not known to have.
     unconfirmed: VecDeque<Encoded>,
     /// How many were ever handed over. The first of `unconfirmed` has the number `handed_over - unconfirmed.len()`.
     handed_over: u64,
-    /// How many changes have left `changes` and not come back.
-    gone: u64,
+    /// How many changes have left `changes` and not come back. Below 0 where more came back than left: what is held for
+    /// filters alone left with the change that it is of.
+    gone: i64,
     /// How many changes were ever owed.
     numbered: u64,
     /// Invariant: bytes in `changes` and `unconfirmed`.
@@ -334,18 +339,19 @@ impl PublishQueue {
     /// Owes an update.
     pub fn update(&mut self, update: &StateUpdate, now: Now) {
         let mut encoded = self.encode(update, now);
-        let place = self.places.entry(update.slot).or_default();
+        let stream = encoded.stream;
+        let place = self.places.entry(stream).or_default();
         let before = place.tick.take();
         let superseded = before.is_some();
         if let Some(before) = before {
             self.waiting -= 1;
-            Filtered::take_over(&mut encoded.filtered, &update.stream_id, before.filtered);
+            Filtered::take_over(&mut encoded.filtered, before.filtered);
         }
         if update.is_replaceable() {
             place.tick = Some(encoded);
             self.waiting += 1;
             if place.changes + place.held == 0 && !std::mem::replace(&mut place.has_turn, true) {
-                self.order.push_back(update.slot);
+                self.order.push_back(stream);
             }
         } else {
             place.changes += 1;
@@ -360,7 +366,7 @@ impl PublishQueue {
     /// Where too many wait, a large one is replaced by a short refusal, `UNAVAILABLE`; the last quarter of the room is for
     /// short ones, so that whoever asks for lists takes nobody's answer to a command.
     pub fn reply(&mut self, to: &Subject, payload: Bytes) {
-        let changes_before = self.gone + self.changes.len() as u64;
+        let changes_before = self.gone + self.changes.len() as i64;
         self.answers.push(to, payload, changes_before);
     }
 
@@ -455,7 +461,7 @@ impl PublishQueue {
     /// Whether there is a change to hand over. Those of a stream with held ones go behind these.
     fn change_waits(&mut self) -> bool {
         while let Some(next) = self.changes.front() {
-            let is_free = self.held.is_empty() || self.places.get(&next.slot).is_none_or(|place| place.held == 0);
+            let is_free = self.held.is_empty() || self.places.get(&next.stream).is_none_or(|place| place.held == 0);
             // What is for followers alone waits for nothing that is for all.
             if is_free || !next.is_for_all() {
                 return true;
@@ -463,7 +469,7 @@ impl PublishQueue {
             let Some(change) = self.changes.pop_front() else { break };
             self.gone += 1;
             self.change_bytes -= change.bytes();
-            self.change_goes(change.slot);
+            self.change_goes(change.stream);
             self.hold(change);
         }
         false
@@ -473,7 +479,7 @@ impl PublishQueue {
     fn next_change(&mut self) -> Option<Encoded> {
         let mut change = self.changes.pop_front()?;
         self.gone += 1;
-        self.change_goes(change.slot);
+        self.change_goes(change.stream);
         let bytes = change.bytes();
         if let Some(behind) = self.held_filtered.take_out(&mut change) {
             self.change_bytes -= bytes - change.bytes();
@@ -487,8 +493,8 @@ impl PublishQueue {
     /// The next tick of a stream without changes here.
     fn next_tick(&mut self) -> Option<Encoded> {
         loop {
-            let slot = self.order.pop_front()?;
-            let Entry::Occupied(mut place) = self.places.entry(slot) else { continue };
+            let stream = self.order.pop_front()?;
+            let Entry::Occupied(mut place) = self.places.entry(stream) else { continue };
             if place.get().changes + place.get().held > 0 {
                 // It gets another turn behind the last of them.
                 place.get_mut().has_turn = false;
@@ -502,22 +508,22 @@ impl PublishQueue {
     }
 
     /// One of a stream's changes goes; with the last, its tick may.
-    fn change_goes(&mut self, slot: u32) {
-        let Entry::Occupied(mut entry) = self.places.entry(slot) else { return };
+    fn change_goes(&mut self, stream: StreamKey) {
+        let Entry::Occupied(mut entry) = self.places.entry(stream) else { return };
         entry.get_mut().changes -= 1;
-        self.tick_may_go(slot);
+        self.tick_may_go(stream);
     }
 
     /// With the last of its changes gone, a stream's tick gets a turn; what waits for nothing has no place.
-    fn tick_may_go(&mut self, slot: u32) {
-        let Entry::Occupied(mut entry) = self.places.entry(slot) else { return };
+    fn tick_may_go(&mut self, stream: StreamKey) {
+        let Entry::Occupied(mut entry) = self.places.entry(stream) else { return };
         let place = entry.get_mut();
         if place.changes + place.held > 0 || place.has_turn {
             return;
         }
         if place.tick.is_some() {
             place.has_turn = true;
-            self.order.push_back(slot);
+            self.order.push_back(stream);
         } else {
             entry.remove();
         }
@@ -557,30 +563,38 @@ impl PublishQueue {
 
     /// The broker has the changes that had been handed over when [`PublishQueue::handed_over`] was `until`.
     pub fn confirm(&mut self, until: u64) {
-        self.confirm_but(until, |_| false);
+        self.confirm_but(until, false, |_| false);
     }
 
     /// As [`PublishQueue::confirm`], but for messages whose subject was `refused`: their changes are held until
-    /// [`PublishQueue::release_held`], and go to that subject alone then.
-    pub fn confirm_but(&mut self, until: u64, refused: impl Fn(&str) -> bool) {
+    /// [`PublishQueue::release_held`], and go to that subject alone then. If the others are in doubt, since refusals may
+    /// have been missed, they go again at once, before everything else, but not for ever. So they hold up
+    /// nobody, whoever it was that was refused.
+    pub fn confirm_but(&mut self, until: u64, in_doubt: bool, refused: impl Fn(&str) -> bool) {
         let first = self.handed_over - self.unconfirmed.len() as u64;
+        let mut again = Vec::new();
         for _ in first..until {
-            let Some(mut change) = self.unconfirmed.pop_front() else { return };
+            let Some(change) = self.unconfirmed.pop_front() else { break };
             self.change_bytes -= change.bytes();
-            change.subject = change.subject.filter(|subject| refused(subject));
-            change.in_feed = change.in_feed && refused(&subject::feed(change.partition));
-            Filtered::keep(&mut change.filtered, &refused);
-            if change.is_for_all() {
-                self.hold(change);
-            } else if change.filtered.is_some() {
-                self.held_filtered.hold(change);
+            let [held, rest] = change.split(&refused);
+            held.into_iter().for_each(|change| self.hold_part(change));
+            match rest.filter(|_| in_doubt) {
+                Some(change) if change.doubts == MAX_DOUBTS => self.hold_part(Encoded { doubts: 0, ..change }),
+                Some(change) => again.push(Encoded { doubts: change.doubts + 1, ..change }),
+                None => {}
             }
         }
+        self.change_bytes += again.iter().map(Encoded::bytes).sum::<usize>();
+        self.put_back(again);
+    }
+
+    fn hold_part(&mut self, change: Encoded) {
+        if change.is_for_all() { self.hold(change) } else { self.held_filtered.hold(change) }
     }
 
     fn hold(&mut self, change: Encoded) {
         self.held_bytes += change.bytes();
-        self.places.entry(change.slot).or_default().held += 1;
+        self.places.entry(change.stream).or_default().held += 1;
         self.held.push_back(change);
         while self.held.len() > self.limits.max_held || self.held_bytes > self.limits.max_held_bytes {
             self.give_up_oldest_held();
@@ -591,10 +605,10 @@ impl PublishQueue {
         let Some(oldest) = self.held.pop_front() else { return };
         counter!("orchestrator_dropped_total", "reason" => "denied").increment(1);
         self.held_bytes -= oldest.bytes();
-        if let Some(place) = self.places.get_mut(&oldest.slot) {
+        if let Some(place) = self.places.get_mut(&oldest.stream) {
             place.held -= 1;
         }
-        self.tick_may_go(oldest.slot);
+        self.tick_may_go(oldest.stream);
     }
 
     /// Gives up what is held: there is no time to wait for permission.
@@ -616,7 +630,7 @@ impl PublishQueue {
         let mut held = Vec::from(std::mem::take(&mut self.held));
         self.held_bytes = 0;
         for change in &held {
-            self.places.entry(change.slot).or_default().held -= 1;
+            self.places.entry(change.stream).or_default().held -= 1;
         }
         held.extend(self.held_filtered.take());
         self.change_bytes += held.iter().map(Encoded::bytes).sum::<usize>();
@@ -628,7 +642,7 @@ impl PublishQueue {
         changes.sort_unstable_by_key(|change| change.number);
         for change in changes.into_iter().rev() {
             self.gone -= 1;
-            self.places.entry(change.slot).or_default().changes += 1;
+            self.places.entry(change.stream).or_default().changes += 1;
             self.changes.push_front(change);
         }
     }
@@ -654,8 +668,8 @@ impl PublishQueue {
         assert_eq!(self.change_bytes, change_bytes, "bytes of changes");
         assert_eq!(self.waiting, self.places.values().filter(|place| place.tick.is_some()).count(), "ticks waiting");
         let turns = self.places.values().filter(|place| place.has_turn).count();
-        assert_eq!(turns, self.order.len(), "each slot has one turn");
-        assert!(self.order.iter().all(|slot| self.places[slot].has_turn), "a turn is a slot's");
+        assert_eq!(turns, self.order.len(), "each stream has one turn");
+        assert!(self.order.iter().all(|stream| self.places[stream].has_turn), "a turn is a stream's");
         let waits = |place: &PendingStream| place.has_turn || place.changes + place.held > 0;
         assert!(self.places.values().all(waits), "a place waits for something");
         let held_bytes: usize = self.held.iter().map(Encoded::bytes).sum();
@@ -663,13 +677,17 @@ impl PublishQueue {
         let held: usize = self.places.values().map(|place| place.held).sum();
         assert_eq!(held, self.held.len(), "held changes of all streams");
         self.held_filtered.check();
-        let mut changes: HashMap<u32, usize, FixedState> = HashMap::default();
+        let mut changes: HashMap<StreamKey, usize, FixedState> = HashMap::default();
         for change in &self.changes {
-            *changes.entry(change.slot).or_default() += 1;
+            *changes.entry(change.stream).or_default() += 1;
         }
         let counted = self.places.iter().filter(|(_, place)| place.changes > 0);
-        assert_eq!(changes, counted.map(|(slot, place)| (*slot, place.changes)).collect(), "changes of each stream");
-        self.answers.check(self.gone + self.changes.len() as u64);
+        assert_eq!(
+            changes,
+            counted.map(|(stream, place)| (*stream, place.changes)).collect(),
+            "changes of each stream"
+        );
+        self.answers.check(self.gone + self.changes.len() as i64);
     }
 
     fn encode(&mut self, update: &StateUpdate, now: Now) -> Encoded {
@@ -685,8 +703,8 @@ impl PublishQueue {
         let subject = self.publish_to.subjects().then(|| self.subject(&update.stream_id));
         let in_feed = self.publish_to.feed();
         let number = self.numbered;
-        let (slot, partition, filtered) = (update.slot, update.partition, Filtered::of(update));
-        let encoded = Encoded { slot, subject, in_feed, filtered, partition, payload, number };
+        let (stream, partition, filtered) = ((update.slot, update.epoch), update.partition, Filtered::of(update));
+        let encoded = Encoded { stream, subject, in_feed, filtered, partition, payload, number, doubts: 0 };
         if update.is_replaceable() {
             return encoded;
         }

@@ -331,14 +331,14 @@ fn refused_changes_are_held_in_order_and_stop_no_other_stream() {
     let barrier = queue.handed_over();
     queue.update(&update(0, 3, Cause::Command), NOW);
     assert_eq!(sent(&mut queue, 100), [on(0, 3)]);
-    queue.confirm_but(barrier, refused);
+    queue.confirm_but(barrier, false, refused);
     queue.check();
     queue.update(&update(0, 4, Cause::Command), NOW);
     queue.update(&update(0, 5, Cause::Tick), NOW);
     answer(&mut queue, 7, 10);
     queue.update(&update(1, 3, Cause::Command), NOW);
     assert_eq!(sent(&mut queue, 100), [on(1, 3), ("answer.7".to_owned(), 0)], "nothing of the stream overtakes");
-    queue.confirm_but(queue.handed_over(), refused);
+    queue.confirm_but(queue.handed_over(), false, refused);
     queue.check();
     assert!(queue.has_held() && !queue.has_unconfirmed());
 
@@ -356,7 +356,7 @@ fn held_and_unconfirmed_changes_go_in_order_over_the_next_one() {
     let barrier = queue.handed_over();
     queue.update(&update(0, 2, Cause::Scene), NOW);
     assert_eq!(sent(&mut queue, 1), [on(0, 2)]);
-    queue.confirm_but(barrier, |_| true);
+    queue.confirm_but(barrier, false, |_| true);
     queue.update(&update(0, 3, Cause::Scene), NOW);
     assert_eq!(sent(&mut queue, 1), [], "it goes behind the one that is held");
     queue.requeue_unconfirmed();
@@ -372,12 +372,12 @@ fn of_refused_changes_so_many_are_held_and_the_oldest_are_given_up() {
     }
     queue.update(&update(0, 11, Cause::Tick), NOW);
     assert_eq!(sent(&mut queue, 100).len(), 11);
-    queue.confirm_but(queue.handed_over(), |_| true);
+    queue.confirm_but(queue.handed_over(), false, |_| true);
     queue.check();
     assert!(!queue.is_full() && queue.is_settled(), "the shard goes on, and may end");
     queue.requeue_unconfirmed();
     assert_eq!(sent(&mut queue, 100), [on(0, 8), on(0, 9), on(0, 10)]);
-    queue.confirm_but(queue.handed_over(), |_| true);
+    queue.confirm_but(queue.handed_over(), false, |_| true);
     queue.update(&update(0, 12, Cause::Tick), NOW);
     queue.give_up_held();
     assert_eq!(sent(&mut queue, 100), [on(0, 12)], "its tick may go");
@@ -388,7 +388,7 @@ fn of_two_subjects_only_the_refused_one_is_tried_again() {
     let mut queue = PublishQueue::new(PublishTo::Both);
     queue.update(&update(7, 1, Cause::Command), NOW);
     assert_eq!(sent(&mut queue, 100).len(), 2);
-    queue.confirm_but(queue.handed_over(), |subject| subject.starts_with("orchestrator.feed."));
+    queue.confirm_but(queue.handed_over(), false, |subject| subject.starts_with("orchestrator.feed."));
     queue.release_held();
     let mut subjects = Vec::new();
     queue.hand_over(AtOnce::ALL, DEFAULT_MAX_PAYLOAD, |publication| subjects.push(publication.subject.to_string()));
@@ -445,9 +445,10 @@ fn a_tick_of_another_stream_in_its_slot_goes_to_its_own_filters() {
         let mut queue = PublishQueue::new(PublishTo::Subjects);
         queue.update(&filtered(0, 8, Cause::Tick, &[1, 2]), NOW);
         // Its shard has started again, and the slot is another stream's.
-        queue.update(&StateUpdate { stream_id: "other".into(), ..filtered(0, 1, cause, &[2]) }, NOW);
-        let expected = ["stream.other.updates", "stream.other.filtered.0000000000000002"];
-        assert_eq!(sent(&mut queue, 100), expected.map(|subject| (subject.to_owned(), 1)));
+        queue.update(&later_stream(0, 1, cause, &[2]), NOW);
+        let later = ["stream.later0.updates", "stream.later0.filtered.0000000000000002"].map(|to| (to.to_owned(), 1));
+        let earlier = [on(0, 8), on_filter(0, 1, 8), on_filter(0, 2, 8)];
+        assert_eq!(sent(&mut queue, 100), [&earlier[..], &later].concat());
     }
 }
 
@@ -479,7 +480,7 @@ fn a_refused_filter_waits_by_itself_and_in_order() {
     let refused = |subject: &str| subject == "stream.s0.filtered.0000000000000001";
     queue.update(&filtered(0, 1, Cause::Scene, &[1, 2]), NOW);
     assert_eq!(sent(&mut queue, 100).len(), 3);
-    queue.confirm_but(queue.handed_over(), refused);
+    queue.confirm_but(queue.handed_over(), false, refused);
     queue.check();
     assert!(queue.has_held() && queue.is_settled());
 
@@ -508,12 +509,14 @@ fn changes_held_for_filters_are_bounded_and_push_out_none_for_all() {
         queue.update(&filtered(slot, 1, Cause::Scene, &[1]), NOW);
     }
     sent(&mut queue, 100);
-    queue.confirm_but(queue.handed_over(), |subject| subject == "stream.s0.updates" || subject.contains("filtered"));
+    queue.confirm_but(queue.handed_over(), false, |subject| {
+        subject == "stream.s0.updates" || subject.contains("filtered")
+    });
     queue.check();
     queue.release_held();
     let expected = [on(0, 1), on_filter(0, 1, 1), on_filter(2, 1, 1), on_filter(3, 1, 1)];
     assert_eq!(sent(&mut queue, 100), expected, "that of the second stream was given up");
-    queue.confirm_but(queue.handed_over(), |subject| subject.contains("filtered"));
+    queue.confirm_but(queue.handed_over(), false, |subject| subject.contains("filtered"));
     queue.give_up_held();
     queue.check();
     assert!(!queue.has_held());
@@ -527,4 +530,89 @@ fn an_update_that_fits_nowhere_is_given_up_once_for_all() {
     assert!(queue.take_too_large().is_some_and(|too_large| too_large.limit == 10));
     queue.confirm(queue.handed_over());
     assert!(queue.is_settled());
+}
+
+/// [`update`] of a stream that has come into a slot after another was removed.
+fn later_stream(slot: u32, sequence: u64, cause: Cause, tokens: &[u64]) -> StateUpdate {
+    StateUpdate { stream_id: format!("later{slot}").into(), epoch: 2, ..filtered(slot, sequence, cause, tokens) }
+}
+
+#[test]
+fn what_is_held_of_a_removed_stream_holds_up_no_other_in_its_slot() {
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
+    queue.update(&filtered(0, 1, Cause::Command, &[1]), NOW);
+    queue.update(&filtered(1, 1, Cause::Command, &[1]), NOW);
+    assert_eq!(sent(&mut queue, 100).len(), 4);
+    queue.confirm_but(queue.handed_over(), false, |subject| {
+        ["stream.s0.updates", "stream.s1.filtered.0000000000000001"].contains(&subject)
+    });
+    queue.check();
+
+    for (sequence, cause) in [(1, Cause::Command), (2, Cause::Tick)] {
+        for slot in [0, 1] {
+            queue.update(&later_stream(slot, sequence, cause, &[1]), NOW);
+        }
+    }
+    let mut subjects: Vec<String> = sent(&mut queue, 100).into_iter().map(|(subject, _)| subject).collect();
+    subjects.sort();
+    let of = |slot| [format!("stream.later{slot}.filtered.0000000000000001"), format!("stream.later{slot}.updates")];
+    let twice = [0, 1].into_iter().flat_map(of).flat_map(|subject| [subject.clone(), subject]);
+    assert_eq!(subjects, twice.collect::<Vec<_>>());
+    queue.confirm_but(queue.handed_over(), false, |_| false);
+    queue.release_held();
+    assert_eq!(sent(&mut queue, 100), [on(0, 1), on_filter(1, 1, 1)]);
+}
+
+#[test]
+fn what_was_held_for_filters_goes_again_over_the_next_connection() {
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
+    queue.update(&filtered(0, 1, Cause::Scene, &[1]), NOW);
+    assert_eq!(sent(&mut queue, 100).len(), 2);
+    queue.confirm_but(queue.handed_over(), false, |subject| subject.contains("filtered"));
+    queue.update(&filtered(0, 2, Cause::Scene, &[1]), NOW);
+    answer(&mut queue, 7, 10);
+    assert_eq!(sent(&mut queue, 1), [on(0, 2)], "its follower waits");
+    queue.update(&update(0, 3, Cause::Scene), NOW);
+    queue.requeue_unconfirmed();
+    queue.check();
+    answer(&mut queue, 8, 10);
+    let answer = |number: u64| (format!("answer.{number}"), 0);
+    let again = [on_filter(0, 1, 1), on(0, 2), on_filter(0, 1, 2), answer(7), on(0, 3), answer(8)];
+    assert_eq!(sent(&mut queue, 100), again);
+}
+
+#[test]
+fn what_may_have_been_refused_goes_again_at_once_and_holds_up_nothing() {
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
+    queue.update(&filtered(0, 1, Cause::Scene, &[1, 2]), NOW);
+    queue.update(&update(1, 1, Cause::Scene), NOW);
+    assert_eq!(sent(&mut queue, 100).len(), 4);
+    queue.update(&update(0, 2, Cause::Scene), NOW);
+    queue.update(&filtered(0, 3, Cause::Tick, &[1, 2]), NOW);
+    queue.update(&update(1, 2, Cause::Tick), NOW);
+    queue.confirm_but(queue.handed_over(), true, |subject| subject == "stream.s0.filtered.0000000000000001");
+    queue.check();
+    let again = [on(0, 1), on_filter(0, 2, 1), on(1, 1), on(1, 2), on(0, 2), on(0, 3), on_filter(0, 2, 3)];
+    assert_eq!(sent(&mut queue, 100), again);
+    queue.confirm(queue.handed_over());
+    queue.release_held();
+    assert_eq!(sent(&mut queue, 100), [on_filter(0, 1, 1)]);
+}
+
+#[test]
+fn what_is_in_doubt_for_long_waits_as_what_is_refused_does() {
+    let mut queue = PublishQueue::new(PublishTo::Subjects);
+    queue.update(&filtered(0, 1, Cause::Scene, &[1]), NOW);
+    let mut published = 0;
+    while !queue.has_held() {
+        assert_eq!(sent(&mut queue, 100), [on(0, 1), on_filter(0, 1, 1)]);
+        published += 1;
+        queue.confirm_but(queue.handed_over(), true, |_| false);
+        queue.check();
+    }
+    assert_eq!((published, queue.is_settled()), (1 + usize::from(MAX_DOUBTS), true));
+    queue.release_held();
+    assert_eq!(sent(&mut queue, 100).len(), 2);
+    queue.confirm_but(queue.handed_over(), true, |_| false);
+    assert!(!queue.is_settled(), "it begins anew");
 }

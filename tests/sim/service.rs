@@ -704,7 +704,10 @@ impl World {
             let (denied, (refused, before)) = (&own.denied, own.refused);
             let unknown = refused + before > 0 && denied.is_empty();
             own.refused = (0, refused);
-            own.delivery.barrier_passed_but(believed, &mut own.queue, |subject| unknown || denied.contains(subject));
+            own.delivery.barrier_passed_but(believed, &mut own.queue, unknown, |subject| denied.contains(subject));
+            if unknown {
+                self.what_was_held_may_come_again();
+            }
             self.pump(shard);
         }
     }
