@@ -104,6 +104,8 @@ pub struct HistoryEntry {
 }
 
 const NONE: u32 = u32::MAX;
+/// In the place of a stream's newest entry: it had some, and none is kept.
+const LOST: u32 = NONE - 1;
 
 /// Who did something; one word in an entry, since most say nothing.
 #[derive(Clone, Debug)]
@@ -209,7 +211,10 @@ impl History {
         }
         let HistoryEntry { issued_by, .. } = entry;
         let before = self.newest_of(stream);
-        let number = before.map_or(0, |before| self.nodes[before as usize].number.wrapping_add(1));
+        let number = match before {
+            Some(before) => self.nodes[before as usize].number.wrapping_add(1),
+            None => self.has_lost_all(stream).into(),
+        };
         let key = self.nodes.insert(Node {
             at_ms: entry.at_ms,
             revision: entry.revision,
@@ -259,6 +264,9 @@ impl History {
         while self.newest_of(stream).is_some() {
             self.remove_oldest_of(stream);
         }
+        if let Some(newest) = self.newest_of.get_mut(stream as usize) {
+            *newest = NONE;
+        }
     }
 
     /// What happened to a stream, the newest first, of revisions below `before`.
@@ -280,6 +288,11 @@ impl History {
         Some((oldest.revision, oldest.number == 0))
     }
 
+    /// Whether a stream had entries, and has none any more.
+    pub(super) fn has_lost_all(&self, stream: u32) -> bool {
+        self.newest_of.get(stream as usize) == Some(&LOST)
+    }
+
     /// How many entries a stream has.
     pub(super) fn count(&self, stream: u32) -> usize {
         let Some(newest) = self.newest_of(stream).map(|newest| &self.nodes[newest as usize]) else { return 0 };
@@ -288,7 +301,7 @@ impl History {
     }
 
     fn newest_of(&self, stream: u32) -> Option<u32> {
-        self.newest_of.get(stream as usize).copied().filter(|newest| *newest != NONE)
+        self.newest_of.get(stream as usize).copied().filter(|newest| *newest < LOST)
     }
 
     fn remove_oldest_of(&mut self, stream: u32) {
@@ -297,7 +310,7 @@ impl History {
         let node = self.nodes.remove(key as usize);
         self.bytes -= node.bytes();
         if key == newest {
-            self.newest_of[stream as usize] = NONE;
+            self.newest_of[stream as usize] = LOST;
         } else {
             self.nodes[newest as usize].newer = node.newer;
             self.nodes[node.newer as usize].older = NONE;
@@ -338,7 +351,10 @@ impl History {
             (self.newest, self.nodes.len(), self.bytes),
             "newest, entries and bytes of all"
         );
-        assert_eq!(last, self.newest_of, "the newest of each stream");
+        for (stream, newest) in self.newest_of.iter().copied().enumerate() {
+            assert_eq!(last[stream], if newest == LOST { NONE } else { newest }, "the newest of stream {stream}");
+            assert!(newest != LOST || is_there(stream as u32), "stream {stream} is not there, and had a history");
+        }
         for (stream, newest) in last.iter().enumerate().filter(|(_, newest)| **newest != NONE) {
             assert_eq!(node(*newest).newer, first[stream], "the list of stream {stream} is a ring");
             assert!(is_there(stream as u32), "stream {stream} is not there, and has a history");
@@ -420,6 +436,8 @@ impl fmt::Debug for History {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -489,21 +507,107 @@ mod tests {
         history.check(|_| true);
     }
 
+    /// What a history has to keep, written down in the order of time.
+    #[derive(Default)]
+    struct Reference {
+        kept: Vec<(u32, HistoryEntry)>,
+        /// Streams that have lost entries since they are there.
+        shortened: BTreeSet<u32>,
+        forgotten_early: u64,
+    }
+
+    impl Reference {
+        fn note(&mut self, stream: u32, entry: HistoryEntry, most: u64) {
+            let of_stream = |(of, _): &(u32, HistoryEntry)| *of == stream;
+            if self.kept.iter().filter(|kept| of_stream(kept)).count() == MAX_HISTORY_OF_STREAM {
+                self.kept.remove(self.kept.iter().position(of_stream).expect("there are some"));
+                self.shortened.insert(stream);
+            }
+            self.kept.push((stream, entry));
+            self.shrink_to(most);
+        }
+
+        fn shrink_to(&mut self, most: u64) {
+            while self.bytes() > most {
+                self.shortened.insert(self.kept.remove(0).0);
+                self.forgotten_early += 1;
+            }
+        }
+
+        fn forget(&mut self, stream: u32) {
+            self.kept.retain(|(of, _)| *of != stream);
+            self.shortened.remove(&stream);
+        }
+
+        fn bytes(&self) -> u64 {
+            self.kept.iter().map(|(_, entry)| bytes_of(entry.issued_by.len())).sum()
+        }
+
+        /// The newest first.
+        fn of(&self, stream: u32) -> Vec<HistoryEntry> {
+            self.kept.iter().rev().filter(|(of, _)| *of == stream).map(|(_, entry)| entry.clone()).collect()
+        }
+    }
+
+    #[test]
+    fn a_stream_that_lost_all_its_entries_is_known_to_have_had_some() {
+        let mut history = History::new();
+        history.note(0, None, entry(1, "somebody"), u64::MAX);
+        assert_eq!((history.oldest(0), history.has_lost_all(0)), (Some((1, true)), false));
+        history.shrink_to(0);
+        assert_eq!((history.oldest(0), history.has_lost_all(0)), (None, true));
+        history.note(0, None, entry(2, ""), u64::MAX);
+        assert_eq!(history.oldest(0), Some((2, false)), "one came before it");
+        history.forget(0);
+        assert!(!history.has_lost_all(0), "another stream may be there in its place");
+        history.note(0, None, entry(1, ""), u64::MAX);
+        assert_eq!(history.oldest(0), Some((1, true)));
+        history.check(|stream| stream == 0);
+    }
+
     proptest! {
         #[test]
-        fn whatever_is_noted_and_forgotten_the_lists_agree(
+        fn whatever_is_noted_and_forgotten_it_keeps_what_it_has_to(
             steps in prop::collection::vec((0..4_u32, 0..40_usize, 0..3_000_u64), 1..300),
+            // Of a stream with as many as it may have.
+            before in prop::bool::weighted(0.1),
         ) {
-            let mut history = History::new();
+            let (mut history, mut reference) = (History::new(), Reference::default());
             let mut revision = 0;
+            for _ in 0..if before { MAX_HISTORY_OF_STREAM } else { 0 } {
+                revision += 1;
+                history.note(1, None, entry(revision, ""), u64::MAX);
+                reference.note(1, entry(revision, ""), u64::MAX);
+            }
+            let budget = if before { 60_000 } else { 1_000 };
             for (stream, issuer, most) in steps {
                 revision += 1;
                 match issuer {
-                    0 => history.forget(stream),
-                    1 => history.shrink_to(most),
-                    _ => history.note(stream, None, entry(revision, &"x".repeat(issuer / 2)), 1_000 + most),
+                    0 => {
+                        history.forget(stream);
+                        reference.forget(stream);
+                    }
+                    1 => {
+                        history.shrink_to(most);
+                        reference.shrink_to(most);
+                    }
+                    _ => {
+                        let entry = entry(revision, &"x".repeat(issuer / 2));
+                        history.note(stream, None, entry.clone(), budget + most);
+                        reference.note(stream, entry, budget + most);
+                    }
                 }
                 history.check(|_| true);
+                for stream in 0..4 {
+                    let expected = reference.of(stream);
+                    let whole = !reference.shortened.contains(&stream);
+                    let oldest = expected.last().map(|entry| (entry.revision, whole));
+                    prop_assert_eq!((history.count(stream), history.oldest(stream)), (expected.len(), oldest));
+                    prop_assert_eq!(history.has_lost_all(stream), expected.is_empty() && !whole);
+                    prop_assert_eq!(history.of(stream, None).collect::<Vec<_>>(), expected);
+                }
+                let sums = (history.bytes(), history.forgotten_early());
+                prop_assert_eq!(sums, (reference.bytes(), reference.forgotten_early));
             }
         }
     }

@@ -106,7 +106,7 @@ impl Engine {
         let show = &self.streams.get(slot).show;
         let follows = match self.history.oldest(slot) {
             Some(oldest) => oldest == (2, true) && self.history.count(slot) < MAX_HISTORY_OF_STREAM,
-            None => show.revision == 1 && show.mode() == Mode::Idle,
+            None => show.revision == 1 && show.mode() == Mode::Idle && !self.history.has_lost_all(slot),
         };
         follows.then(|| HistoryEntry {
             at_ms: self.clock.at(Tick(show.epoch / 1_000)),
