@@ -184,13 +184,18 @@ async fn history(
     Ok(Json(History { history: app.client.history(&stream_id, limit, asked.before_revision).await? }))
 }
 
+/// The same that a viewer's clock is set by, see `clock`.
 #[derive(Serialize)]
 struct Time {
-    server_time_ms: u64,
+    server_time_ms: f64,
+    /// By how much it may be wrong, either way; what the way to whoever asks takes comes on top.
+    error_ms: f64,
 }
 
+/// Estimated, so that however many ask, the service is asked about once in 5 s.
 async fn time(State(app): Shared) -> Answer<Json<Time>> {
-    Ok(Json(Time { server_time_ms: app.client.get_time().await? }))
+    let time = app.client.service_time().await?;
+    Ok(Json(Time { server_time_ms: time.ms(), error_ms: time.error_ms() }))
 }
 
 async fn state(State(app): Shared, Params(stream_id): Params<String>) -> Answer<Json<StateUpdate>> {

@@ -1,5 +1,8 @@
 //! REST: the calls of the README, every refusal, and bad input.
 
+use futures_util::FutureExt as _;
+use orchestrator_service::{client::proto, transport::Transport as _};
+use prost::Message as _;
 use reqwest::{Method, StatusCode, header};
 use serde_json::{Value, json};
 
@@ -310,11 +313,38 @@ async fn a_history_says_who_did_what() {
 #[tokio::test]
 async fn the_time_is_the_services() {
     let world = GatewayUnderTest::new().await;
-    let before = wall_ms();
+    // The service runs here: its clock is this one, but for what is said to be wrong at most.
+    let before = wall_ms() as f64;
     let (status, time) = world.get("/time").await;
     assert_eq!(status, 200, "{time}");
-    let now = time["server_time_ms"].as_u64().expect("a number");
-    assert!((before..=wall_ms()).contains(&now), "{before} <= {now}");
+    let number = |name: &str| time[name].as_f64().unwrap_or_else(|| panic!("{name} in {time}"));
+    let (now, error) = (number("server_time_ms"), number("error_ms"));
+    assert!(before - error <= now && now <= wall_ms() as f64 + 1.0 + error, "{before}, {time}");
+    assert!(0.0 < error && error < 1_000.0, "{time}");
+    assert_eq!(time.as_object().map(serde_json::Map::len), Some(2), "{time}");
+}
+
+#[tokio::test]
+async fn however_often_the_time_is_asked_for_the_service_is_asked_seldom() {
+    let world = GatewayUnderTest::new().await;
+    let listener = world.bus.connect();
+    let mut questions = listener.subscribe("orchestrator.query", None).await.expect("subscribed");
+    for _ in 0..100 {
+        assert_eq!(world.get("/time").await.0, 200);
+    }
+    let mut asked = 0;
+    while let Some(Some(question)) = questions.next().now_or_never() {
+        let question = proto::Query::decode(question.payload).expect("a question");
+        asked += usize::from(matches!(question.query, Some(proto::query::Query::GetTime(_))));
+    }
+    assert!((1..=10).contains(&asked), "eight at first, and one each 5 s: {asked}");
+}
+
+#[tokio::test]
+async fn without_a_service_nobody_tells_the_time() {
+    let mut world = GatewayUnderTest::new().await;
+    world.stop_service().await;
+    assert_refused(world.get("/time").await, 503, "UNAVAILABLE", &[]);
 }
 
 #[tokio::test]
