@@ -391,12 +391,10 @@ fn without_its_configuration_a_reader_is_right_within_the_scene() {
     assert_eq!((reader.needs_config(), reader.at(T0 + 3_500).scene), (false, Some(1)));
 }
 
-#[test]
-fn what_no_service_says_is_computed_with_too() {
-    let config = plain(&[("a", 1_000), ("b", 1_000)]);
-    let most = StateUpdate {
-        mode: Mode::Running.into(),
-        server_time_ms: u64::MAX,
+/// Numbers that no stream has.
+fn absurd(mode: Mode, total_duration: u64) -> StateUpdate {
+    StateUpdate {
+        mode: mode.into(),
         current_time: u64::MAX,
         scene_index: Some(u32::MAX),
         scene_elapsed: u64::MAX,
@@ -404,25 +402,90 @@ fn what_no_service_says_is_computed_with_too() {
         overtime: u64::MAX,
         holding: true,
         loop_count: u64::MAX,
-        total_duration: 2_000,
+        total_duration,
         starts_in: Some(u64::MAX),
         ..Default::default()
-    };
-    let updates = [
-        most.clone(),
-        StateUpdate { server_time_ms: 0, ..most.clone() },
-        StateUpdate { server_time_ms: 0, mode: Mode::Idle.into(), ..most.clone() },
-        StateUpdate { server_time_ms: 0, total_duration: u64::MAX, ..most.clone() },
-        StateUpdate { server_time_ms: 0, scene_index: Some(0), ..most.clone() },
-        StateUpdate { mode: 99, cause: 99, ..most },
-    ];
-    for update in updates {
-        let reader = Playout::new(&config, &[5, 6, 7], &update).expect("valid");
-        for now in [0, 1, u64::MAX] {
-            let _ = (reader.at(now), reader.next_change(now));
-        }
     }
+}
+
+/// A reader that knows two scenes, of 5 and 6 ms in this pass, and was told so.
+fn reader(update: &StateUpdate, loop_scenes: bool) -> Playout {
+    let config = OrchestratorConfig { loop_scenes, ..plain(&[("a", 1_000), ("b", 1_000)]) };
+    Playout::new(&config, &[5, 6, 7], update).expect("valid")
+}
+
+/// What the adjusted pass of [`reader`] has in all, ms.
+const ADJUSTED_MS: u64 = 11;
+
+#[test]
+fn what_no_service_says_of_other_scenes_is_computed_with_too() {
+    for of_nobodys_scenes in [2_000, u64::MAX] {
+        let running = absurd(Mode::Running, of_nobodys_scenes);
+        let late = StateUpdate { server_time_ms: u64::MAX, ..running.clone() };
+        let unknown = StateUpdate { mode: 99, cause: 99, ..running.clone() };
+        for (update, now) in
+            [(&late, 0), (&late, 1), (&late, u64::MAX), (&running, 0), (&unknown, 1), (&unknown, u64::MAX)]
+        {
+            let mut said = View::from(update);
+            if update.mode == 99 {
+                // What does not play comes no nearer to its end.
+                said.starts_in_ms = Some(u64::MAX - now);
+            }
+            assert_eq!(reader(update, false).at(now), said, "at {now}: {update:?}");
+        }
+        assert_eq!([&late, &unknown].map(|update| reader(update, false).next_change(1)), [None, None]);
+        let reader_of_it = reader(&running, false);
+        let played = View { scene_remaining_ms: u64::MAX - 1, ..View::from(&running) };
+        assert_eq!((reader_of_it.at(1), reader_of_it.next_change(1)), (played, Some(u64::MAX)));
+        let played = View { scene_remaining_ms: 0, ..View::from(&running) };
+        assert_eq!((reader_of_it.at(u64::MAX), reader_of_it.next_change(u64::MAX)), (played, None));
+    }
+}
+
+#[test]
+fn what_no_service_says_of_known_scenes_is_computed_with_too() {
+    let running = absurd(Mode::Running, ADJUSTED_MS);
+    let over = View { mode: Mode::Finished, position_ms: ADJUSTED_MS, loop_count: u64::MAX, ..View::default() };
+    let behind_the_end = reader(&running, false);
+    assert_eq!(
+        [0, 1, u64::MAX].map(|now| (behind_the_end.at(now), behind_the_end.next_change(now))),
+        [(over, None); 3]
+    );
+
+    // Behind the end of its first scene, it is in the second.
+    let behind_the_scene = reader(&StateUpdate { scene_index: Some(0), ..running.clone() }, false);
+    let second = View {
+        mode: Mode::Running,
+        position_ms: 6,
+        scene: Some(1),
+        scene_elapsed_ms: 1,
+        scene_remaining_ms: 5,
+        time_remaining_ms: 5,
+        loop_count: u64::MAX,
+        ..View::default()
+    };
+    assert_eq!((behind_the_scene.at(1), behind_the_scene.next_change(1)), (second, Some(6)));
+    assert_eq!((behind_the_scene.at(6), behind_the_scene.next_change(6)), (over, None));
+
+    // Of passes that cannot be counted, the scenes are right.
+    let looping = reader(&running, true);
+    let places =
+        [0, 1_000, 4_999].map(|now| (looping.at(now).loop_count, looping.at(now).scene, looping.next_change(now)));
+    assert_eq!(places, [(0, 1_000), (1, 2_000), (0, 5_000)].map(|(scene, next)| (u64::MAX, Some(scene), Some(next))));
+    assert_eq!((looping.at(u64::MAX).loop_count, looping.next_change(u64::MAX)), (u64::MAX, None));
+
+    let waiting = reader(&absurd(Mode::Idle, ADJUSTED_MS), false);
+    assert_eq!((waiting.at(1).starts_in_ms, waiting.next_change(1)), (Some(u64::MAX - 1), Some(u64::MAX)));
+    let begun = waiting.at(u64::MAX);
+    assert_eq!((begun.mode, begun.scene, begun.position_ms, begun.starts_in_ms), (Mode::Running, Some(0), 0, None));
+    assert_eq!(waiting.next_change(u64::MAX), None, "there is no such moment");
+}
+
+#[test]
+fn a_configuration_that_no_service_takes_is_refused() {
     let empty = Playout::new(&OrchestratorConfig::default(), &[], &StateUpdate::default()).expect_err("no scenes");
     assert!(empty.to_string().contains("scenes must have 1 to"), "{empty}");
-    Playout::new(&config, &[u64::MAX, u64::MAX], &StateUpdate::default()).expect_err("no scene is so long");
+    let config = plain(&[("a", 1_000), ("b", 1_000)]);
+    let long = Playout::new(&config, &[1, u64::MAX], &StateUpdate::default()).expect_err("no scene is so long");
+    assert!(long.to_string().contains("duration_ms"), "{long}");
 }

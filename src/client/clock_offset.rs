@@ -62,8 +62,10 @@ fn in_ms(duration: Duration) -> f64 {
 }
 
 impl ClockOffset {
-    /// What one question says: the service's clock, ms since 1970, between two times of our clock.
+    /// What one question says: the service's clock, ms since 1970, between two times of our clock. An answer is never there
+    /// before its question left.
     pub(super) fn of_answer(server_time_ms: u64, sent: Duration, received: Duration) -> Self {
+        let received = received.max(sent);
         let server_us = i64::try_from(server_time_ms).unwrap_or(i64::MAX).saturating_mul(1_000);
         Self {
             least_us: server_us.saturating_sub(in_us(received)),
@@ -164,11 +166,34 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_before_its_question_is_one_that_took_no_time() {
+        let offset = ClockOffset::of_answer(1_790_000_000_000, us(12_000), us(10_000));
+        assert_eq!(offset, ClockOffset::of_answer(1_790_000_000_000, us(12_000), us(12_000)));
+        assert_eq!(offset.time_at(us(12_000)).error, us(500));
+    }
+
+    #[test]
     fn absurd_answers_do_not_overflow() {
+        let times = [Duration::ZERO, us(1), Duration::from_secs(1 << 40), Duration::MAX];
+        let mut answers = Vec::new();
         for server_ms in [0, 1, u64::MAX / 2, u64::MAX] {
-            let offset = ClockOffset::of_answer(server_ms, Duration::ZERO, Duration::MAX);
-            let _ = offset.and(ClockOffset::of_answer(u64::MAX, Duration::MAX, Duration::ZERO)).time_at(Duration::MAX);
-            let _ = offset.time_at(Duration::ZERO).ms();
+            for (sent, received) in times.iter().flat_map(|sent| times.map(|received| (*sent, received))) {
+                let offset = ClockOffset::of_answer(server_ms, sent, received);
+                let said = us(server_ms.saturating_mul(1_000).min(i64::MAX as u64));
+                let time = offset.time_at(received.max(sent));
+                assert!(
+                    time.since_1970.abs_diff(said) <= time.error,
+                    "{server_ms} from {sent:?} to {received:?}: {time:?}"
+                );
+                answers.push(offset);
+            }
+        }
+        for (before, later) in answers.iter().flat_map(|before| answers.iter().map(move |later| (*before, *later))) {
+            let both = before.and(later);
+            assert!(both.least_us <= both.most_us, "{before:?} and {later:?}: {both:?}");
+            assert!(both.least_us >= later.least_us && both.most_us <= later.most_us, "{later:?}: {both:?}");
+            let errors = [later.at, Duration::MAX].map(|now| both.time_at(now).error);
+            assert!(errors[0] <= errors[1], "a bound never shrinks by itself: {both:?}");
         }
     }
 

@@ -365,6 +365,8 @@ impl Drop for Inbox<'_> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     fn mail(bytes: usize) -> Mail {
@@ -469,6 +471,7 @@ mod tests {
     #[tokio::test]
     async fn mail_wakes_a_shard_that_has_none_and_a_wake_up_is_not_lost() {
         let mailbox = Mailbox::new(9, 100);
+        assert!(mailbox.woken().now_or_never().is_none(), "there is no mail");
         for round in 0..3 {
             mailbox.send(mail(round)).unwrap();
             mailbox.send(mail(9)).unwrap();

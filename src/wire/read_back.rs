@@ -157,7 +157,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        engine::{Limits, Mode, Tick},
+        engine::{Mode, Tick},
         wire::{WireLimits, commands},
     };
 
@@ -198,26 +198,6 @@ mod tests {
             no_ticks: true,
             title: "The morning show ☀".into(),
         }
-    }
-
-    #[test]
-    fn a_configuration_is_read_back_as_it_was_given() {
-        let limits = WireLimits::default();
-        let given = everything();
-        assert_eq!(encode::config(&commands::config(&given, &limits).unwrap()), given);
-
-        let least = proto::OrchestratorConfig {
-            scenes: vec![proto::SceneConfig { name: "Main".into(), duration_ms: 1, ..Default::default() }],
-            ..Default::default()
-        };
-        let filled = proto::OrchestratorConfig {
-            tick_interval_ms: Some(100),
-            empty_grace_ms: Some(2_000),
-            idle_timeout_ms: Some(Limits::default().idle_timeout_ms),
-            ..least.clone()
-        };
-        assert_eq!(encode::config(&commands::config(&least, &limits).unwrap()), filled);
-        assert_eq!(encode::config(&commands::config(&filled, &limits).unwrap()), filled);
     }
 
     #[test]
