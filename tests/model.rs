@@ -15,7 +15,8 @@
 //! | file | what it is |
 //! |---|---|
 //! | `model/steps.rs` | what can happen |
-//! | `model/reference.rs`, `model/stream.rs`, `model/head.rs` | the model: what the contract says of it |
+//! | `model/told.rs` | what is said, in the words of both |
+//! | `model/reference.rs`, `model/audience.rs`, `model/stream.rs`, `model/head.rs` | the model: what the contract says of it |
 //! | `model/bytes.rs` | what is kept, and the limits on it |
 //! | `model/subject.rs` | the engine, in the model's words |
 //! | this one | what must hold after every step: add to [`invariants`] |
@@ -36,10 +37,13 @@ use proptest::{
 use proptest_state_machine::{ReferenceStateMachine as _, StateMachineTest};
 
 use bytes::ByteLimits;
-use reference::{Answer, Fact, Model, Refusal};
+use reference::Model;
 use steps::{Action, Many, Plan, PlanScene, STREAMS, Say, Setup, Span, Step, Who};
 use subject::Subject;
+use told::{Answer, Fact, Refusal};
 
+#[path = "model/audience.rs"]
+mod audience;
 #[path = "model/bytes.rs"]
 mod bytes;
 #[path = "model/head.rs"]
@@ -52,6 +56,8 @@ mod steps;
 mod stream;
 #[path = "model/subject.rs"]
 mod subject;
+#[path = "model/told.rs"]
+mod told;
 
 /// What must hold after every step, besides that both said and answered the same. This is the place for another one.
 fn invariants(model: &Model, subject: &mut Subject) {

@@ -16,6 +16,7 @@
 //! | `record` | what each engine was fed, in a file, and its replay |
 //! | `log`, `throttle` | what an operator reads of it, and how much of what a stranger causes |
 //! | `publish_queue` | what has yet to be published: newest tick of each stream, every change |
+//! | `publication` | what is published, where, and how much of it at once |
 //! | `answers` | the answers among it, apart and bounded |
 //! | `batches` | updates gathered into messages of a feed that the connection takes |
 //! | `encoded` | an update, encoded once wherever it goes |
@@ -37,6 +38,7 @@ pub mod ingress;
 mod log;
 pub mod mailbox;
 pub mod page;
+mod publication;
 pub mod publish_queue;
 pub mod record;
 pub mod router;

@@ -7,9 +7,10 @@ use proptest::{collection::vec, prelude::*};
 
 use crate::{
     head::Head,
-    reference::{Model, Refusal},
+    reference::Model,
     steps::{CLIENTS, Hold, Plan, STREAMS, Say, TIMECODES, Who, who},
     stream::{Member, Stream},
+    told::Refusal,
 };
 
 /// What may be kept for strangers, bytes.

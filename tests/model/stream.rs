@@ -6,8 +6,8 @@ use orchestrator_service::engine::{Cause, Limits, MAX_DURATION_MS, Mode, SNAPSHO
 use crate::{
     bytes::Room,
     head::{Chapter, Head, Landing},
-    reference::{Fact, Happening, Refusal, Told},
     steps::{Action, Plan, PlanScene, SCENES, Status, TIMECODES},
+    told::{Fact, Happening, Refusal, Told},
 };
 
 /// What the reference keeps of one stream.

@@ -9,8 +9,9 @@ use orchestrator_service::engine::{
 };
 
 use crate::{
-    reference::{Answer, Expected, Fact, Happening, Holder, Model, Refusal, Told},
+    reference::Model,
     steps::{Action, CLIENTS, Many, REQUESTS, SCENES, STREAMS, Say, Status, Step, T0, TIMECODES, Who, source},
+    told::{Answer, Expected, Fact, Happening, Holder, Refusal, Told},
 };
 
 /// Turns without an end to what is due: far more than any step can need.

@@ -10,12 +10,11 @@ use orchestrator_service::transport::{
 };
 
 use crate::{
-    LIMIT,
+    broker::{wait_until_away, wait_until_connected},
     support::{
         nats_server::{NatsServer, ServerOptions},
-        waiting::wall_ms,
+        waiting::{LIMIT, eventually, wall_ms},
     },
-    wait_until_away, wait_until_connected,
 };
 
 /// As JWTs have it: the alphabet for URLs, without padding.
@@ -109,5 +108,5 @@ async fn credentials_that_end_are_followed_by_those_in_the_file_by_then() {
 }
 
 async fn eventually_a_barrier(transport: &NatsTransport) {
-    crate::eventually("the new login is let in", async || transport.barrier().await.is_ok()).await;
+    eventually("the new login is let in", async || transport.barrier().await.is_ok()).await;
 }

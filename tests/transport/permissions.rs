@@ -15,9 +15,11 @@ use orchestrator_service::transport::{
 };
 
 use crate::{
-    LIMIT, NEVER, eventually, outgoing, received,
-    support::nats_server::{NatsServer, ServerOptions},
-    texts, wait_until_away, wait_until_connected, within_limit,
+    broker::{NEVER, outgoing, received, texts, wait_until_away, wait_until_connected, within_limit},
+    support::{
+        nats_server::{NatsServer, ServerOptions},
+        waiting::{LIMIT, eventually},
+    },
 };
 
 /// Configuration in which one user may do all but these.

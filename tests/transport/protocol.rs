@@ -9,7 +9,11 @@ use orchestrator_service::transport::{
     nats::{NatsOptions, NatsTransport},
 };
 
-use crate::{NEVER, eventually, fake_server::FakeServer, outgoing, text, wait_until_connected, within_limit};
+use crate::{
+    broker::{NEVER, outgoing, text, wait_until_connected, within_limit},
+    fake_server::FakeServer,
+    support::waiting::eventually,
+};
 
 async fn connected() -> (FakeServer, Arc<NatsTransport>) {
     let server = FakeServer::start().await;

@@ -1,5 +1,11 @@
 //! Which registrations this client keeps, and what is to be asked of the service for them: decisions only.
 //!
+//! | file | what |
+//! |---|---|
+//! | `jobs` | the requests to make, and which is next |
+//! | `answers` | what became of one |
+//! | this one | who is kept, and for what each waits |
+//!
 //! It knows no transport and no clock. The [keeper](super::keeper) says that a slot's time has come or that the
 //! connection is new, takes [`Job`]s out and brings back what became of them; registrations come and go in between. So
 //! every race between a guard and a request under way is a sequence of calls here, and tested as one.
@@ -20,8 +26,11 @@
 //! - A superseded entry has no handle.
 //! - `streams` holds each stream that has entries, and for each the keys of all of them.
 
+mod answers;
+mod jobs;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::SocketAddr,
     sync::Arc,
 };
@@ -29,8 +38,9 @@ use std::{
 use slab::Slab;
 use tokio::sync::{Notify, futures::OwnedNotified, watch};
 
+pub(super) use jobs::{Job, source_text};
+
 use super::{ClientError, ErrorKind, Standing, batch::BatchLimits, unregister_queue::UnregisterQueue};
-use crate::wire::proto::{self, Code, Reply};
 
 /// A subscriber as the service tells it from others.
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -38,33 +48,6 @@ pub(super) struct Name {
     pub(super) stream_id: Arc<str>,
     pub(super) client_id: Box<str>,
     pub(super) session: u64,
-}
-
-/// One request to make.
-#[derive(Debug, PartialEq)]
-pub(super) enum Job {
-    /// `HeartbeatBatch`: entries and the handles they had.
-    Beat(Vec<(usize, u64)>),
-    /// `Heartbeat` by name, of an entry whose handle is void.
-    Confirm { key: usize, name: Arc<Name> },
-    /// `RegisterBatch`.
-    Register { stream_id: Arc<str>, keys: Vec<usize>, subscribers: Vec<proto::Subscriber> },
-    /// `UnregisterBatch`.
-    Unregister { handles: Vec<u64>, tries: u8 },
-    /// `Unregister`, when the handle is not known.
-    UnregisterByName { name: Arc<Name>, tries: u8, connection: u64 },
-}
-
-impl Job {
-    /// How many entries it is about.
-    pub(super) fn entries(&self) -> usize {
-        match self {
-            Self::Beat(batch) => batch.len(),
-            Self::Register { keys, .. } => keys.len(),
-            Self::Unregister { handles, .. } => handles.len(),
-            Self::Confirm { .. } | Self::UnregisterByName { .. } => 1,
-        }
-    }
 }
 
 /// What an entry's key is queued or under way for.
@@ -347,27 +330,6 @@ impl RegistrationTable {
         }
     }
 
-    /// The time of one of `slots` has come: something is asked for those of its entries for which nothing is in flight.
-    ///
-    /// Keys are handed out densely, so key modulo slots spreads the entries evenly without another list to keep.
-    pub(super) fn beat(&mut self, slot: usize, slots: usize) {
-        for key in (slot..self.entries.capacity()).step_by(slots.max(1)) {
-            if self.entries.get(key).is_some_and(|entry| entry.in_flight == InFlight::Nothing) {
-                self.beat_one(key);
-            }
-        }
-    }
-
-    fn beat_one(&mut self, key: usize) {
-        let entry = &mut self.entries[key];
-        if entry.handle != 0 {
-            entry.in_flight = InFlight::Beat;
-            self.beats.push_back(key);
-        } else {
-            self.register_again(key);
-        }
-    }
-
     /// The connection is a new one: all are to be registered again.
     pub(super) fn register_all_again(&mut self) {
         self.limits = BatchLimits::default();
@@ -386,243 +348,6 @@ impl RegistrationTable {
         if entry.in_flight == InFlight::Nothing {
             self.rest(key);
         }
-    }
-
-    /// What to ask next, in messages of at most `max_payload` bytes, answers included. Heartbeats before all, since
-    /// others are waiting for nothing but time.
-    pub(super) fn next_job(&mut self, max_payload: usize) -> Option<Job> {
-        let most = self.limits.handles(max_payload);
-        self.next_beat(most)
-            .or_else(|| self.next_unregister(most))
-            .or_else(|| self.next_confirm())
-            .or_else(|| self.next_register(max_payload))
-    }
-
-    fn next_beat(&mut self, most: usize) -> Option<Job> {
-        let mut batch = Vec::new();
-        while batch.len() < most
-            && let Some(key) = self.beats.pop_front()
-        {
-            let entry = &self.entries[key];
-            if entry.handle == 0 || entry.needs != Needs::Nothing {
-                self.rest(key);
-            } else {
-                batch.push((key, entry.handle));
-            }
-        }
-        (!batch.is_empty()).then_some(Job::Beat(batch))
-    }
-
-    fn next_unregister(&mut self, most: usize) -> Option<Job> {
-        let Self { unregisters, names, entries, .. } = self;
-        unregisters.next(most, |name| {
-            let in_use = names.get(name);
-            // Whoever uses the name makes up for it, should it come to nothing.
-            in_use.inspect(|&&key| entries[key].maybe_registered |= entries[key].handle == 0).is_some()
-        })
-    }
-
-    fn next_confirm(&mut self) -> Option<Job> {
-        while let Some(key) = self.confirms.pop_front() {
-            let entry = &mut self.entries[key];
-            if entry.guards > 0 && entry.needs != Needs::Register {
-                entry.needs = Needs::Nothing;
-                return Some(Job::Confirm { key, name: Arc::clone(&entry.name) });
-            }
-            self.rest(key);
-        }
-        None
-    }
-
-    fn next_register(&mut self, max_payload: usize) -> Option<Job> {
-        while let Some(mut stream) = self.registers.first_entry() {
-            let stream_id = Arc::clone(stream.key());
-            let mut batch = self.limits.registers(&stream_id, max_payload);
-            let (mut keys, mut subscribers) = (Vec::new(), Vec::new());
-            let mut dropped = Vec::new();
-            while let Some(&key) = stream.get().last() {
-                let entry = &mut self.entries[key];
-                if entry.guards == 0 {
-                    dropped.push(key);
-                } else {
-                    let subscriber = proto::Subscriber {
-                        client_id: entry.name.client_id.to_string(),
-                        source_addr: source_text(entry.source_addr),
-                        session: entry.name.session,
-                    };
-                    if !batch.takes(&subscriber) {
-                        break;
-                    }
-                    entry.needs = Needs::Nothing;
-                    keys.push(key);
-                    subscribers.push(subscriber);
-                }
-                stream.get_mut().pop();
-            }
-            if stream.get().is_empty() {
-                stream.remove();
-            }
-            dropped.into_iter().for_each(|key| self.rest(key));
-            if !keys.is_empty() {
-                let epoch = self.streams.get(&stream_id).map_or(0, |watched| watched.epoch);
-                for &key in &keys {
-                    self.entries[key].epoch = epoch;
-                    self.entries[key].asked_on = self.unregisters.connection();
-                }
-                return Some(Job::Register { stream_id, keys, subscribers });
-            }
-        }
-        None
-    }
-
-    /// What became of a job. False when it failed as a whole and is queued again: better wait a little.
-    #[must_use]
-    pub(super) fn finished(&mut self, job: Job, answer: Result<Reply, ClientError>) -> bool {
-        if self.limits.shrink(&job, &answer) {
-            self.again(job);
-            return true;
-        }
-        match job {
-            Job::Beat(batch) => self.beaten(&batch, answer),
-            Job::Confirm { key, .. } => self.confirmed(key, answer),
-            Job::Register { keys, .. } => self.registered(&keys, answer),
-            Job::Unregister { handles, tries } => self.unregisters.finished(handles, tries, &answer),
-            Job::UnregisterByName { name, tries, connection } => {
-                self.unregisters.finished_by_name(name, tries, connection, &answer)
-            }
-        }
-    }
-
-    /// Queues what was in a batch that was too large: the next ones are smaller.
-    fn again(&mut self, job: Job) {
-        match job {
-            Job::Beat(batch) => batch.into_iter().for_each(|(key, _)| self.beat_again(key)),
-            Job::Register { keys, .. } => {
-                for key in keys {
-                    self.entries[key].needs = Needs::Register;
-                    self.rest(key);
-                }
-            }
-            Job::Unregister { handles, tries } => self.unregisters.again(handles, tries),
-            Job::Confirm { .. } | Job::UnregisterByName { .. } => debug_assert!(false, "{job:?} is no batch"),
-        }
-    }
-
-    fn beat_again(&mut self, key: usize) {
-        let entry = &self.entries[key];
-        if entry.guards == 0 || entry.needs != Needs::Nothing || self.closed {
-            self.rest(key);
-        } else {
-            self.beats.push_back(key);
-        }
-    }
-
-    fn beaten(&mut self, batch: &[(usize, u64)], answer: Result<Reply, ClientError>) -> bool {
-        let reply = match answer {
-            Ok(reply) if matches!(reply.code(), Code::Ok | Code::UnknownSubscriber) => reply,
-            _ => {
-                batch.iter().for_each(|&(key, _)| self.beat_again(key));
-                return false;
-            }
-        };
-        let unknown: HashSet<u64> = reply.unknown_handle.into_iter().collect();
-        for &(key, handle) in batch {
-            if unknown.contains(&handle) && self.entries[key].handle == handle {
-                self.entries[key].handle = 0;
-                let needs = if self.is_outdated(key) { Needs::Register } else { Needs::Confirm };
-                self.entries[key].needs = self.entries[key].needs.max(needs);
-            }
-            self.rest(key);
-        }
-        true
-    }
-
-    /// The service was asked by name for a subscriber whose handle is void.
-    fn confirmed(&mut self, key: usize, answer: Result<Reply, ClientError>) -> bool {
-        let code = match answer {
-            Ok(reply) if reply.code() != Code::Unavailable => reply.code(),
-            Ok(_) | Err(_) => {
-                self.entries[key].needs = self.entries[key].needs.max(Needs::Confirm);
-                self.rest(key);
-                return false;
-            }
-        };
-        let entry = &mut self.entries[key];
-        if code == Code::Ok {
-            entry.superseded = true;
-        } else {
-            entry.needs = Needs::Register;
-            self.lose(key, code);
-        }
-        self.rest(key);
-        true
-    }
-
-    fn registered(&mut self, keys: &[usize], answer: Result<Reply, ClientError>) -> bool {
-        match answer {
-            Ok(reply) if reply.handles.len() == keys.len() => {
-                for (&key, &handle) in keys.iter().zip(&reply.handles) {
-                    if handle == 0 {
-                        self.lose(key, reply.code());
-                    } else {
-                        self.renew(key, handle);
-                    }
-                    self.rest(key);
-                }
-                true
-            }
-            Ok(reply) if !matches!(reply.code(), Code::Ok | Code::Unavailable) => {
-                self.refuse(keys, reply.code());
-                true
-            }
-            Err(error) if error.limit().is_some() => {
-                // It is one that does not even fit alone.
-                tracing::debug!(%error, "a registration cannot be sent");
-                self.refuse(keys, error.code());
-                true
-            }
-            Ok(_) | Err(_) => {
-                // Nobody knows what the service did with it.
-                for &key in keys {
-                    let entry = &mut self.entries[key];
-                    entry.maybe_registered = true;
-                    entry.needs = Needs::Register;
-                    self.rest(key);
-                }
-                false
-            }
-        }
-    }
-
-    fn refuse(&mut self, keys: &[usize], code: Code) {
-        for &key in keys {
-            self.lose(key, code);
-            self.rest(key);
-        }
-    }
-
-    /// The service has registered `key` again, under a handle that replaces the old one.
-    fn renew(&mut self, key: usize, handle: u64) {
-        if self.entries[key].guards == 0 {
-            // Its guards were dropped meanwhile.
-            self.entries[key].maybe_registered = false;
-            self.unregisters.push_handle(handle);
-            return;
-        }
-        let epoch = self.entries[key].epoch;
-        self.hold(key, handle, epoch);
-        Self::show_registered(&mut self.entries[key]);
-    }
-
-    /// The service does not know `key` (any more), nor what another holder has registered of the same name.
-    fn lose(&mut self, key: usize, code: Code) {
-        let entry = &mut self.entries[key];
-        entry.handle = 0;
-        entry.superseded = false;
-        entry.maybe_registered = false;
-        entry
-            .standing
-            .send_if_modified(|standing| std::mem::replace(standing, Standing::Lost(code)) != Standing::Lost(code));
     }
 
     /// Nothing is in flight for `key` any more: removes it, queues what it needs, or lets it be.
@@ -723,11 +448,5 @@ impl RegistrationTable {
     }
 }
 
-/// An address as the wire has it.
-pub(super) fn source_text(source_addr: Option<SocketAddr>) -> String {
-    source_addr.map(|addr| addr.to_string()).unwrap_or_default()
-}
-
 #[cfg(test)]
-#[path = "registration_table_tests.rs"]
 mod tests;
