@@ -9,8 +9,8 @@
 //! gateway (REST, WebSocket, page) ──▶ client ──▶ the same transport
 //! ```
 //!
-//! A reader begins with [`timeline`] and [`engine`], whose documentation has the canonical run loop; then [`wire`], [`shard`],
-//! [`transport`] and [`service`], in this order. A gateway's author needs [`client`] alone.
+//! A reader begins with [`timeline`] and [`engine`], whose documentation has the canonical run loop; then [`wire`],
+//! [`shard`], [`transport`] and [`service`], in this order. A gateway's author needs [`client`] alone.
 //!
 //! # Features
 //!

@@ -64,7 +64,8 @@ fn describe() {
     counter!("orchestrator_republished_total", "Changes published again because the broker may not have had them.");
     counter!(
         "orchestrator_dropped_total",
-        "What was dropped, by reason; of changes only those that the broker refuses (denied) or cannot carry (update_too_large)."
+        "What was dropped, by reason; of changes only those that the broker refuses (denied) or cannot carry \
+         (update_too_large)."
     );
     counter!("orchestrator_answers_skipped_total", "Answers to requests that were not those waited for.");
     counter!("orchestrator_streams_created_total", "Streams created.");

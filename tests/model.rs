@@ -16,7 +16,8 @@
 //! |---|---|
 //! | `model/steps.rs` | what can happen |
 //! | `model/told.rs` | what is said, in the words of both |
-//! | `model/reference.rs`, `model/audience.rs`, `model/stream.rs`, `model/head.rs` | the model: what the contract says of it |
+//! | `model/reference.rs` | the model: what the contract says of a whole engine |
+//! | `model/audience.rs`, `model/stream.rs`, `model/head.rs` | the same of who watches, and of one stream |
 //! | `model/bytes.rs` | what is kept, and the limits on it |
 //! | `model/subject.rs` | the engine, in the model's words |
 //! | this one | what must hold after every step: add to [`invariants`] |

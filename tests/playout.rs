@@ -254,18 +254,23 @@ fn config() -> impl Strategy<Value = OrchestratorConfig> {
 
 fn command() -> impl Strategy<Value = Command> {
     let stream_id = || SHOW.to_owned();
+    let force = move |scene_name| Command::ForceScene(proto::ForceScene { stream_id: stream_id(), scene_name });
+    let seek = move |position_ms| Command::Seek(proto::Seek { stream_id: stream_id(), position_ms });
+    let adjust = move |delta_ms| Command::AdjustScene(proto::AdjustScene { stream_id: stream_id(), delta_ms });
+    let reconfigure =
+        move |config| Command::Reconfigure(proto::Reconfigure { stream_id: stream_id(), config: Some(config) });
     prop_oneof![
         2 => Just(Command::Start(proto::Start { stream_id: stream_id(), config: None })),
         1 => Just(Command::Stop(proto::Stop { stream_id: stream_id() })),
         3 => Just(Command::Pause(proto::Pause { stream_id: stream_id() })),
         4 => Just(Command::Resume(proto::Resume { stream_id: stream_id() })),
-        3 => "[a-d]".prop_map(move |scene_name| Command::ForceScene(proto::ForceScene { stream_id: stream_id(), scene_name })),
+        3 => "[a-d]".prop_map(force),
         4 => Just(Command::SkipScene(proto::SkipScene { stream_id: stream_id() })),
         2 => Just(Command::PreviousScene(proto::PreviousScene { stream_id: stream_id() })),
-        3 => (0..12_000_u64).prop_map(move |position_ms| Command::Seek(proto::Seek { stream_id: stream_id(), position_ms })),
-        5 => (-4_000..4_000_i64).prop_map(move |delta_ms| Command::AdjustScene(proto::AdjustScene { stream_id: stream_id(), delta_ms })),
+        3 => (0..12_000_u64).prop_map(seek),
+        5 => (-4_000..4_000_i64).prop_map(adjust),
         1 => Just(Command::Reset(proto::Reset { stream_id: stream_id() })),
-        2 => config().prop_map(move |config| Command::Reconfigure(proto::Reconfigure { stream_id: stream_id(), config: Some(config) })),
+        2 => config().prop_map(reconfigure),
     ]
 }
 

@@ -1,8 +1,8 @@
 //! The headline run: ten million viewers of ten thousand streams, over a real nats-server, for five minutes.
 //!
 //! `cargo bench --bench headline` takes about six minutes and wants two cores and 3 GiB; `-- --quick` is done within
-//! one. `--viewers`, `--streams`, `--seconds` and `--publish subjects|feed` make other runs of it; `--no-ticks` one of ten times
-//! as many streams, of which only changes are told: the scenes.
+//! one. `--viewers`, `--streams`, `--seconds` and `--publish subjects|feed` make other runs of it; `--no-ticks` one of
+//! ten times as many streams, of which only changes are told: the scenes.
 //!
 //! Several gateways (tasks of this process, each with a connection of its own) register their viewers in batches and
 //! heartbeat each of them by handle, 1,000 in a message, spread over the heartbeat interval. A batch holds viewers of as

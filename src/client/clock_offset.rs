@@ -1,18 +1,20 @@
 //! What the service's wall clock says, computed from questions to it: arithmetic, without a clock of its own.
 //!
-//! A question leaves at `sent`, the service reads its clock, and the answer is there at `received`. So the service's clock was
-//! read somewhere in between, and how far it is ahead of ours lies in an interval as wide as the round trip took (and a
-//! millisecond more: it answers in whole ones). Of several questions all intervals hold, so what they have in common does:
-//! that is narrower than the fastest round trip alone, however long the way there and back takes each time. In between,
-//! the interval widens by what two clocks may drift apart.
+//! A question leaves at `sent`, the service reads its clock, and the answer is there at `received`. So the service's
+//! clock was read somewhere in between, and how far it is ahead of ours lies in an interval as wide as the round trip
+//! took (and a millisecond more: it answers in whole ones). Of several questions all intervals hold, so what they have
+//! in common does: that is narrower than the fastest round trip alone, however long the way there and back takes each
+//! time. In between, the interval widens by what two clocks may drift apart.
 //!
 //! | what | the estimate is wrong by |
 //! |---|---|
 //! | one question | at most half of its round trip, and half a millisecond |
 //! | several | at most half of what their intervals have in common |
 //! | later | and by [`DRIFT_PER_MILLION`] of the time since |
-//! | the service's clock was set | until the next question: whose interval has nothing in common with those before, and takes their place |
-//! | it was set by less than is seen, or runs faster than clocks drift to catch up | by as much besides, until the intervals have nothing in common |
+//! | the service's clock was set | whatever it was set by, until the next question |
+//! | it was set by less than is seen, or runs faster than clocks drift | by as much besides, for as long as it is not seen |
+//!
+//! It is seen once intervals have nothing in common: then the newest takes the place of those before.
 
 use std::time::Duration;
 
@@ -74,8 +76,8 @@ impl ClockOffset {
         }
     }
 
-    /// What this and a later question say together. If they contradict each other, one of the clocks was set or is held back by
-    /// more than clocks drift: then the later one alone.
+    /// What this and a later question say together. If they contradict each other, one of the clocks was set or is held
+    /// back by more than clocks drift: then the later one alone.
     pub(super) fn and(self, later: Self) -> Self {
         let widened = self.widened(later.at);
         let (least_us, most_us) = (widened.least_us.max(later.least_us), widened.most_us.min(later.most_us));

@@ -6,7 +6,8 @@
 //! | when | because |
 //! |---|---|
 //! | a third of the lease is over | it would end |
-//! | the connection is another, the service is there again, or the stream is seen in a new epoch | updates may have been missed, and the lease with them |
+//! | the connection is another, or the service there again | updates may have been missed, and the lease with them |
+//! | the stream is seen in a new epoch | it was created again: the lease is lost |
 //! | a question got no answer, or the stream is not there, or was removed | the stream may come |
 //!
 //! Any other refusal ends it: nothing comes any more, and whoever reads has to know. The service has no room for the filter

@@ -1,14 +1,16 @@
 //! Where a show is at any moment, computed from its configuration and the last thing that was said of it.
 //!
-//! Between two changes nothing happens to a stream that cannot be foreseen: it plays, comes to the end of a scene, holds, goes on,
-//! begins again, ends, or starts at the instant that it waits for. So a reader of [`changes
+//! Between two changes nothing happens to a stream that cannot be foreseen: it plays, comes to the end of a scene,
+//! holds, goes on, begins again, ends, or starts at the instant that it waits for. So a reader of [`changes
 //! only`](crate::wire::proto::Filter::changes_only), or of a stream with
-//! [`no_ticks`](crate::wire::proto::OrchestratorConfig::no_ticks), knows all that one with ticks is told, to the millisecond.
+//! [`no_ticks`](crate::wire::proto::OrchestratorConfig::no_ticks), knows all that one with ticks is told, to the
+//! millisecond.
 //!
 //! It is arithmetic, on the [`timeline`](crate::timeline) that the engine computes with too: no clock, no task, no
 //! connection. Whoever asks says what the service's clock says now, which [`Client::service_time`] tells.
 //!
-//! What only an audience brings about comes with an update like any command: that a stream begins, is frozen, or is idle again.
+//! What only an audience brings about comes with an update like any command: that a stream begins, is frozen, or is
+//! idle again.
 //!
 //! [`Client::service_time`]: super::Client::service_time
 
@@ -183,8 +185,8 @@ impl Playout {
         }
     }
 
-    /// When it next shows something else than time that goes by, on the service's clock, ms: a scene or a hold begins or ends, it
-    /// starts or is over. None when nothing happens by itself.
+    /// When it next shows something else than time that goes by, on the service's clock, ms: a scene or a hold begins
+    /// or ends, it starts or is over. None when nothing happens by itself.
     #[must_use]
     pub fn next_change(&self, server_time_ms: u64) -> Option<u64> {
         let now_ms = server_time_ms.max(self.said.server_time_ms);

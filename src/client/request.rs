@@ -2,7 +2,7 @@
 //!
 //! | what happened to an attempt | what follows |
 //! |---|---|
-//! | the service answered, with a refusal too | that is the result: an overloaded service is not helped by more of the same |
+//! | the service answered, with a refusal too | that is the result: asking more helps no overloaded service |
 //! | something came that is no [answer](super::answer) | it is passed over |
 //! | no answer within [`attempt_timeout`](ClientOptions::attempt_timeout) | another attempt |
 //! | the broker is away | another attempt |

@@ -4,9 +4,11 @@
 //! |---|---|
 //! | nothing, or only something older than [`FORGET_AFTER`] | asks [`FIRST_QUESTIONS`] times, for all who wait together |
 //! | something up to [`REFRESH_AFTER`] old | nothing |
-//! | something older than that | the first who wants to know asks once more; the others, and it too if nobody answers, have what is known |
+//! | something older than that | the first who wants to know asks once more; the others have what is known |
 //!
-//! So while nobody wants to know, nothing is asked.
+//! If nobody answers that one, it has what is known, too.
+//!
+//! While nobody wants to know, nothing is asked.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -82,8 +84,8 @@ impl Client {
     /// measured by, and what [`Playout::at`](super::Playout::at) wants to know.
     ///
     /// It is estimated from questions ([`Client::get_time`]): several at first, and one each 5 s for as long as somebody
-    /// calls this. Over a quiet network the bound is about a millisecond. A service's clock that is set is found out about with
-    /// the next question.
+    /// calls this. Over a quiet network the bound is about a millisecond. A service's clock that is set is found out
+    /// about with the next question.
     ///
     /// # Errors
     /// When nothing answers, and nothing has for a minute.

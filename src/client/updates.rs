@@ -1,8 +1,8 @@
 //! A stream's updates as they come, without those that are old: from a subject of its own, or out of a feed.
 //!
 //! The broker delivers at most once and several publishers may exist for a moment while a stream changes owner, so a
-//! reader must not take what comes for what is true: it keeps a high-water mark and drops what is not above it. It does not ask
-//! for what it missed; each update is the full state, so the next one heals a loss.
+//! reader must not take what comes for what is true: it keeps a high-water mark and drops what is not above it. It does
+//! not ask for what it missed; each update is the full state, so the next one heals a loss.
 
 use std::{
     pin::Pin,

@@ -5,10 +5,10 @@
 //! gateway:  {"time":81.5,"server_time_ms":1790000000000.123,"error_ms":0.412}
 //! ```
 //!
-//! The time is the service's, not the gateway's, so viewers of all gateways agree, and with `server_time_ms` of the updates. It
-//! is estimated by the [client](crate::client::Client::service_time), and `error_ms` is by how much it may be wrong. What
-//! the way between viewer and gateway adds is for the viewer to find out: its number comes back as it was sent, digit for
-//! digit.
+//! The time is the service's, not the gateway's, so viewers of all gateways agree, and with `server_time_ms` of the
+//! updates. It is estimated by the [client](crate::client::Client::service_time), and `error_ms` is by how much it may
+//! be wrong. What the way between viewer and gateway adds is for the viewer to find out: its number comes back as it
+//! was sent, digit for digit.
 //!
 //! Before there is an estimate, the first question waits for one. If none can be had, the answer says why:
 //! `{"time":81.5,"server_time_ms":null,"error_ms":null,"reason":"…"}`. While an answer waits, for that or for the viewer to

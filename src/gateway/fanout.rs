@@ -10,8 +10,8 @@
 //! ```
 //!
 //! While a round is under way, newer updates are put up and nothing is begun; the next round finds the newest. So
-//! a gateway that is behind itself skips ticks, as a slow viewer does, and it makes nobody too slow for changes: before so many
-//! wait that one could be pushed out, no more are taken ([`Round::has_room`]).
+//! a gateway that is behind itself skips ticks, as a slow viewer does, and it makes nobody too slow for changes: before
+//! so many wait that one could be pushed out, no more are taken ([`Round::has_room`]).
 
 use std::{
     ops::Range,

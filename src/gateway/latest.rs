@@ -1,9 +1,9 @@
 //! The last updates of one stream, as all its sockets read them: each at its own pace, none from a queue of its own.
 //!
 //! A tick or snapshot replaces the one before it, and a change replaces the one that nobody may need any more: the rule is
-//! that of [`StateUpdate::is_replaceable`], and "tick" stands for both here. Changes stay, in order, up to a bound. So a slow
-//! socket skips ticks without anybody doing something about it, and is too slow when a change it has not read yet is pushed
-//! out. What a socket costs is the place it has read to.
+//! that of [`StateUpdate::is_replaceable`], and "tick" stands for both here. Changes stay, in order, up to a bound. So
+//! a slow socket skips ticks without anybody doing something about it, and is too slow when a change it has not read
+//! yet is pushed out. What a socket costs is the place it has read to.
 //!
 //! Beside them is whether the state is live, as a message of its own: of these only the last one counts.
 
@@ -128,7 +128,8 @@ pub(super) enum Next {
 }
 
 impl Latest {
-    /// Puts an update up, unless something newer is up already: one that was held up may come behind the answer to a question.
+    /// Puts an update up, unless something newer is up already: one that was held up may come behind the answer to a
+    /// question.
     pub(super) fn post(&mut self, update: &StateUpdate, frames: Frames) {
         if !self.raise(HighWaterMark::of(update)) {
             return;

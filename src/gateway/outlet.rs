@@ -86,8 +86,8 @@ impl Outlet {
         }
     }
 
-    /// For the task: ready when the viewer has said something, with what it said if that is a text, and at the end. Meanwhile
-    /// it writes what is the task's to write.
+    /// For the task: ready when the viewer has said something, with what it said if that is a text, and at the end.
+    /// Meanwhile it writes what is the task's to write.
     ///
     /// Reading comes first: a viewer that says it is gone is not written to.
     pub(super) fn poll(
@@ -161,8 +161,8 @@ impl Outlet {
         Ok(())
     }
 
-    /// For the task: answers the viewer's question once there is an answer and the line takes it, however far behind the viewer
-    /// is: an answer is small, and none comes unasked.
+    /// For the task: answers the viewer's question once there is an answer and the line takes it, however far behind
+    /// the viewer is: an answer is small, and none comes unasked.
     pub(super) fn poll_answer(
         &mut self,
         question: &mut TimeQuestion,

@@ -7,7 +7,8 @@
 //! |---|---|---|
 //! | open connections | a cap in all and one for an address; who waits longest with nothing to do gives way | `admission` |
 //! | send a head slowly, or nothing | [`ServerOptions::head_timeout`], [`ServerOptions::idle_timeout`] | `connection` |
-//! | send a body slowly, or read an answer slowly | [`ServerOptions::body_timeout`], [`ServerOptions::write_timeout`] | `stream` |
+//! | send a body slowly | [`ServerOptions::body_timeout`] | `stream` |
+//! | read an answer slowly | [`ServerOptions::write_timeout`] | `stream` |
 //! | make us keep bytes | [`ServerOptions::max_buffered_bytes`], half of it for an address | `admission`, `response` |
 //! | let a browser speak for its user, or rebind a name | allow-lists of hosts and origins | `guard`, `authority` |
 //! | use up file descriptors | the limit is raised, and connections are fitted to it | `descriptors` |

@@ -148,7 +148,8 @@ impl Server {
 async fn tell(mut stream: TcpStream, refusal: &Refusal) -> io::Result<()> {
     let body = refusal.body();
     let answer = format!(
-        "HTTP/1.1 {}\r\nconnection: close\r\ncontent-type: application/json\r\nretry-after: 1\r\ncontent-length: {}\r\n\r\n{body}",
+        "HTTP/1.1 {}\r\nconnection: close\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
+         content-length: {}\r\n\r\n{body}",
         refusal.status(),
         body.len(),
     );

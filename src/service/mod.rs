@@ -303,8 +303,8 @@ impl Service {
     }
 }
 
-/// What the broker refuses that the service cannot do without: requests, its inbox (for barriers), and updates. Which subjects there are for
-/// answers, strangers decide.
+/// What the broker refuses that the service cannot do without: requests, its inbox (for barriers), and updates. Which
+/// subjects there are for answers, strangers decide.
 fn refusal(denied: &Denied) -> Option<String> {
     let requests = denied.subscribe.get(subject::ALL_REQUESTS);
     let requests =

@@ -9,8 +9,8 @@ pub use crate::wire::encode::Now;
 
 /// Time for all shards: milliseconds since 1970 on a clock that never goes back.
 ///
-/// Its milliseconds begin when those of the wall clock do, so that the two are apart by whole ones, and what a reader computes from
-/// one update is what the next says: not now and then a millisecond more.
+/// Its milliseconds begin when those of the wall clock do, so that the two are apart by whole ones, and what a reader
+/// computes from one update is what the next says: not now and then a millisecond more.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     origin: Instant,

@@ -1,8 +1,8 @@
 //! Messages from outside: to which shards, or why not.
 //!
 //! This is the one place that everything passes through, so it does as little as it can: it peeks at the id and leaves
-//! the decoding to the shard. Except: what has more scenes or entries than it may is refused here, and a batch that is large or
-//! concerns several shards is checked and cut into pieces, because each would make a shard's turn long.
+//! the decoding to the shard. Except: what has more scenes or entries than it may is refused here, and a batch that is
+//! large or concerns several shards is checked and cut into pieces, because each would make a shard's turn long.
 
 use std::{
     fmt,

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | a change (scene, command, lifecycle) | in order, until the broker is known to have it |
 //! | a tick or snapshot | the newest of each stream, until any newer update of that stream |
-//! | a change whose subject the broker refuses | so many of them, apart, tried again now and then (`held`); for who follows a filter alone, where only its subject is refused |
+//! | a change whose subject the broker refuses | so many of them, apart, tried again now and then (`held`) |
+//! | … where that is only a filter's subject | likewise, for who follows it alone (`held_filtered`) |
 //! | an answer | in order and behind the changes before it, until it is handed over (`answers`) |
 //!
 //! Which updates are which is the rule of `wire/replace`. A stream's tick is always newer than all its changes here,
@@ -22,8 +23,8 @@
 //! So neither a flood of commands on one stream nor one of large answers makes the ticks of other streams old, and
 //! ticks hold up neither.
 //!
-//! When [`PublishQueue::is_full`], the shard stops working rather than dropping a change: playback is arithmetic, so it loses
-//! nothing by standing still.
+//! When [`PublishQueue::is_full`], the shard stops working rather than dropping a change: playback is arithmetic, so it
+//! loses nothing by standing still.
 
 use std::collections::VecDeque;
 

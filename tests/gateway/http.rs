@@ -377,7 +377,8 @@ async fn pipelined_requests_and_half_closed_clients_get_their_answers() {
     let body = r#"{"stream_id": "s", "scenes": [{"name": "a", "duration_ms": 1000}]}"#;
     for request in [
         format!(
-            "POST /streams HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST /streams HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n{body}",
             body.len()
         ),
         "GET /streams/s HTTP/1.1\r\nHost: localhost\r\n\r\nGET /streams HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(),

@@ -5,36 +5,53 @@
 //!
 //! Where the contract is silent it does what the engine does:
 //!
-//! | question | answer |
-//! |---|---|
-//! | a stream is woken when its idle timeout is over | it says that it is gone, and nothing of an end or a grace that came before; an end missed so is no completed pass |
-//! | Unregister, Heartbeat, GetStats meet such a stream | they look before it is woken: the subscriber is unknown, or counted, not the stream missing |
-//! | when ticks come | counted from when it began to play, or was reconfigured; commands do not move them, a scene on a tick takes its place |
-//! | scenes shorter than the least tick interval | told no more often than that, the newest then; no tick in between tells of them, a snapshot may |
-//! | a snapshot that has to wait for its 50 ms | any other update in between will do for it; if nobody is left, none is needed |
-//! | what is told with nobody watching | what a command or the lifecycle changed |
-//! | Start, Stop, Pause, Resume that change nothing | accepted, no update, same revision |
-//! | UpdateStreamStatus | in any mode; stays through Reset and Start; counts only if whether it streams has changed |
-//! | holding | a hold's beginning and its end by itself are told like a scene that begins; so far as the present scene is told, so is that it holds |
-//! | AdjustScene while holding | longer: plays on for so much; shorter: nothing changes. To what has played: it holds at once |
-//! | Reconfigure while holding | the same scene, a hold, and no longer than it was: it goes on holding; a hold that is over by now leads on |
-//! | the same scene of another configuration | that of its id, or else its name, of several of a name the same one in a row, or the last |
-//! | `config_revision` | of what changed the configuration or a length, and of what put the configured lengths back; a new pass does so without |
-//! | on schedule | from the creation, or the Reconfigure that changes the instant, to a jump, Pause, Stop, Reset, or the end; AdjustScene and a status change nothing of it. Unwatched as under RUN_ON, and not removed; after it nobody has watched since then |
-//! | Start of what is stopped or over | on schedule if the instant is ahead |
-//! | a jump while it waits for the instant | plays from there if watched |
-//! | a request id of another stream, or of another content | another request; refused |
-//! | what a command is checked for first | a known request id, the stream, what it expects, the mode, then the rest; refusals are remembered as well |
-//! | a configuration larger than one may be | refused where it is read: `INVALID_ARGUMENT`, whatever else is wrong, and not remembered |
-//! | what is counted of a stream, in bytes | its id, its scenes with what they have beside names, those of an adjusted pass once more while they differ, its instant and title, its timecode |
-//! | Start of an unknown stream without a config | `INVALID_ARGUMENT` |
-//! | Seek to the end or beyond | `INVALID_ARGUMENT` |
-//! | AdjustScene | not in STOPPED and FINISHED; over 365 days `INVALID_ARGUMENT`; a scene of length 0 is passed over |
-//! | Reconfigure to something shorter than the position | at its end: a running stream finishes or loops, an idle or paused one does so when it plays |
-//! | Resume with nobody there, FREEZE | IDLE at the position |
-//! | the current scene in IDLE and STOPPED | none at position 0, also of a later pass |
-//! | when somebody is stale | when the engine notices; heard of before that, it never was. `ClockStalled` also delays removal |
-//! | a batch with handles and clients | handles first; of a client the first session, then the others from the youngest on |
+//! - **a stream is woken when its idle timeout is over**: it says that it is gone, and nothing of an end or a grace
+//!   that came before; an end missed so is no completed pass.
+//! - **Unregister, Heartbeat, GetStats meet such a stream**: they look before it is woken: the subscriber is unknown,
+//!   or counted, not the stream missing.
+//! - **when ticks come**: counted from when it began to play, or was reconfigured; commands do not move them, a scene
+//!   on a tick takes its place.
+//! - **scenes shorter than the least tick interval**: told no more often than that, the newest then; no tick in between
+//!   tells of them, a snapshot may.
+//! - **a snapshot that has to wait for its 50 ms**: any other update in between will do for it; if nobody is left, none
+//!   is needed.
+//! - **what is told with nobody watching**: what a command or the lifecycle changed.
+//! - **Start, Stop, Pause, Resume that change nothing**: accepted, no update, same revision.
+//! - **UpdateStreamStatus**: in any mode; stays through Reset and Start; counts only if whether it streams has changed.
+//! - **holding**: a hold's beginning and its end by itself are told like a scene that begins; so far as the present
+//!   scene is told, so is that it holds.
+//! - **AdjustScene while holding**: longer: plays on for so much; shorter: nothing changes. To what has played: it
+//!   holds at once.
+//! - **Reconfigure while holding**: the same scene, a hold, and no longer than it was: it goes on holding; a hold that
+//!   is over by now leads on.
+//! - **the same scene of another configuration**: that of its id, or else its name, of several of a name the same one
+//!   in a row, or the last.
+//! - **`config_revision`**: of what changed the configuration or a length, and of what put the configured lengths back;
+//!   a new pass does so without.
+//! - **on schedule**: from the creation, or the Reconfigure that changes the instant, to a jump, Pause, Stop, Reset, or
+//!   the end; AdjustScene and a status change nothing of it. Unwatched as under RUN_ON, and not removed; after it
+//!   nobody has watched since then.
+//! - **Start of what is stopped or over**: on schedule if the instant is ahead.
+//! - **a jump while it waits for the instant**: plays from there if watched.
+//! - **a request id of another stream, or of another content**: another request; refused.
+//! - **what a command is checked for first**: a known request id, the stream, what it expects, the mode, then the rest;
+//!   refusals are remembered as well.
+//! - **a configuration larger than one may be**: refused where it is read: `INVALID_ARGUMENT`, whatever else is wrong,
+//!   and not remembered.
+//! - **what is counted of a stream, in bytes**: its id, its scenes with what they have beside names, those of an
+//!   adjusted pass once more while they differ, its instant and title, its timecode.
+//! - **Start of an unknown stream without a config**: `INVALID_ARGUMENT`.
+//! - **Seek to the end or beyond**: `INVALID_ARGUMENT`.
+//! - **AdjustScene**: not in STOPPED and FINISHED; over 365 days `INVALID_ARGUMENT`; a scene of length 0 is passed
+//!   over.
+//! - **Reconfigure to something shorter than the position**: at its end: a running stream finishes or loops, an idle or
+//!   paused one does so when it plays.
+//! - **Resume with nobody there, FREEZE**: IDLE at the position.
+//! - **the current scene in IDLE and STOPPED**: none at position 0, also of a later pass.
+//! - **when somebody is stale**: when the engine notices; heard of before that, it never was. `ClockStalled` also
+//!   delays removal.
+//! - **a batch with handles and clients**: handles first; of a client the first session, then the others from the
+//!   youngest on.
 
 use std::{collections::BTreeMap, fmt};
 

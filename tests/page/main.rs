@@ -24,13 +24,17 @@ const SOON: Duration = Duration::from_secs(5);
 /// What is wrong with where things are: text and controls that overlap, or stand out of their section or of the page.
 const MISPLACED: &str = r##"(() => {
   const wrong = [];
-  const shown = it => { const box = it.getBoundingClientRect(); return it.checkVisibility() && box.width > 0 && box.height > 0; };
+  const shown = it => {
+    const box = it.getBoundingClientRect();
+    return it.checkVisibility() && box.width > 0 && box.height > 0;
+  };
   const name = it => it.tagName + "#" + it.id + "." + it.className + " " + JSON.stringify(it.textContent.slice(0, 20));
   if (document.documentElement.scrollWidth > innerWidth) wrong.push("the page is wider than the window");
   const sections = [...document.querySelectorAll("section, header")].filter(shown);
   const overlap = (a, b) => {
     const [p, q] = [a.getBoundingClientRect(), b.getBoundingClientRect()];
-    return Math.min(p.right, q.right) - Math.max(p.left, q.left) > 1 && Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 1;
+    const width = Math.min(p.right, q.right) - Math.max(p.left, q.left);
+    return width > 1 && Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 1;
   };
   const pairs = (list, context) => list.forEach((a, at) => list.slice(at + 1).forEach(b => {
     if (!a.contains(b) && !b.contains(a) && overlap(a, b)) wrong.push(context + ": " + name(a) + " overlaps " + name(b));
@@ -39,14 +43,16 @@ const MISPLACED: &str = r##"(() => {
   for (const section of sections) {
     const frame = section.getBoundingClientRect();
     // What lies over something on purpose is in the timeline.
-    const parts = [...section.querySelectorAll("*")].filter(it => shown(it) && !it.closest(".timeline") && it.tagName !== "OPTION");
+    const counts = it => shown(it) && !it.closest(".timeline") && it.tagName !== "OPTION";
+    const parts = [...section.querySelectorAll("*")].filter(counts);
     for (const it of parts) {
       const box = it.getBoundingClientRect();
       if (box.left < frame.left - 1 || box.right > frame.right + 1) wrong.push(name(it) + " stands out of " + name(section));
     }
     pairs(parts.filter(it => it.children.length === 0 || it.tagName === "BUTTON" || it.tagName === "SELECT"), name(section));
     for (const it of section.querySelectorAll("h2, .now, dd, #hint, .badge")) {
-      if (shown(it) && it.scrollWidth > it.clientWidth + 1 && getComputedStyle(it).overflow === "visible") wrong.push(name(it) + " runs over");
+      const runsOver = it.scrollWidth > it.clientWidth + 1 && getComputedStyle(it).overflow === "visible";
+      if (shown(it) && runsOver) wrong.push(name(it) + " runs over");
     }
   }
   return wrong;

@@ -13,7 +13,9 @@ use crate::{
 };
 
 const CREATE: &str = r#"{"scenes":
-      [{"name": "Intro", "duration_ms": 3000}, {"name": "Main", "duration_ms": 10000}, {"name": "Outro", "duration_ms": 2000}], "tick_interval_ms": 100}"#;
+      [{"name": "Intro", "duration_ms": 3000}, {"name": "Main", "duration_ms": 10000},
+       {"name": "Outro", "duration_ms": 2000}],
+      "tick_interval_ms": 100}"#;
 
 /// Creates a stream as the README does, but for an id of its own and an end; gives the id.
 pub(crate) async fn create(gateway: &Program) -> String {

@@ -181,7 +181,8 @@ fn server_that(more: String) -> NatsServer {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_login_with_three_subjects_is_told_that_it_needs_a_pattern() {
     within_limit(async {
-        let three = "{ allow: [\"orchestrator.command\", \"orchestrator.subscription\", \"orchestrator.query\", \"_INBOX.>\"] }";
+        let three =
+            r#"{ allow: ["orchestrator.command", "orchestrator.subscription", "orchestrator.query", "_INBOX.>"] }"#;
         let mut server = server_that(permitting(ALL, three));
         let (service, caller) = service_on(&server).await;
         eventually("it says so", async || says(&service, "orchestrator.*")).await;

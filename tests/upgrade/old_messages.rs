@@ -1,4 +1,5 @@
-//! The messages as a gateway of commit cbb4cd6 compiled them: prost's output for the contract of then, without comments and JSON.
+//! The messages as a gateway of commit cbb4cd6 compiled them: prost's output for the contract of then, without comments
+//! and JSON.
 
 #![allow(dead_code, unreachable_pub, clippy::all, clippy::pedantic, missing_docs)]
 

@@ -7,8 +7,8 @@
 //! | `wait STREAM COUNT` | so many updates come by themselves |
 //! | `update STREAM MESSAGE` | an update that was published for what is above it |
 //!
-//! `UPGRADE_RECORD=<file> cargo test --test upgrade record -- --ignored` makes one, in a checkout of the version that is to be
-//! recorded. `recorded.txt` is of commit cbb4cd6.
+//! `UPGRADE_RECORD=<file> cargo test --test upgrade record -- --ignored` makes one, in a checkout of the version that
+//! is to be recorded. `recorded.txt` is of commit cbb4cd6.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -4,11 +4,12 @@
 //!
 //! | the client | here |
 //! |---|---|
-//! | queues what is published while it is away, then waits without limit | the state is checked first, and a wait ends with the connection (`core`) |
-//! | reports losses as events that can be lost themselves | they only wake a reader of the client's own state and count of connections (`link`) |
+//! | queues in an outage, then waits without end | the state is looked at first; a wait ends with the connection (`core`) |
+//! | reports losses as events that can be lost | they only wake a reader of the client's own state (`link`) |
 //! | so are most of its reports of dropped messages | what is taken is counted and compared with what arrived (`tally`) |
-//! | reports what the server refuses as a text, later, and perhaps not at all | it is understood (`server_error`), brought to who caused it (`events`), and tried again (`subscriptions`, `publish_gate`, `upkeep`) |
-//! | logs the URL of its servers, reads a credentials file once | it gets neither: logins are told it at each attempt (`options`) |
+//! | tells refusals as texts, late or never | they are read (`server_error`) and brought to who caused them (`events`) |
+//! | leaves it at that | what was refused is tried again (`subscriptions`, `publish_gate`, `upkeep`) |
+//! | logs URLs, reads a credentials file once | it gets neither: logins are told it at each attempt (`options`) |
 //! | keeps an entry for each request that is never answered | requests go by an inbox of ours that forgets them (`inbox`) |
 //! | flushes as far as the local socket | a barrier is a round trip to that inbox |
 //! | goes on retrying in the background whatever happens | a closed transport stops trying |

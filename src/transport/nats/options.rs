@@ -47,7 +47,8 @@ impl NatsOptions {
         Self { url: url.into(), name: name.into(), credentials: None, log_limit: LogLimit::default() }
     }
 
-    /// Checks what [`NatsTransport::connect`](super::NatsTransport::connect) would refuse, as far as it can be told without connecting.
+    /// Checks what [`NatsTransport::connect`](super::NatsTransport::connect) would refuse, as far as it can be told
+    /// without connecting.
     pub async fn check(&self) -> Result<(), NatsError> {
         Servers::parse(&self.url)?;
         match &self.credentials {

@@ -1,7 +1,7 @@
 //! What a server's `-ERR` is about.
 //!
-//! A server refuses a subscription or a message on its own account, later, and in words. It names the subject but neither the
-//! subscription nor the message; of a limit it says only that it is reached.
+//! A server refuses a subscription or a message on its own account, later, and in words. It names the subject but
+//! neither the subscription nor the message; of a limit it says only that it is reached.
 
 /// An error of the server, as far as it is understood.
 #[derive(Debug, Clone, PartialEq, Eq)]

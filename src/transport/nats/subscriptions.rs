@@ -423,8 +423,8 @@ impl State {
     /// Makes all subscriptions again if it is not known which of them the server has.
     ///
     /// When there are more than it takes, they are given up first, and made in their order, so that the oldest stay.
-    /// Otherwise each new one is there before the old one goes: what comes just then may be read twice, or, in a queue group,
-    /// out of order, and what is on its way to the old one when it goes is lost.
+    /// Otherwise each new one is there before the old one goes: what comes just then may be read twice, or, in a queue
+    /// group, out of order, and what is on its way to the old one when it goes is lost.
     fn plan_remake(&mut self, now: Instant) {
         if !self.wants_remake() || self.remake_at.is_some_and(|at| now < at) {
             return;
