@@ -75,9 +75,9 @@ pub struct Run {
     pub from: Playhead,
     /// Invariant: after a wake-up, later than it; [`Tick::NEVER`] if the configuration says so.
     pub next_tick: Tick,
-    /// Where the last change that was told left it: the boundaries behind it are still to be told. Invariant: in the
-    /// present pass or an earlier one.
-    pub told: Playhead,
+    /// The first boundary that is still to be told; [`Run::NO_BOUNDARY`] into the pass if none comes. Kept, because each
+    /// tick asks for it. Invariant: in the present pass or an earlier one.
+    pub boundary: Playhead,
     /// Whether it began at the instant of its configuration and nobody has moved it since: then it plays unwatched.
     pub on_schedule: bool,
 }
@@ -212,6 +212,7 @@ impl Show {
     }
 
     /// The same of one that is known to be there then.
+    #[inline]
     pub(super) fn state_at(
         &self,
         now: Tick,
@@ -220,7 +221,7 @@ impl Show {
         (slot, partition): (u32, u8),
     ) -> StateUpdate {
         let (place, has_scene) = (self.pass.place(head.pass_ms), self.has_scene(head));
-        let (overtime_ms, starts_at_ms) = (place.overtime_ms.filter(|_| has_scene), self.waits_until());
+        let is_plain = place.overtime_ms.is_none() && !matches!(self.lifecycle, Lifecycle::Scheduled);
         StateUpdate {
             stream_id: Arc::clone(&self.id),
             slot,
@@ -237,21 +238,37 @@ impl Show {
             sequence: self.sequence,
             epoch: self.epoch,
             config_revision: self.config_revision,
-            rare: if overtime_ms.is_none() && starts_at_ms.is_none() {
-                None
-            } else {
-                Rare { overtime_ms, starts_at_ms, ..Rare::default() }.boxed()
-            },
+            rare: if is_plain { None } else { self.rare(place.overtime_ms.filter(|_| has_scene)) },
         }
+    }
+
+    #[cold]
+    fn rare(&self, overtime_ms: Option<u64>) -> Option<Box<Rare>> {
+        Rare { overtime_ms, starts_at_ms: self.waits_until(), ..Rare::default() }.boxed()
+    }
+
+    /// Where it is at a moment, if it plays and [`Show::advance`] has nothing to do.
+    #[inline]
+    pub(super) fn plays_on(&self, until: Tick) -> Option<Playhead> {
+        let Lifecycle::Running(run) = &self.lifecycle else { return None };
+        match self.progress(run, until) {
+            Progress::SamePass(head) if run.leads_on_to(head, until) => Some(head),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn progress(&self, run: &Run, until: Tick) -> Progress {
+        let elapsed_ms = until.since(run.anchor);
+        advance(run.from, elapsed_ms, &self.pass, &self.config.timeline, self.config.loop_scenes)
     }
 
     /// Brings what plays to a moment: from there on it is reckoned if the present pass is not the same any more, or time
     /// has led elsewhere than on. False if it was at its end by then.
     pub(super) fn advance(&mut self, until: Tick) -> bool {
-        let Lifecycle::Running(run) = &mut self.lifecycle else { return true };
-        let elapsed_ms = until.since(run.anchor);
-        match advance(run.from, elapsed_ms, &self.pass, &self.config.timeline, self.config.loop_scenes) {
-            Progress::SamePass(from) if from.pass_ms - run.from.pass_ms == elapsed_ms => {}
+        let Lifecycle::Running(mut run) = self.lifecycle else { return true };
+        match self.progress(&run, until) {
+            Progress::SamePass(head) if run.leads_on_to(head, until) => return true,
             Progress::SamePass(from) => (run.anchor, run.from) = (until, from),
             Progress::LaterPass(from) => {
                 (run.anchor, run.from) = (until, from);
@@ -259,14 +276,32 @@ impl Show {
             }
             Progress::Ended => return false,
         }
+        self.lifecycle = Lifecycle::Running(run);
         true
+    }
+
+    /// Notes that everybody knows where it is in the present pass.
+    pub(super) fn announce(&mut self, head: Playhead) {
+        if let Lifecycle::Running(run) = &mut self.lifecycle {
+            let pass_ms = self.pass.next_boundary(head.pass_ms).unwrap_or(Run::NO_BOUNDARY);
+            run.boundary = Playhead { pass_ms, ..head };
+        }
     }
 }
 
 impl Run {
-    /// Plays from there.
+    /// Further into a pass than any boundary.
+    pub const NO_BOUNDARY: u64 = u64::MAX;
+
+    /// Plays from there, which is still to be told.
     pub(super) fn from(head: Playhead, now: Tick, config: &Config) -> Self {
-        Self { anchor: now, from: head, next_tick: config.tick_after(now), told: head, on_schedule: false }
+        Self { anchor: now, from: head, next_tick: config.tick_after(now), boundary: head, on_schedule: false }
+    }
+
+    /// Whether nothing but time has led there.
+    #[inline]
+    fn leads_on_to(&self, head: Playhead, at: Tick) -> bool {
+        head.pass_ms - self.from.pass_ms == at.since(self.anchor)
     }
 
     /// When it comes to the end of the pass.
@@ -274,27 +309,28 @@ impl Run {
         pass.time_to_end(self.from.pass_ms).map_or(Tick::NEVER, |ms| self.anchor.after(ms))
     }
 
-    /// When the next boundary behind what was told is reached; at once if it lies behind. Nothing but time leads there:
+    /// When the next boundary is reached that is still to be told; at once if it lies behind. Nothing but time leads there:
     /// who comes out of a hold elsewhere is reckoned from there.
-    pub(super) fn next_boundary(&self, pass: &Timeline) -> Tick {
-        if self.told.loops != self.from.loops {
+    #[inline]
+    pub(super) const fn next_boundary(&self) -> Tick {
+        if self.boundary.loops != self.from.loops {
             return self.anchor;
         }
-        let reaches = |pass_ms: u64| self.anchor.after(pass_ms.saturating_sub(self.from.pass_ms));
-        pass.next_boundary(self.told.pass_ms).map_or(Tick::NEVER, reaches)
+        match self.boundary.pass_ms {
+            Self::NO_BOUNDARY => Tick::NEVER,
+            pass_ms => self.anchor.after(pass_ms.saturating_sub(self.from.pass_ms)),
+        }
     }
 
-    /// Whether a boundary has been passed since the last update.
-    pub(super) fn has_passed_boundary(&self, pass: &Timeline, head: Playhead) -> bool {
-        self.told.loops != head.loops
-            || pass.next_boundary(self.told.pass_ms).is_some_and(|boundary_ms| boundary_ms <= head.pass_ms)
-    }
-
-    /// Moves the next tick behind `now`, on the same beat: what was slept through is not caught up with.
-    pub(super) fn skip_ticks(&mut self, now: Tick, interval_ms: u64) {
-        if self.next_tick <= now {
+    /// Moves the next tick behind `now`, on the same beat: what was slept through is not caught up with. Says whether there
+    /// was one.
+    #[inline]
+    pub(super) const fn skip_ticks(&mut self, now: Tick, interval_ms: u64) -> bool {
+        let is_due = self.next_tick.0 <= now.0;
+        if is_due {
             self.next_tick = self.next_tick.after((now.since(self.next_tick) / interval_ms + 1) * interval_ms);
         }
+        is_due
     }
 }
 

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::{
-    Cause, Counts, Event, Lifecycle, Mode, Outbox, Playhead, Rejection, Show, StateUpdate, Tick, WallClock, WhenEmpty,
+    Cause, Counts, Event, Lifecycle, Mode, Outbox, Playhead, Rejection, Run, Show, StateUpdate, Tick, WallClock, WhenEmpty,
     partition, subscribers::Removed, wheel::Link,
 };
 
@@ -183,7 +183,7 @@ impl Stream {
             let snapshot = if self.snapshot_owed { self.snapshot_at.after(SNAPSHOT_INTERVAL_MS) } else { Tick::NEVER };
             return match lifecycle {
                 Lifecycle::Running(run) => {
-                    snapshot.min(run.next_tick).min(run.next_boundary(pass).max(self.next_scene())).min(end)
+                    snapshot.min(run.next_tick).min(run.next_boundary().max(self.next_scene())).min(end)
                 }
                 Lifecycle::Removed(_) => Tick::NEVER,
                 _ => snapshot,
@@ -203,6 +203,13 @@ impl Stream {
         self.scene_at.after(self.min_scene_interval_ms as u64)
     }
 
+    /// Where it is, if it plays and somebody watches, and is neither at its end nor in another pass by then: as a rule. Then
+    /// all of [`Stream::wake`] is [`Stream::tell`], and nothing is counted anew.
+    #[inline]
+    pub(super) fn plays_on(&self, now: Tick) -> Option<Playhead> {
+        if self.is_watched() { self.show.plays_on(now) } else { None }
+    }
+
     /// Brings the stream to `now`: what fell due, each kind at most once, in the order in which it fell due. Ticks that
     /// were slept through stay away, and so does all of a stream whose time is up. Returns false when it is.
     pub(super) fn wake(&mut self, now: Tick, clock: WallClock, outbox: &mut Outbox) -> bool {
@@ -217,8 +224,7 @@ impl Stream {
         }
         self.advance_to(now, outbox);
         if self.is_watched() {
-            self.tell_progress(now, outbox);
-            self.tell_newcomers(now, outbox);
+            self.tell(now, self.show.head(now), outbox);
         }
         true
     }
@@ -250,21 +256,30 @@ impl Stream {
         self.enter(now, Lifecycle::Finished { loops }, cause, outbox);
     }
 
+    /// Tells those who watch what is due, of a stream that was brought there.
+    pub(super) fn tell(&mut self, now: Tick, head: Playhead, outbox: &mut Outbox) {
+        if let Some(cause) = self.progress(now, head) {
+            self.emit_at(now, head, cause, outbox);
+        }
+        if self.snapshot_owed {
+            self.tell_newcomers(now, outbox);
+        }
+    }
+
     /// Another scene or pass, or else a tick. A boundary that has to wait is told soon, so no tick tells of it before:
     /// ticks may be lost.
-    fn tell_progress(&mut self, now: Tick, outbox: &mut Outbox) {
-        let head = self.show.head(now);
-        let Lifecycle::Running(run) = &mut self.show.lifecycle else { return };
-        let tick = run.next_tick <= now;
-        run.skip_ticks(now, self.show.config.tick_interval_ms.into());
-        if run.has_passed_boundary(&self.show.pass, head) {
-            if self.next_scene() <= now {
-                self.scene_at = now;
-                self.emit_at(now, head, Cause::Scene, outbox);
-            }
-        } else if tick {
-            self.emit_at(now, head, Cause::Tick, outbox);
+    #[inline]
+    fn progress(&mut self, now: Tick, head: Playhead) -> Option<Cause> {
+        let Lifecycle::Running(run) = &mut self.show.lifecycle else { return None };
+        let has_ticked = run.skip_ticks(now, self.show.config.tick_interval_ms.into());
+        if head < run.boundary {
+            return if has_ticked { Some(Cause::Tick) } else { None };
         }
+        if now < self.next_scene() {
+            return None;
+        }
+        self.scene_at = now;
+        Some(Cause::Scene)
     }
 
     // --- audience ------------------------------------------------------------------------------------------------
@@ -296,7 +311,7 @@ impl Stream {
                 // Unwatched, scenes went by without being told; the newcomer gets a snapshot, not what it missed.
                 run.skip_ticks(now, self.show.config.tick_interval_ms.into());
                 let head = self.show.head(now);
-                self.announce(head);
+                self.show.announce(head);
             }
             _ => {}
         }
@@ -374,6 +389,7 @@ impl Stream {
     }
 
     /// The same of a stream that is known to be there.
+    #[inline]
     fn emit_at(&mut self, now: Tick, head: Playhead, cause: Cause, outbox: &mut Outbox) {
         let unwatched_too = matches!(cause, Cause::Command | Cause::Lifecycle);
         if !self.is_watched() && !unwatched_too {
@@ -383,14 +399,7 @@ impl Stream {
         self.show.sequence += 1;
         outbox.updates.push(self.show.state_at(now, head, cause, (self.slot, self.partition)));
         if matches!(cause, Cause::Scene | Cause::Command | Cause::Lifecycle) {
-            self.announce(head);
-        }
-    }
-
-    /// Notes that everybody knows the present pass and scene.
-    const fn announce(&mut self, head: Playhead) {
-        if let Lifecycle::Running(run) = &mut self.show.lifecycle {
-            run.told = head;
+            self.show.announce(head);
         }
     }
 
@@ -407,9 +416,19 @@ impl Stream {
         if let Lifecycle::Running(run) = &self.show.lifecycle {
             let total_ms = self.show.pass.pass_total_ms();
             assert!(run.from.pass_ms < total_ms, "stream {id} runs from {:?}, its end is {total_ms}", run.from);
-            assert!(run.told.loops <= run.from.loops, "stream {id} runs from {:?}, and told {:?}", run.from, run.told);
+            self.check_boundary(run);
             assert!(self.may_run(), "stream {id} runs unwatched under FREEZE");
             assert!(!run.on_schedule || self.show.config.starts_at_ms().is_some(), "stream {id} is on no schedule");
+        }
+    }
+
+    /// What is still to be told is a boundary of the present pass, unless it is of an earlier one.
+    fn check_boundary(&self, run: &Run) {
+        let (id, Playhead { loops, pass_ms }) = (&self.show.id, run.boundary);
+        assert!(loops <= run.from.loops, "stream {id} runs from {:?}, and is to tell {:?}", run.from, run.boundary);
+        if loops == run.from.loops && pass_ms != Run::NO_BOUNDARY {
+            let before_ms = pass_ms.checked_sub(1).expect("a boundary is behind something");
+            assert_eq!(self.show.pass.next_boundary(before_ms), Some(pass_ms), "stream {id} tells no boundary");
         }
     }
 }

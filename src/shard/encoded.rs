@@ -38,6 +38,7 @@ impl Encoded {
     }
 
     /// Whether all who read the stream are to have it, and not those alone who follow filters.
+    #[inline]
     pub(super) const fn is_for_all(&self) -> bool {
         self.subject.is_some() || self.in_feed
     }
@@ -66,6 +67,7 @@ impl Encoded {
     }
 
     /// The filters that it goes to.
+    #[inline]
     pub(super) fn tokens(&self) -> &[u64] {
         self.filtered.as_ref().map_or(&[], |filtered| filtered.tokens())
     }

@@ -24,9 +24,15 @@ pub(super) struct Filtered {
 
 impl Filtered {
     /// Those that an update passes; nothing where it passes none.
+    #[inline]
     pub(super) fn of(update: &StateUpdate) -> Option<Box<Self>> {
-        let tokens = update.filtered().to_vec();
-        (!tokens.is_empty()).then(|| Box::new(Self { stream_id: Arc::clone(&update.stream_id), tokens }))
+        let tokens = update.filtered();
+        if tokens.is_empty() { None } else { Some(Self::boxed(&update.stream_id, tokens)) }
+    }
+
+    #[cold]
+    fn boxed(stream_id: &Arc<str>, tokens: &[u64]) -> Box<Self> {
+        Box::new(Self { stream_id: Arc::clone(stream_id), tokens: tokens.to_vec() })
     }
 
     /// Their tokens.
@@ -102,10 +108,12 @@ impl HeldFiltered {
     }
 
     /// Takes out of an update those who wait for an earlier change.
+    #[inline]
     pub(super) fn take_out(&self, update: &mut Encoded) -> Option<Box<Filtered>> {
-        if self.counts.is_empty() {
-            return None;
-        }
+        if self.counts.is_empty() { None } else { self.split_off(update) }
+    }
+
+    fn split_off(&self, update: &mut Encoded) -> Option<Box<Filtered>> {
         let stream = update.stream;
         Filtered::split_off(&mut update.filtered, |token| self.counts.contains_key(&(stream, token)))
     }

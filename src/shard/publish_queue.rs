@@ -208,11 +208,10 @@ impl PublishQueue {
         let mut encoded = self.encode(update, now);
         let stream = encoded.stream;
         let place = self.places.entry(stream).or_default();
-        let before = place.tick.take();
-        let superseded = before.is_some();
-        if let Some(before) = before {
+        if let Some(before) = &mut place.tick {
             self.waiting -= 1;
-            Filtered::take_over(&mut encoded.filtered, before.filtered);
+            self.superseded += 1;
+            Filtered::take_over(&mut encoded.filtered, before.filtered.take());
         }
         if update.is_replaceable() {
             place.tick = Some(encoded);
@@ -221,11 +220,12 @@ impl PublishQueue {
                 self.order.push_back(stream);
             }
         } else {
+            place.tick = None;
             place.changes += 1;
+            self.numbered += 1;
             self.change_bytes += encoded.bytes();
-            self.changes.push_back(encoded);
+            self.changes.push_back(encoded.by_itself());
         }
-        self.superseded += u64::from(superseded);
     }
 
     /// Owes an answer, behind the changes that were owed before it.
@@ -249,19 +249,17 @@ impl PublishQueue {
         while used.messages < at_once.messages && used.bytes < at_once.bytes {
             let ticks_first = used.messages < at_once.messages / 2 && used.bytes < at_once.bytes / 2;
             // As a rule there is nothing but ticks, so these go straight on.
-            let tick = if ticks_first { self.next_tick() } else { None };
-            if let Some(tick) = tick {
-                answer_is_next = true;
-                used.add(self.publish_update(tick, &mut batches, &mut publish));
-                continue;
+            let mut update = if ticks_first { self.next_tick() } else { None };
+            let mut is_of_share = false;
+            if update.is_none() {
+                let change_waits = self.change_waits();
+                is_of_share = self.answers.has_share(self.gone) && (answer_is_next || !change_waits);
+                update = match (is_of_share, change_waits) {
+                    (true, _) => None,
+                    (false, true) => self.next_change(),
+                    (false, false) => self.next_tick(),
+                };
             }
-            let change_waits = self.change_waits();
-            let is_of_share = self.answers.has_share(self.gone) && (answer_is_next || !change_waits);
-            let update = match (is_of_share, change_waits) {
-                (true, _) => None,
-                (false, true) => self.next_change(),
-                (false, false) => self.next_tick(),
-            };
             if let Some(update) = update {
                 answer_is_next = true;
                 used.add(self.publish_update(update, &mut batches, &mut publish));
@@ -283,6 +281,7 @@ impl PublishQueue {
     }
 
     /// Publishes an update wherever it goes. Returns how much that is.
+    #[inline]
     fn publish_update(
         &mut self,
         update: Encoded,
@@ -566,27 +565,34 @@ impl PublishQueue {
             self.buffer.reserve(CHUNK);
         }
         encode::write_state(&mut self.buffer, update, now);
-        let payload = self.buffer.split().freeze();
-        let subject = self.publish_to.subjects().then(|| self.subject(&update.stream_id));
-        let in_feed = self.publish_to.feed();
-        let number = self.numbered;
-        let (stream, partition, filtered) = ((update.slot, update.epoch), update.partition, Filtered::of(update));
-        let encoded = Encoded { stream, subject, in_feed, filtered, partition, payload, number, doubts: 0 };
-        if update.is_replaceable() {
-            return encoded;
+        let payload_bytes = self.buffer.len();
+        let has_subject = self.publish_to.subjects();
+        if has_subject {
+            self.write_subject(&update.stream_id);
         }
-        self.numbered += 1;
-        encoded.by_itself()
+        let mut payload = self.buffer.split().freeze();
+        Encoded {
+            stream: (update.slot, update.epoch),
+            subject: has_subject.then(|| subject_of(payload.split_off(payload_bytes))),
+            in_feed: self.publish_to.feed(),
+            filtered: Filtered::of(update),
+            partition: update.partition,
+            payload,
+            number: self.numbered,
+            doubts: 0,
+        }
     }
 
-    fn subject(&mut self, stream_id: &str) -> Subject {
+    fn write_subject(&mut self, stream_id: &str) {
         debug_assert!(StreamId::parse(stream_id).is_ok(), "{stream_id:?} comes from the engine");
         self.buffer.put_slice(b"stream.");
         self.buffer.put_slice(stream_id.as_bytes());
         self.buffer.put_slice(b".updates");
-        let bytes = self.buffer.split().freeze();
-        Subject::from_utf8(bytes).unwrap_or_else(|_| Subject::from_static("stream.invalid.updates"))
     }
+}
+
+fn subject_of(written: Bytes) -> Subject {
+    Subject::from_utf8(written).unwrap_or_else(|_| Subject::from_static("stream.invalid.updates"))
 }
 
 /// An answer where messages have at most `limit` bytes: itself, or what [`refusal_fitting`] says.

@@ -34,20 +34,23 @@ pub enum Progress {
 /// `pass` is the timeline of the present pass, whose scenes may have been adjusted, also down to 0; `base` that of each
 /// pass after it, as it was configured. `looping` says whether there is one.
 #[must_use]
+#[inline]
 pub fn advance(from: Playhead, elapsed_ms: u64, pass: &Timeline, base: &Timeline, looping: bool) -> Progress {
     let reached_ms = pass.after(from.pass_ms, elapsed_ms);
     let Some(overshoot_ms) = reached_ms.checked_sub(pass.pass_total_ms()) else {
         return Progress::SamePass(Playhead { pass_ms: reached_ms, ..from });
     };
-    if !looping {
-        return Progress::Ended;
-    }
+    if looping { Progress::LaterPass(later_pass(from.loops, overshoot_ms, base)) } else { Progress::Ended }
+}
+
+/// So long behind the end of a pass.
+fn later_pass(loops: u64, overshoot_ms: u64, base: &Timeline) -> Playhead {
     // A pass that comes to no end is the last one.
     let whole_ms = base.time_to_end(0).unwrap_or(u64::MAX);
-    Progress::LaterPass(Playhead {
-        loops: from.loops.saturating_add(1 + overshoot_ms / whole_ms),
+    Playhead {
+        loops: loops.saturating_add(1 + overshoot_ms / whole_ms),
         pass_ms: base.after(0, overshoot_ms % whole_ms),
-    })
+    }
 }
 
 #[cfg(test)]

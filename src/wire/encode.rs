@@ -167,8 +167,10 @@ pub fn write_state(buffer: &mut impl BufMut, update: &StateUpdate, now: Now) {
     numbers.put(19, derived.scene_remaining_ms);
     numbers.put(20, update.loop_count);
     numbers.put(21, proto::Cause::from(update.cause) as u64);
-    numbers.put(22, flag(update.overtime_ms().is_some()));
-    numbers.put(23, update.overtime_ms().unwrap_or(0));
+    if let Some(overtime_ms) = update.overtime_ms() {
+        numbers.put_present(22, flag(true));
+        numbers.put(23, overtime_ms);
+    }
     numbers.put(24, update.config_revision);
     buffer.put_slice(numbers.as_bytes());
     text(buffer, 25, derived.scene_id);

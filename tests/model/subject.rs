@@ -453,8 +453,8 @@ fn written_and_read(show: &Show) -> Show {
         lifecycle: match *lifecycle {
             Lifecycle::Idle(at) => Lifecycle::Idle(head(at)),
             Lifecycle::Scheduled => Lifecycle::Scheduled,
-            Lifecycle::Running(Run { anchor, from, next_tick, told, on_schedule }) => {
-                Lifecycle::Running(Run { anchor, from: head(from), next_tick, told: head(told), on_schedule })
+            Lifecycle::Running(Run { anchor, from, next_tick, boundary, on_schedule }) => {
+                Lifecycle::Running(Run { anchor, from: head(from), next_tick, boundary: head(boundary), on_schedule })
             }
             Lifecycle::Paused(at) => Lifecycle::Paused(head(at)),
             Lifecycle::Stopped(at) => Lifecycle::Stopped(head(at)),
