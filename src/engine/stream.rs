@@ -8,8 +8,8 @@
 use std::sync::Arc;
 
 use super::{
-    Cause, Counts, Event, Lifecycle, Mode, Outbox, Playhead, Rejection, Run, Show, StateUpdate, Tick, WallClock, WhenEmpty,
-    partition, subscribers::Removed, wheel::Link,
+    Cause, Counts, Event, Lifecycle, Mode, Outbox, Playhead, Rejection, Run, Show, StateUpdate, Tick, WallClock,
+    WhenEmpty, partition, subscribers::Removed, wheel::Link,
 };
 
 /// At most one snapshot in this time is published for a stream, however many join without a reply subject, ms.
