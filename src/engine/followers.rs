@@ -279,31 +279,11 @@ fn progress(timeline: &Timeline, position_ms: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::engine::{FilterDraft, SceneLimits};
+    use crate::engine::FilterDraft;
 
     fn state(slot: u32) -> StateUpdate {
-        let scenes = [crate::engine::Scene::new("Main", 10_000)];
-        StateUpdate {
-            stream_id: "show".into(),
-            slot,
-            partition: 0,
-            at: Tick(0),
-            cause: Cause::Tick,
-            mode: Mode::Running,
-            timeline: Arc::new(Timeline::new(&scenes, SceneLimits::default()).unwrap()),
-            scene: Some(0),
-            position_ms: 0,
-            loop_count: 0,
-            status: None,
-            revision: 1,
-            sequence: 1,
-            epoch: 1,
-            config_revision: 1,
-            rare: None,
-        }
+        StateUpdate { slot, cause: Cause::Tick, mode: Mode::Running, scene: Some(0), ..StateUpdate::sample() }
     }
 
     fn every(min_interval_ms: u32) -> Filter {

@@ -141,6 +141,33 @@ impl StateUpdate {
     }
 }
 
+#[cfg(test)]
+impl StateUpdate {
+    /// The state that the stream `show` begins with, in slot 0: a test changes what it is about.
+    pub(crate) fn sample() -> Self {
+        let scenes = [crate::timeline::Scene::new("Main", 10_000)];
+        let timeline = Timeline::new(&scenes, crate::timeline::SceneLimits::default()).expect("valid");
+        Self {
+            stream_id: "show".into(),
+            slot: 0,
+            partition: 0,
+            at: Tick(0),
+            cause: Cause::Command,
+            mode: Mode::Idle,
+            timeline: Arc::new(timeline),
+            scene: None,
+            position_ms: 0,
+            loop_count: 0,
+            status: None,
+            revision: 1,
+            sequence: 1,
+            epoch: 1,
+            config_revision: 1,
+            rare: None,
+        }
+    }
+}
+
 /// What happened, for logs and counters. Not part of the state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {

@@ -119,41 +119,21 @@ fn with_cursor(mut reply: Vec<u8>, shard: usize, slot: u32) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use proptest::prelude::*;
     use prost::Message as _;
 
     use super::*;
     use crate::{
-        engine::{Cause, Mode, Tick},
-        timeline::{Scene, SceneLimits, Timeline},
+        engine::{Cause, Tick},
         wire::proto,
     };
 
     const NOW: Now = Now { tick: Tick(0), wall_ms: 0 };
 
     fn state(shard: usize, slot: u32) -> StateUpdate {
-        let scenes = [Scene::new("Main", 10_000)];
-        StateUpdate {
-            // Of different lengths.
-            stream_id: format!("{shard}-{slot}-{}", "x".repeat(slot as usize * 7 % 60)).into(),
-            slot,
-            partition: 0,
-            at: Tick(0),
-            cause: Cause::Snapshot,
-            mode: Mode::Idle,
-            timeline: Arc::new(Timeline::new(&scenes, SceneLimits::default()).unwrap()),
-            scene: None,
-            position_ms: 0,
-            loop_count: 0,
-            status: None,
-            revision: 1,
-            sequence: 1,
-            epoch: 1,
-            config_revision: 1,
-            rare: None,
-        }
+        // Of different lengths.
+        let stream_id = format!("{shard}-{slot}-{}", "x".repeat(slot as usize * 7 % 60)).into();
+        StateUpdate { stream_id, slot, cause: Cause::Snapshot, ..StateUpdate::sample() }
     }
 
     /// Lists page after page, as shards and whoever asks do.

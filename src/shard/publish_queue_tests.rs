@@ -10,24 +10,15 @@ use crate::engine::{Cause, Mode, Rare, Scene, SceneLimits, Tick, Timeline};
 const NOW: Now = Now { tick: Tick(0), wall_ms: 0 };
 
 fn update(slot: u32, sequence: u64, cause: Cause) -> StateUpdate {
-    let scenes = [Scene::new("Main", 10_000)];
     StateUpdate {
         stream_id: format!("s{slot}").into(),
         slot,
         partition: slot as u8,
-        at: Tick(0),
         cause,
         mode: Mode::Running,
-        timeline: Arc::new(Timeline::new(&scenes, SceneLimits::default()).unwrap()),
         scene: Some(0),
-        position_ms: 0,
-        loop_count: 0,
-        status: None,
-        revision: 1,
         sequence,
-        epoch: 1,
-        config_revision: 1,
-        rare: None,
+        ..StateUpdate::sample()
     }
 }
 

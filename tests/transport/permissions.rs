@@ -338,6 +338,23 @@ async fn without_its_inbox_nothing_is_confirmed_and_the_reason_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_subscribes_just_when_a_refused_inbox_is_tried_is_refused() {
+    within_limit(async {
+        let server = server_with(without(Operation::Subscribe, &["_INBOX.>"]));
+        let transport = connect(&server, "limited").await;
+        until(&transport, |denied| denied.inbox.is_some()).await;
+        // It is tried after a second, and after two more.
+        let end = Instant::now() + Duration::from_millis(3_500);
+        while Instant::now() < end {
+            let refused = transport.subscribe("news", None).await.unwrap_err();
+            assert!(matches!(refused, TransportError::Denied(_)), "{refused}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_reconnect_to_a_smaller_limit_that_is_the_limit() {
     within_limit(async {
         let mut server = NatsServer::start();

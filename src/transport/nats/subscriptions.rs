@@ -55,6 +55,11 @@ impl Entry {
     fn is_denied(&self) -> bool {
         self.denied.borrow().is_some()
     }
+
+    /// How the server has refused it in the attempt under way.
+    pub(super) fn refusal(&self) -> Option<Denial> {
+        unpoisoned(&self.refusal).as_deref().map(|reason| self.denial(reason))
+    }
 }
 
 /// Why a subscription is made.

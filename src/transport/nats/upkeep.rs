@@ -2,7 +2,9 @@
 //! what was refused is tried.
 
 use std::{
+    future::poll_fn,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -131,16 +133,23 @@ impl Core {
             return Err(TransportError::Disconnected);
         }
         let refused = self.shared.denied.borrow().inbox.clone();
-        let is_tried = || made.iter().any(|(task, _)| task.entry.is_inbox);
-        if let Some(denial) = refused.filter(|denial| denial.operation == Operation::Publish || !is_tried()) {
+        let tried = made.iter().map(|(task, _)| &task.entry).find(|entry| entry.is_inbox);
+        if let Some(denial) = refused.filter(|denial| denial.operation == Operation::Publish || tried.is_none()) {
             return Err(TransportError::Denied(denial));
         }
+        // An inbox that was refused before anybody waited for an answer has told nobody. So this is looked at behind the
+        // round trip, which waits by then: of whatever is refused later it is told.
+        let refused_before = poll_fn(|_| match tried.and_then(|inbox| inbox.refusal()) {
+            Some(denial) => Poll::Ready(Err(TransportError::Denied(denial))),
+            None => Poll::Pending,
+        });
         let told = tokio::select! {
             biased;
             told = self.round_trip(connection.generation) => told,
+            told = refused_before => told,
             () = self.refused_in_silence() => Err(TransportError::Timeout(SILENCE)),
         };
-        if matches!(told, Err(TransportError::Timeout(_))) && !is_tried() {
+        if matches!(told, Err(TransportError::Timeout(_))) && tried.is_none() {
             self.shared.subscriptions.remake_inbox();
         }
         told
