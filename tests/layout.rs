@@ -53,7 +53,8 @@ fn no_file_of_the_library_is_longer_than_one_subject_takes() {
 
 #[test]
 fn the_search_finds_names_in_every_form() {
-    let text = "fn a() {}\npub(crate) async fn b<T>(x: T) {}\n    const fn c()\nlet f: fn(u8) = d; // fn e\nproptest! { fn f( }";
+    let text = "fn a() {}\npub(crate) async fn b<T>(x: T) {}\n    const fn c()\nlet f: fn(u8) = d; // fn e\n\
+                proptest! { fn f( }";
     assert_eq!(names_of_functions(text).collect::<Vec<_>>(), ["a", "b", "c", "e", "f"]);
 }
 

@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn all_who_announce_themselves_are_answered_and_a_flood_now_and_then() {
+    async fn all_who_announce_themselves_are_answered_a_flood_now_and_then() {
         let (mut answers, begun, mut given) = (Answers::default(), Instant::now(), 0);
         for _ in 0..1_000 {
             answers.owe(Instant::now());

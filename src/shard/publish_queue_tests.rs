@@ -573,7 +573,7 @@ fn what_was_held_for_filters_goes_again_over_the_next_connection() {
 }
 
 #[test]
-fn what_may_have_been_refused_goes_again_at_once_and_holds_up_nothing() {
+fn what_may_have_been_refused_goes_again_and_holds_up_nothing() {
     let mut queue = PublishQueue::new(PublishTo::Subjects);
     queue.update(&filtered(0, 1, Cause::Scene, &[1, 2]), NOW);
     queue.update(&update(1, 1, Cause::Scene), NOW);
