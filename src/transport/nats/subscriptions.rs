@@ -519,7 +519,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn while_nothing_is_found_missing_subscriptions_are_made_again_seldom() {
+    fn while_nothing_is_missing_subscriptions_are_made_again_seldom() {
         let subscriptions = Subscriptions::new(Arc::default());
         let begun = Instant::now();
         let remakes = |from_s: u64, until_s: u64| {
