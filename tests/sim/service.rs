@@ -264,23 +264,26 @@ impl World {
             let late_ms = (since(own.due_at_the_latest), since(own.due));
             self.truth.note_turn(shard, now, late_ms, since(own.deadline));
         }
+        let was_behind = own.queue.is_behind();
         let next = own.shard.turn(Now { tick: Tick(now), wall_ms: now + self.plan.skew_ms }, &mut own.queue);
         assert_eq!(full, next == Next::Blocked, "shard {shard} stops exactly when too much is owed");
         if !full {
-            // As the shard does: what is due at once is due now, or when it has rested. Since when it is due is another
-            // matter: a turn may leave some of it.
             let deadline = own.shard.engine().next_deadline();
-            let at_least = match next {
-                Next::Sleep(Some(until)) if deadline <= Some(Tick(now)) => until,
-                _ => Tick(now),
-            };
-            let is_unsure = next == Next::Again && deadline <= Some(Tick(now)) && own.queue.is_behind();
-            let at_most = if is_unsure { Tick(now + self.plan.turn.rest_ms) } else { at_least };
             // A look at the wall clock that comes late is a late turn, too.
             let look = own.shard.engine().waits_for_wall_clock().then_some(Tick(now + WALL_CLOCK_LOOK_MS));
-            let due_from = |from: Tick| deadline.map(|due| due.max(from)).into_iter().chain(look).min();
-            (own.due, own.due_at_the_latest) = (due_from(at_least), due_from(at_most));
-            // What is to be done at once hides since when something else is due.
+            let due_from = |from: u64| deadline.map(|due| due.max(Tick(from))).into_iter().chain(look).min();
+            (own.due, own.due_at_the_latest) = match next {
+                // It says itself when the next one is due, having rested if it has to.
+                Next::Sleep(due) => (due, due),
+                // What is due at once is due now, or when it has rested, which this one does not say.
+                Next::Again | Next::Blocked => {
+                    let rests = was_behind || own.queue.is_behind();
+                    let rest_ms = if rests { self.plan.turn.rest_ms } else { 0 };
+                    (due_from(now), due_from(now + rest_ms))
+                }
+            };
+            // Since when something is due is another matter: a turn may leave some of it. And what is to be done at once
+            // hides since when something else is.
             let at_once = deadline == Some(Tick(0));
             let overdue = own.deadline.filter(|due| at_once && *due <= Tick(now));
             own.deadline = overdue.or(if at_once { Some(Tick(now)) } else { deadline });

@@ -12,7 +12,7 @@ use orchestrator_service::{
 
 use crate::{
     gateway::SubId,
-    net::{Answer, AnswerBody, Sent, Update, What},
+    net::{Answer, AnswerBody, Party, Sent, Update, What},
     plan::Plan,
     reading,
     service::Service,
@@ -65,6 +65,9 @@ pub struct Sub {
     joined: u64,
     /// Which of the messages that reached the service about it was handled last.
     arrival: u64,
+    /// Who said last that it leaves, by its name, and when that was handled: whoever else holds it does not know. Nobody,
+    /// where what somebody had said before came once more.
+    named_away: Option<(Option<Party>, u64)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -222,6 +225,7 @@ impl Truth {
             left: 0,
             joined: 0,
             arrival: 0,
+            named_away: None,
         });
         self.streams[stream].subs.push(sub);
         sub
@@ -355,6 +359,9 @@ impl Truth {
                     // By a handle that is void, nobody leaves.
                     if !self.is_void(*handle) {
                         self.handled_leave(*sub, begun, now);
+                        let is_first = sent.request.is_none_or(|request| self.requests[request].delivered == 1);
+                        let by = is_first.then_some(sent.from);
+                        self.subs[*sub].named_away = handle.is_none().then_some((by, now));
                     }
                 }
             }
@@ -409,6 +416,11 @@ impl Truth {
     /// Whether a shard may know a subscriber.
     pub fn may_know(&self, sub: SubId) -> bool {
         self.subs[sub].may.is_some()
+    }
+
+    /// When it was last said by its name that it leaves, if that was not that holder's will.
+    pub fn named_away_against(&self, sub: SubId, holder: Party) -> Option<u64> {
+        self.subs[sub].named_away.filter(|(by, _)| *by != Some(holder)).map(|(_, at)| at)
     }
 
     /// Somebody leaves by name who was given a handle: that must not end a newer registration of another.

@@ -21,7 +21,7 @@ pub struct FiltersSayWhatIsSaid {
     hashes: BTreeMap<(usize, u64, u64), u64>,
     /// Which filter has which subject, as far as an answer has told.
     subjects: BTreeMap<String, usize>,
-    /// The newest update on each subject.
+    /// The newest update on each subject, or answer of it, and whether it was in a scene of the filter.
     newest: BTreeMap<String, (u64, u64, bool)>,
 }
 
@@ -42,6 +42,9 @@ impl Checker for FiltersSayWhatIsSaid {
                     let known = self.subjects.insert(reply.updates_subject.clone(), *filter);
                     assert!(known.is_none_or(|known| known == *filter), "filters: two share a subject: {reply:?}");
                     assert_eq!(reply.lease_ms, truth.stale_after_ms, "filters: {reply:?}");
+                    if let Some(state) = &reply.state {
+                        self.told(&reply.updates_subject, *filter, state);
+                    }
                 }
             }
             Fact::SaidFiltered { subject, update } => self.said(subject, update),
@@ -51,6 +54,15 @@ impl Checker for FiltersSayWhatIsSaid {
 }
 
 impl FiltersSayWhatIsSaid {
+    /// Who asks to follow is told a state: where that is in a scene of the filter, whoever follows is told what leaves it.
+    fn told(&mut self, subject: &str, filter: usize, state: &StateUpdate) {
+        let newest = self.newest.get(subject).copied();
+        let inside = asks_for(filter, state) || newest.is_some_and(|(epoch, _, inside)| epoch == state.epoch && inside);
+        if newest.is_none_or(|(epoch, sequence, _)| (epoch, sequence) <= (state.epoch, state.sequence)) {
+            self.newest.insert(subject.to_owned(), (state.epoch, state.sequence, inside));
+        }
+    }
+
     fn said(&mut self, subject: &str, update: &Update) {
         let key = (update.stream, update.epoch, update.sequence);
         if let Some(hash) = self.hashes.get(&key) {

@@ -45,6 +45,9 @@ use crate::{
     world::{Event, Phase, T0, World},
 };
 
+/// Behind its heartbeat a client has asked by name and registered again so soon, ms.
+const TOLD_WITHIN_MS: u64 = 2_000;
+
 /// All clients of a world, and the runtime of their tasks. None has no runtime.
 pub struct Clients {
     runtime: Option<Rc<Runtime>>,
@@ -423,7 +426,11 @@ impl World {
             );
             // That a stream is gone whoever follows a filter is shown at once, and its client told with the next heartbeat.
             let is_gone = viewer.view.as_ref().is_some_and(|(_, view)| view.mode() == Mode::Unknown);
-            let is_known = self.truth.may_know(viewer.sub) || !viewer.registered || is_gone;
+            // Another holder of the same session may have said that it leaves, not knowing its own handle: by name, which
+            // ends whatever registration there is; or what this one had said came twice. It is told with its next heartbeat.
+            let named_away = self.truth.named_away_against(viewer.sub, Party::Client(client));
+            let is_being_told = named_away.is_some_and(|at| self.now <= at + self.plan.heartbeat_ms + TOLD_WITHIN_MS);
+            let is_known = self.truth.may_know(viewer.sub) || !viewer.registered || is_gone || is_being_told;
             assert!(
                 *reconnected_at < since || is_known,
                 "reconnected: client {client} says that {} is there",
