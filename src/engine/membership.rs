@@ -1,7 +1,8 @@
 //! Who comes and who goes: registers, heartbeats, leaves, silence, and the counts that follow.
 //!
-//! Every change of a stream's audience ends in [`Stream::audience_changed`](super::stream::Stream::audience_changed),
-//! whether somebody joined, left, went stale or came back. What that means for the stream is decided there.
+//! Every change of a stream's audience goes through [`Engine::change_members`], whether somebody joined, left, went stale
+//! or came back. What it means for the stream is decided in
+//! [`Stream::audience_changed`](super::stream::Stream::audience_changed).
 
 use std::net::SocketAddr;
 
@@ -9,6 +10,7 @@ use super::{
     Accepted, Batch, Cause, ClientId, Engine, Event, Filter, Handle, Hint, Invalid, Joined, Limits, MAX_SLOTS,
     Newcomer, Outbox, Rejection, StreamId, Subscriber, Tick, Unplaced,
     handle::Named,
+    stream::Members,
     subscribers::{IN_FLIGHT, Silent},
 };
 
@@ -103,14 +105,24 @@ impl Engine {
                 self.check_bytes(client_id, None, source)?;
                 let head = self.streams.get(stream).members.head;
                 let slot = self.subscribers.insert(now, lookup, first, session, source, head);
-                self.with_stream(stream, |stream| {
-                    stream.members.joined(slot, first.is_none());
-                    stream.audience_changed(now, outbox);
-                });
+                self.change_members(now, stream, |members| members.joined(slot, first.is_none()), outbox);
                 slot
             }
         };
         Ok(self.subscribers.handle(slot, self.streams.get(stream).partition))
+    }
+
+    /// Changes who is counted of a stream that is there. As a rule it is watched, or not, as before: then nothing else of
+    /// it changes, nor what is due, and its timer is not looked at.
+    fn change_members(&mut self, now: Tick, slot: u32, change: impl FnOnce(&mut Members), outbox: &mut Outbox) {
+        let stream = self.streams.get_mut(slot);
+        let before = stream.members.counts();
+        change(&mut stream.members);
+        self.counts += stream.members.counts();
+        self.counts -= before;
+        if stream.has_new_audience() {
+            self.with_stream(slot, |stream| stream.audience_changed(now, outbox));
+        }
     }
 
     fn check_room(&self, first_session: Option<u32>) -> Result<(), Rejection> {
@@ -270,10 +282,7 @@ impl Engine {
         }
         let nobody_watched = self.streams.get(stream).members.active == 0;
         let made = outbox.updates.len();
-        self.with_stream(stream, |stream| {
-            stream.members.active += 1;
-            stream.audience_changed(now, outbox);
-        });
+        self.change_members(now, stream, |members| members.active += 1, outbox);
         // While nobody watched, nothing was published, and a heartbeat's answer carries no state.
         self.welcome(now, stream, !nobody_watched || outbox.updates.len() > made, outbox);
         true
@@ -287,10 +296,7 @@ impl Engine {
         if self.streams.get(stream).is_removed() {
             return false;
         }
-        self.with_stream(stream, |stream| {
-            stream.members.left(removed);
-            stream.audience_changed(now, outbox);
-        });
+        self.change_members(now, stream, |members| members.left(removed), outbox);
         true
     }
 
@@ -302,10 +308,7 @@ impl Engine {
                 if self.streams.get(stream).is_removed() {
                     return;
                 }
-                self.with_stream(stream, |stream| {
-                    stream.members.active -= 1;
-                    stream.audience_changed(now, outbox);
-                });
+                self.change_members(now, stream, |members| members.active -= 1, outbox);
             }
             Silent::Gone(slot) => {
                 let stream = self.subscribers.stream_of(slot);

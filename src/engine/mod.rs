@@ -250,11 +250,14 @@ impl Engine {
         result
     }
 
-    /// What is done to all that a call has made, from that update on.
+    /// What is done to all that a call has made, from that update on; as a rule it has made nothing.
     #[inline]
     fn end_call(&mut self, made: usize, outbox: &mut Outbox) {
-        self.note_changes(None, outbox);
-        self.followers.mark(&mut outbox.updates[made..]);
+        if outbox.updates.len() > made {
+            self.note_changes(None, outbox);
+            self.followers.mark(&mut outbox.updates[made..]);
+        }
+        debug_assert!(outbox.changes.is_empty(), "a change is of an update");
     }
 
     /// Nobody goes stale before, and no lease ends.

@@ -25,6 +25,18 @@ pub(super) struct Members {
 }
 
 impl Members {
+    /// What it adds to the engine's counts.
+    pub(super) fn counts(self) -> Counts {
+        let Self { total, active, unique, head: _ } = self;
+        Counts {
+            total: total.into(),
+            active: active.into(),
+            stale: (total - active).into(),
+            unique: unique.into(),
+            ..Counts::default()
+        }
+    }
+
     /// Somebody came, and is the first of the list.
     pub(super) fn joined(&mut self, slot: u32, first_of_client: bool) {
         self.head = slot;
@@ -54,16 +66,7 @@ impl Heads {
         if self.mode == Mode::Unknown {
             return Counts::default();
         }
-        let Members { total, active, unique, .. } = self.members;
-        Counts {
-            total: total.into(),
-            active: active.into(),
-            stale: (total - active).into(),
-            unique: unique.into(),
-            streams: 1,
-            running: u64::from(self.mode == Mode::Running),
-            ..Counts::default()
-        }
+        Counts { streams: 1, running: u64::from(self.mode == Mode::Running), ..self.members.counts() }
     }
 }
 
@@ -210,6 +213,12 @@ impl Stream {
         if self.is_watched() { self.show.plays_on(now) } else { None }
     }
 
+    /// Whether [`Stream::wake`] would do nothing. Nothing is due: so it is before the next boundary, the end of its pass
+    /// included, unless one waits to be told. What happens unwatched, or by the wall clock, is not looked into here.
+    pub(super) fn is_awake(&self, now: Tick) -> bool {
+        now < self.due && self.next_scene() <= now && self.is_watched() && self.show.waits_until().is_none()
+    }
+
     /// Brings the stream to `now`: what fell due, each kind at most once, in the order in which it fell due. Ticks that
     /// were slept through stay away, and so does all of a stream whose time is up. Returns false when it is.
     pub(super) fn wake(&mut self, now: Tick, clock: WallClock, outbox: &mut Outbox) -> bool {
@@ -284,13 +293,18 @@ impl Stream {
 
     // --- audience ------------------------------------------------------------------------------------------------
 
-    /// Called after every change of `members`: the one place where a stream finds out that somebody came, or that
-    /// nobody is left, whether they left, went stale, or came back.
+    /// Whether somebody came, or nobody is left, of which it is yet to find out.
+    pub(super) fn has_new_audience(&self) -> bool {
+        (self.members.active > 0) != self.is_watched()
+    }
+
+    /// Called after every change of `members` that makes a difference: the one place where a stream finds out that
+    /// somebody came, or that nobody is left, whether they left, went stale, or came back.
     pub(super) fn audience_changed(&mut self, now: Tick, outbox: &mut Outbox) {
-        let watched = self.members.active > 0;
-        if watched == self.is_watched() {
+        if !self.has_new_audience() {
             return;
         }
+        let watched = self.members.active > 0;
         self.show.empty_since = if watched { Tick::NEVER } else { now };
         if !watched {
             self.snapshot_owed = false;

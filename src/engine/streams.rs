@@ -99,6 +99,9 @@ impl Engine {
         outbox: &mut Outbox,
     ) -> Result<u32, Rejection> {
         let slot = self.find_stream(stream_id)?;
+        if self.streams.get(slot).is_awake(now) {
+            return Ok(slot);
+        }
         self.wake(now, slot, outbox);
         if self.streams.get(slot).is_removed() {
             return Err(Rejection::StreamNotFound(stream_id.as_str().to_owned()));

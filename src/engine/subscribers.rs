@@ -196,7 +196,7 @@ impl Subscribers {
     pub(super) fn begin_handles(&self, handles: &[Handle], named: &mut [Named]) {
         for (handle, named) in handles.iter().zip(named) {
             *named = self.handles.open(*handle);
-            self.prefetch(named.slot);
+            self.prefetch(named.slot());
         }
     }
 
@@ -208,8 +208,9 @@ impl Subscribers {
 
     /// The second one: whom it stands for.
     #[inline]
-    pub(super) fn find_named(&self, Named { slot, tag }: Named) -> Option<u32> {
-        (self.records.try_get(slot)?.tag == tag).then_some(slot)
+    pub(super) fn find_named(&self, named: Named) -> Option<u32> {
+        let slot = named.slot();
+        (self.records.try_get(slot)?.tag == named.tag()).then_some(slot)
     }
 
     /// A slot and the sessions of the same client behind it.
@@ -227,7 +228,7 @@ impl Subscribers {
     }
 
     pub(super) fn handle(&self, slot: u32, partition: u8) -> Handle {
-        self.handles.seal(partition, Named { slot, tag: self.records.get(slot).tag })
+        self.handles.seal(partition, Named::new(slot, self.records.get(slot).tag))
     }
 
     /// Voids a subscriber's handle: it is registered again, and has another one from now on.
