@@ -220,9 +220,8 @@ mod tests {
             for slot in 0..TRIES {
                 let tag = key.draw_tag(0);
                 let plain = u64::from(tag) << SLOT_BITS | u64::from(slot);
-                let seal = |plain: u64| {
-                    key.seal(0, Named::new((plain & SLOT_MASK) as u32, (plain >> SLOT_BITS) as u32)).0
-                };
+                let seal =
+                    |plain: u64| key.seal(0, Named::new((plain & SLOT_MASK) as u32, (plain >> SLOT_BITS) as u32)).0;
                 for bit in 0..SEALED_BITS {
                     let other = plain ^ 1 << bit;
                     if other >> SLOT_BITS == 0 {
