@@ -126,16 +126,26 @@ impl Feed {
         followers.by_stream.values().flatten().for_each(|waiting| waiting.end(error));
     }
 
-    /// Gives each update of a message to those who follow its stream.
-    fn hand_out(&self, message: Bytes) {
+    /// Gives each update of a message to those who follow its stream. Behind so many as half of what a follower may have
+    /// waiting, others have their turn: of one long message, who takes what comes misses nothing.
+    async fn hand_out(&self, message: Bytes) {
         let updates = match feed::updates(message) {
             Ok(updates) => updates,
             Err(error) => return self.skip(&error),
         };
+        for (number, piece) in updates.chunks(MAX_WAITING / 2).enumerate() {
+            if number > 0 {
+                tokio::task::yield_now().await;
+            }
+            self.hand_out_piece(piece);
+        }
+    }
+
+    fn hand_out_piece(&self, updates: &[Bytes]) {
         let followers = self.followers();
         let mut not_followed = 0;
         for update in updates {
-            match hand_over(update, &followers) {
+            match hand_over(update.clone(), &followers) {
                 Ok(is_followed) => not_followed += u64::from(!is_followed),
                 Err(error) => self.skip(&error),
             }
@@ -190,7 +200,7 @@ impl Reader {
             tokio::select! {
                 biased;
                 message = self.subscription.next() => match message {
-                    Some(message) => self.feed.hand_out(message.payload),
+                    Some(message) => self.feed.hand_out(message.payload).await,
                     None => return,
                 },
                 denial = &mut denied => {

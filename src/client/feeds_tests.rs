@@ -149,6 +149,18 @@ async fn a_follower_that_takes_nothing_keeps_the_changes_and_the_newest() {
 }
 
 #[tokio::test]
+async fn of_a_long_message_who_takes_what_comes_misses_nothing() {
+    let (_bus, link, client) = world();
+    let stream = ONE[0];
+    let mut updates = follow(&client, stream).await;
+    let last = 10 * MAX_WAITING as u64;
+    let reader = tokio::spawn(async move { sequences(&mut updates, 10 * MAX_WAITING).await });
+    yield_often().await;
+    batch(&link, (1..=last).map(|sequence| change(stream, sequence)).collect()).await;
+    assert_eq!(reader.await.expect("it reads"), (1..=last).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn of_more_changes_than_are_kept_the_newest_are() {
     let (_bus, link, client) = world();
     let stream = ONE[0];

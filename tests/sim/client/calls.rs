@@ -1,6 +1,6 @@
 //! What clients ask of their connections, carried out; and what comes over them.
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::rc::Rc;
 
 use bytes::Bytes;
 use orchestrator_service::{
@@ -14,15 +14,11 @@ use prost::Message as _;
 
 use super::{RealGateway, Subscribed, Waiting, transport::Call, viewer::filters};
 use crate::{
-    checkers::is_change,
     net::{Answer, AnswerBody, Link, Message, Party, Sent, Updates, What},
     reading::stream_number,
     service::round,
     world::World,
 };
-
-/// As `client/feeds.rs` keeps of one stream for each who follows it.
-const MOST_WAITING: usize = 256;
 
 impl World {
     // --- what clients ask of their connections -------------------------------------------------------------------
@@ -269,10 +265,6 @@ impl World {
 
     pub fn client_sees_updates(&mut self, client: usize, updates: &Updates) {
         self.log.note(self.clock(), "client receives", &[client as u64], updates.subject.as_bytes());
-        if updates.feed && most_of_one_stream(updates) > MOST_WAITING {
-            // The oldest of them are dropped before any reader can have had them.
-            self.clients.each[client].gaps += 1;
-        }
         for subscribed in self.clients.each[client].subscriptions.values() {
             if subscribed.subject == updates.subject {
                 let subject = Subject::from(updates.subject.as_str());
@@ -344,14 +336,6 @@ impl World {
     pub fn client_connection_breaks(&mut self, client: usize) {
         self.clients.each[client].at_broker.clear();
     }
-}
-
-/// How many changes of one stream a message has, of that which has most.
-fn most_of_one_stream(updates: &Updates) -> usize {
-    let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
-    let changes = updates.updates.iter().filter(|update| is_change(update.cause()));
-    changes.for_each(|update| *counts.entry(update.stream).or_default() += 1);
-    counts.into_values().max().unwrap_or(0)
 }
 
 fn denial(subject: &str) -> Denial {
